@@ -1,27 +1,31 @@
-// attention: o = P v, P = score(softmax_scale * q k^T + bias), without ever storing P.   Dao et al., FlashAttention-2, 2023.
+// attention: o = P v, P = score(softmax_scale * q k^T + bias), without ever storing P.   Dao et
+// al., FlashAttention-2, 2023.
 //
 // Packed form (cu_seqlens_q present), all sequences end to end:
-//   q [tokens_q, heads, head_dim]   k [tokens_kv, kv_heads, head_dim]   v [tokens_kv, kv_heads, head_dim_v]
-//   o [tokens_q, heads, head_dim_v] lse [heads, tokens_q]
-//   cu_seqlens_q, cu_seqlens_kv  i32 [batch + 1], first 0, rising, last = tokens; cu_seqlens_kv absent: the same as q's
+//   q [tokens_q, heads, head_dim]   k [tokens_kv, kv_heads, head_dim]   v [tokens_kv, kv_heads,
+//   head_dim_v] o [tokens_q, heads, head_dim_v] lse [heads, tokens_q] cu_seqlens_q, cu_seqlens_kv
+//   i32 [batch + 1], first 0, rising, last = tokens; cu_seqlens_kv absent: the same as q's
 // Batched form (rank 4):
-//   q [batch, seq_q, heads, head_dim]  k [batch, seq_kv, kv_heads, head_dim]  v [batch, seq_kv, kv_heads, head_dim_v]
-//   o [batch, seq_q, heads, head_dim_v]                lse [batch, heads, seq_q]
-//   kv_lens  i32 [batch], or absent: how many of the seq_kv positions of each sequence are there
+//   q [batch, seq_q, heads, head_dim]  k [batch, seq_kv, kv_heads, head_dim]  v [batch, seq_kv,
+//   kv_heads, head_dim_v] o [batch, seq_q, heads, head_dim_v]                lse [batch, heads,
+//   seq_q] kv_lens  i32 [batch], or absent: how many of the seq_kv positions of each sequence are
+//   there
 //
-// heads is a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads). The last dimension of q, k, v, o is
-// contiguous, the others may have any stride. q, k and v share one dtype (f32, f16, bf16); o has q's or f32.
-// cu_seqlens and kv_lens are in host memory of the device's queue and checked before the first score is computed: an entry out of range poisons o.
+// heads is a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads). The last
+// dimension of q, k, v, o is contiguous, the others may have any stride. q, k and v share one dtype
+// (f32, f16, bf16); o has q's or f32. cu_seqlens and kv_lens are in host memory of the device's
+// queue and checked before the first score is computed: an entry out of range poisons o.
 //
-// Position i of seq_q stands at i + (seq_kv - seq_q): causal lets it see keys up to there, window_left and window_right
-// limit how far to either side (-1: no limit). Order of operations on a score s = softmax_scale * (q . k):
+// Position i of seq_q stands at i + (seq_kv - seq_q): causal lets it see keys up to there,
+// window_left and window_right limit how far to either side (-1: no limit). Order of operations on
+// a score s = softmax_scale * (q . k):
 //   softcap > 0        s = softcap * tanh(s / softcap)
-//   alibi_slopes       s += slope[h] * (j - position of i)         f32 [heads]                    Press et al., ALiBi, 2022
-//   masks              s = -inf
+//   alibi_slopes       s += slope[h] * (j - position of i)         f32 [heads] Press et al., ALiBi,
+//   2022 masks              s = -inf
 // score softmax: P = exp(s - lse); sinks (f32 [heads]) add exp(sink[h]) to the denominator only.
-// score sigmoid: P = 1 / (1 + exp(-s)), no normalisation (lse is not written).                  Ramapuram et al., 2024
-// A row that sees no key gives o = 0 and lse = -inf (sinks: lse = sink). NaN and inf in a visible key or query spread to
-// the rows that see them; masked positions never do.
+// score sigmoid: P = 1 / (1 + exp(-s)), no normalisation (lse is not written). Ramapuram et al.,
+// 2024 A row that sees no key gives o = 0 and lse = -inf (sinks: lse = sink). NaN and inf in a
+// visible key or query spread to the rows that see them; masked positions never do.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +51,9 @@ struct AttentionArgs {
 };
 
 struct AttentionSpec {
-  DTypeSet dtypes;             // of q, k and v
-  int64_t head_dim_max;        // of head_dim and head_dim_v
-  int64_t head_dim_multiple;   // both are multiples of this
+  DTypeSet dtypes;            // of q, k and v
+  int64_t head_dim_max;       // of head_dim and head_dim_v
+  int64_t head_dim_multiple;  // both are multiples of this
 };
 
 using AttentionKernel = Kernel<AttentionArgs, AttentionSpec>;
@@ -62,7 +66,8 @@ AttentionTable attention_table();
 Status attention_infer(const AttentionArgs& args, Tensor* o);
 Status attention_infer_lse(const AttentionArgs& args, Tensor* lse);
 Status attention_check(const AttentionArgs& args);
-Status attention_select(const AttentionArgs& args, const Choice& choice, const AttentionKernel** row);
+Status attention_select(const AttentionArgs& args, const Choice& choice,
+                        const AttentionKernel** row);
 size_t attention_workspace(const AttentionArgs& args, const AttentionKernel& row, int threads);
 // Checks the values of cu_seqlens and kv_lens, then runs the row.
 Status attention_run(const AttentionArgs& args, const AttentionKernel& row, const Ctx& ctx);

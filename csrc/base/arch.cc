@@ -39,14 +39,16 @@ ArchSet detect_cpu() {
   set |= kArchAvx512;
   if (c >> 11 & 1) set |= kArchAvx512Vnni;
   uint32_t a1, b1, c1, d1;
-  if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1)) set |= kArchAvx512Bf16;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1))
+    set |= kArchAvx512Bf16;
   return set;
 }
 
 static void brand(char (&out)[64]) {
   uint32_t words[12] = {};
   for (uint32_t i = 0; i < 3; ++i) {
-    __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]);
+    __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2],
+                &words[4 * i + 3]);
   }
   char text[49] = {};
   std::memcpy(text, words, 48);

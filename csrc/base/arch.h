@@ -19,9 +19,9 @@ inline constexpr ArchSet kArchSm89 = 1u << 18;       // 8.9 and newer
 inline constexpr ArchSet kArchSm90a = 1u << 19;      // 9.0 exactly
 
 struct ArchRow {
-  const char* name;    // the suffix of kernel files and the word of LB_ARCH
+  const char* name;  // the suffix of kernel files and the word of LB_ARCH
   ArchSet bit;
-  ArchSet implied;     // what every machine with this bit has too
+  ArchSet implied;         // what every machine with this bit has too
   int32_t sm_min, sm_max;  // GPUs: range of compute capability * 10; CPUs: 0, 0
 };
 
@@ -49,15 +49,16 @@ static inline const ArchRow* find_arch(ArchSet bit) {
 ArchSet detect_cpu();
 // The bits of a GPU of compute capability major.minor.
 ArchSet detect_gpu(int major, int minor);
-// `found` without what LB_ARCH=<name> excludes: what that row implies and the row itself stay. An unknown
-// name or null changes nothing. The same call serves both kinds of device: a name of the other kind is ignored.
+// `found` without what LB_ARCH=<name> excludes: what that row implies and the row itself stay. An
+// unknown name or null changes nothing. The same call serves both kinds of device: a name of the
+// other kind is ignored.
 ArchSet cap_arch(ArchSet found, const char* name);
 
 struct CpuInfo {
-  char name[64];      // brand string
-  int32_t cores;      // usable by this process: affinity, cut by the cgroup's quota
-  int64_t memory;     // bytes of RAM
-  int64_t l2, l3;     // bytes; 0 where unknown
+  char name[64];   // brand string
+  int32_t cores;   // usable by this process: affinity, cut by the cgroup's quota
+  int64_t memory;  // bytes of RAM
+  int64_t l2, l3;  // bytes; 0 where unknown
 };
 CpuInfo cpu_info();
 

@@ -17,8 +17,8 @@ struct DTypeRow {
 };
 
 inline constexpr DTypeRow kDTypes[] = {
-    {"f32", 4, true},  {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
-    {"i8", 1, false},  {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
+    {"f32", 4, true}, {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
+    {"i8", 1, false}, {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
 };
 inline constexpr int kDTypeCount = sizeof kDTypes / sizeof kDTypes[0];
 
@@ -47,7 +47,8 @@ static inline float bits_float(uint32_t u) {
 
 static inline float bf16_to_f32(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
 
-// Round to nearest even; a NaN stays a NaN (its quiet bit is set, so that truncation can't make it inf).
+// Round to nearest even; a NaN stays a NaN (its quiet bit is set, so that truncation can't make it
+// inf).
 static inline uint16_t f32_to_bf16(float f) {
   const uint32_t u = float_bits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(u >> 16 | 0x40u);
@@ -69,12 +70,14 @@ static inline uint16_t f32_to_f16(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 16 & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+  if (magnitude > 0x7f800000u)
+    return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above
   if (magnitude < 0x38800000u) {  // below 2^-14: the sum with 0.5 rounds at the unit of 2^-24
     return static_cast<uint16_t>(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
   }
-  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
+  return static_cast<uint16_t>(sign |
+                               ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
 }
 
 // OCP FP8 (OFP8 Formats Specification 1.0): round to nearest even, saturating, NaN kept.
@@ -94,7 +97,8 @@ static inline uint8_t f32_to_e4m3(float f) {
   if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
   if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448 and above
   if (magnitude < 0x3c800000u) {  // below 2^-6: unit 2^-9, which the sum with 2^14 rounds at
-    return static_cast<uint8_t>(sign | (float_bits(bits_float(magnitude) + 0x1p14f) - float_bits(0x1p14f)));
+    return static_cast<uint8_t>(
+        sign | (float_bits(bits_float(magnitude) + 0x1p14f) - float_bits(0x1p14f)));
   }
   const uint32_t r = (magnitude - 0x3c000000u + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
   return static_cast<uint8_t>(sign | (r > 0x7eu ? 0x7eu : r));
@@ -107,7 +111,8 @@ static inline uint8_t f32_to_e5m2(float f) {
   if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
   if (magnitude >= 0x47600000u) return static_cast<uint8_t>(sign | 0x7bu);  // 57344 and above
   if (magnitude < 0x38800000u) {  // below 2^-14: unit 2^-16
-    return static_cast<uint8_t>(sign | (float_bits(bits_float(magnitude) + 0x1p7f) - float_bits(0x1p7f)));
+    return static_cast<uint8_t>(sign |
+                                (float_bits(bits_float(magnitude) + 0x1p7f) - float_bits(0x1p7f)));
   }
   const uint32_t r = (magnitude - 0x38000000u + 0xfffffu + (magnitude >> 21 & 1u)) >> 21;
   return static_cast<uint8_t>(sign | (r > 0x7bu ? 0x7bu : r));

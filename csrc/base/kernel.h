@@ -14,22 +14,24 @@ struct Pool;
 // What a kernel may use besides its arguments. Nothing here outlives the call.
 struct Ctx {
   Pool* pool;     // CPU
-  void* scratch;  // as many bytes as the row's workspace() asked for, 64-byte aligned; contents undefined
+  void* scratch;  // as many bytes as the row's workspace() asked for, 64-byte aligned; contents
+                  // undefined
   void* stream;   // CUDA
 };
 
-// Args is the op's call, Spec what the row can do: plain data that tests, benches and documents read too.
+// Args is the op's call, Spec what the row can do: plain data that tests, benches and documents
+// read too.
 template <class Args, class Spec>
 struct Kernel {
   const char* name;
-  ArchSet arch;                                      // bits that the device must have
+  ArchSet arch;  // bits that the device must have
   Spec spec;
   size_t (*workspace)(const Args& args, int threads);  // bytes of scratch; null: none
   Status (*run)(const Args& args, const Ctx& ctx);
 };
 
-// How select() chooses: the first row of the table whose bits the device has and that fits the call.
-// `forced` (LB_KERNEL, tests, benches) leaves only the row of that name; null leaves all.
+// How select() chooses: the first row of the table whose bits the device has and that fits the
+// call. `forced` (LB_KERNEL, tests, benches) leaves only the row of that name; null leaves all.
 struct Choice {
   ArchSet arch;
   const char* forced;

@@ -43,8 +43,8 @@ inline constexpr int kCodes = static_cast<int>(Code::internal) + 1;
 
 }  // namespace lowbit
 
-#define LB_TRY(expression)                                  \
-  do {                                                      \
-    ::lowbit::Status lb_status = (expression);              \
-    if (!::lowbit::is_ok(lb_status)) return lb_status;      \
+#define LB_TRY(expression)                             \
+  do {                                                 \
+    ::lowbit::Status lb_status = (expression);         \
+    if (!::lowbit::is_ok(lb_status)) return lb_status; \
   } while (0)

@@ -1,4 +1,5 @@
-// Tensor: a view of memory that somebody else owns. Plain data, copied freely; every op's arguments hold these.
+// Tensor: a view of memory that somebody else owns. Plain data, copied freely; every op's arguments
+// hold these.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +12,15 @@ inline constexpr int kMaxRank = 5;
 
 enum class DeviceKind : int32_t { cpu, cuda };
 
-// Which device owns the memory. `id` tells apart two handles opened on the same hardware: an op takes
-// tensors of one handle only, because each handle has a queue of its own.
+// Which device owns the memory. `id` tells apart two handles opened on the same hardware: an op
+// takes tensors of one handle only, because each handle has a queue of its own.
 struct DeviceTag {
   DeviceKind kind;
   int32_t id;
 };
-static inline bool same_device(DeviceTag a, DeviceTag b) { return a.kind == b.kind && a.id == b.id; }
+static inline bool same_device(DeviceTag a, DeviceTag b) {
+  return a.kind == b.kind && a.id == b.id;
+}
 
 struct Tensor {
   void* data;                 // first element of the view; null where numel is 0

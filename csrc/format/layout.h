@@ -1,22 +1,28 @@
-// Layouts: where the bytes of a packed weight lie. Pack, unpack, the references and the tests all go through
-// code_at(), scale_at() and zero_at(), so a layout can't be described one way and read another.
+// Layouts: where the bytes of a packed weight lie. Pack, unpack, the references and the tests all
+// go through code_at(), scale_at() and zero_at(), so a layout can't be described one way and read
+// another.
 //
-// rows      the canonical form in one block: codes [N][row bytes], then scales, then zeros, each part 64-byte aligned.
+// rows      the canonical form in one block: codes [N][row bytes], then scales, then zeros, each
+// part 64-byte aligned.
 //           Every format.
 //
-// panel16   sixteen rows of N side by side, so that one vector lane is one row, walked front to back along K.
-//           A panel is a run of blocks, one for each group of K; N is padded to 16 with zero codes and zero scales.
+// panel16   sixteen rows of N side by side, so that one vector lane is one row, walked front to
+// back along K.
+//           A panel is a run of blocks, one for each group of K; N is padded to 16 with zero codes
+//           and zero scales.
 //
-//             block of one group:  [ codes of 16 rows ][ 16 scales ][ 16 zeros ]   rounded up to 64 bytes
+//             block of one group:  [ codes of 16 rows ][ 16 scales ][ 16 zeros ]   rounded up to 64
+//             bytes
 //
 //           Codes inside the block, v = vector of 64 bytes = 16 lanes of 4 bytes, lane = row:
 //             int8       v j, lane r, byte b               k = 4j + b
-//             int4       v j, lane r, byte b, low nibble   k = 8j + b;   high nibble  k = 8j + 4 + b
-//             f32        v j, lane r                       k = j
-//             f16, bf16  v j, lane r, half h               k = 2j + h    (the pairs that vdpbf16ps multiplies)
+//             int4       v j, lane r, byte b, low nibble   k = 8j + b;   high nibble  k = 8j + 4 +
+//             b f32        v j, lane r                       k = j f16, bf16  v j, lane r, half h
+//             k = 2j + h    (the pairs that vdpbf16ps multiplies)
 //           f32, f16, bf16: the panel is one block without scales; K is padded to even with zeros.
-//           int8 and int4: group_n = 1 and group_k a multiple of 8, or group_k = K: the block's K is padded to a
-//           multiple of 8 with codes of value zero (int4: the code 0 and no effect, because x is padded with zeros).
+//           int8 and int4: group_n = 1 and group_k a multiple of 8, or group_k = K: the block's K
+//           is padded to a multiple of 8 with codes of value zero (int4: the code 0 and no effect,
+//           because x is padded with zeros).
 #pragma once
 
 #include <cstdint>
@@ -37,12 +43,12 @@ struct Shape {
 
 // Sizes of the blocks of panel16; kernels walk with these.
 struct PanelBlock {
-  int64_t codes;    // bytes of codes, a multiple of 64
-  int64_t scales;   // offset of the 16 scales
-  int64_t zeros;    // offset of the 16 zeros
-  int64_t bytes;    // of the whole block, a multiple of 64
-  int64_t groups;   // blocks in one panel
-  int64_t k;        // columns of one block, before padding
+  int64_t codes;   // bytes of codes, a multiple of 64
+  int64_t scales;  // offset of the 16 scales
+  int64_t zeros;   // offset of the 16 zeros
+  int64_t bytes;   // of the whole block, a multiple of 64
+  int64_t groups;  // blocks in one panel
+  int64_t k;       // columns of one block, before padding
 };
 
 static inline int64_t panel_code_bytes(Kind kind, int64_t k) {
@@ -94,7 +100,8 @@ static inline int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
     const PanelBlock b = panel_block(f, s);
     return ceil_div(s.n, 16) * b.groups * b.bytes;
   }
-  return rows_zeros_at(f, s) + round_up(scale_rows(f, s.n) * scale_cols(f, s.k) * zero_bytes(f.zero_type), 64);
+  return rows_zeros_at(f, s) +
+         round_up(scale_rows(f, s.n) * scale_cols(f, s.k) * zero_bytes(f.zero_type), 64);
 }
 
 static inline Place code_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t k) {
@@ -110,14 +117,16 @@ static inline Place code_at(Layout layout, const Format& f, Shape s, int64_t n, 
     case Kind::f16:
     case Kind::bf16: return {base + i / 2 * 64 + r * 4 + i % 2 * 2, 0};
     case Kind::int8: return {base + i / 4 * 64 + r * 4 + i % 4, 0};
-    default: return {base + i / 8 * 64 + r * 4 + i % 4, static_cast<int32_t>(i % 8 / 4 * 4)};  // int4
+    default:
+      return {base + i / 8 * 64 + r * 4 + i % 4, static_cast<int32_t>(i % 8 / 4 * 4)};  // int4
   }
 }
 
 // Byte offset of the scale of column group g = k / group_k for row n.
 static inline int64_t scale_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
   if (layout == Layout::rows) {
-    return rows_scales_at(f, s) + (n / f.group_n * scale_cols(f, s.k) + g) * dtype_bytes(f.scale_dtype);
+    return rows_scales_at(f, s) +
+           (n / f.group_n * scale_cols(f, s.k) + g) * dtype_bytes(f.scale_dtype);
   }
   const PanelBlock b = panel_block(f, s);
   return (n / 16 * b.groups + g) * b.bytes + b.scales + n % 16 * dtype_bytes(f.scale_dtype);

@@ -7,21 +7,25 @@
 
 namespace lowbit {
 
-// What quantise() produces; see lib/quantize.ts for the words. Group sizes of 0 stand for "the whole dimension".
+// What quantise() produces; see lib/quantize.ts for the words. Group sizes of 0 stand for "the
+// whole dimension".
 struct Scheme {
   Format format;
-  bool clip_search;  // choose each group's clipping by least squared error instead of the full range
+  bool
+      clip_search;  // choose each group's clipping by least squared error instead of the full range
 };
 
 // Is the format well formed for [n, k]? Fills group sizes of 0 with n and k.
 Status check_format(Format* format, int64_t n, int64_t k);
 // And do scales hold finite numbers (NaN and inf are refused with the position of the first)?
-Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes, int64_t zeros_bytes);
+Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
+                       int64_t zeros_bytes);
 
-// Round to nearest even into the caller's buffers (sizes from code_row_bytes and scale_rows x scale_cols).
-// values: [n, k] row-major f32, f16 or bf16. NaN or inf in `values` is an ERR_ARGUMENT that names the position.
-Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme, uint8_t* codes,
-                void* scales, void* zeros, Pool* pool);
+// Round to nearest even into the caller's buffers (sizes from code_row_bytes and scale_rows x
+// scale_cols). values: [n, k] row-major f32, f16 or bf16. NaN or inf in `values` is an ERR_ARGUMENT
+// that names the position.
+Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme,
+                uint8_t* codes, void* scales, void* zeros, Pool* pool);
 // out: [n, k] row-major f32, f16 or bf16.
 Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool);
 

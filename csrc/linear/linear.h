@@ -4,19 +4,24 @@
 //   x_scale   f32 [M]: one scale per row of x; absent unless x holds codes
 //   w         [N, K], packed for x's device
 //   bias      [N], f32, f16 or bf16; or absent
-//   residual  the shape of out, f32, f16 or bf16, rows contiguous; or absent. May be the same memory as out.
-//   out       [M, N], or [M, N/2] for the gated activations, rows contiguous; f32, f16, bf16;
+//   residual  the shape of out, f32, f16 or bf16, rows contiguous; or absent. May be the same
+//   memory as out. out       [M, N], or [M, N/2] for the gated activations, rows contiguous; f32,
+//   f16, bf16;
 //             i8 or e4m3 with out_scale
-//   out_scale f32 [M] or [M, columns/128]: the result is re-quantised per row or per block of 128 columns
+//   out_scale f32 [M] or [M, columns/128]: the result is re-quantised per row or per block of 128
+//   columns
 //
-// Gated activations read w's rows in pairs: row 2i is the gate, row 2i + 1 the value; out[m, i] = act(gate) * value.
-// bias is added before the activation. M = 0 and N = 0 give an empty result; K = 0 gives act(bias) + residual.
-// NaN and inf in x spread as IEEE arithmetic has it; with compute = int8 a row of x that holds NaN or inf becomes NaN.
+// Gated activations read w's rows in pairs: row 2i is the gate, row 2i + 1 the value; out[m, i] =
+// act(gate) * value. bias is added before the activation. M = 0 and N = 0 give an empty result; K =
+// 0 gives act(bias) + residual. NaN and inf in x spread as IEEE arithmetic has it; with compute =
+// int8 a row of x that holds NaN or inf becomes NaN.
 //
-// compute says what the kernel may do to x, so that the same call means the same numbers on every machine:
-//   floating  x is never rounded beyond its dtype; products and sums in f32 or better (codes are used exactly)
-//   int8      x is quantised per row: scale = max|x| / 127, round to nearest even; integer products, exact sums per group
-//   fp8       x is quantised per row: scale = max|x| / 448, e4m3; float products
+// compute says what the kernel may do to x, so that the same call means the same numbers on every
+// machine:
+//   floating  x is never rounded beyond its dtype; products and sums in f32 or better (codes are
+//   used exactly) int8      x is quantised per row: scale = max|x| / 127, round to nearest even;
+//   integer products, exact sums per group fp8       x is quantised per row: scale = max|x| / 448,
+//   e4m3; float products
 #pragma once
 
 #include <cstdint>
@@ -30,9 +35,12 @@ namespace lowbit {
 // The order of both is shared with lib/words.ts (`activations`, `computes`).
 enum class Activation : int32_t { none, relu, relu2, gelu, gelu_tanh, silu, swiglu, geglu };
 enum class Compute : int32_t { floating, int8, fp8 };
-inline constexpr const char* kActivationNames[] = {"none", "relu", "relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"};
+inline constexpr const char* kActivationNames[] = {"none",      "relu", "relu2",  "gelu",
+                                                   "gelu_tanh", "silu", "swiglu", "geglu"};
 inline constexpr const char* kComputeNames[] = {"float", "int8", "fp8"};
-static inline bool is_gated(Activation a) { return a == Activation::swiglu || a == Activation::geglu; }
+static inline bool is_gated(Activation a) {
+  return a == Activation::swiglu || a == Activation::geglu;
+}
 
 struct LinearArgs {
   Tensor x;
@@ -50,9 +58,9 @@ struct LinearArgs {
 struct LinearSpec {
   KindSet kinds;
   Layout layout;
-  DTypeSet x;          // dtypes of x that it reads
-  uint32_t computes;   // bit(Compute)
-  bool zeros;          // reads stored zero points
+  DTypeSet x;         // dtypes of x that it reads
+  uint32_t computes;  // bit(Compute)
+  bool zeros;         // reads stored zero points
   int64_t m_max, n_multiple, k_multiple, group_multiple;
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
@@ -65,7 +73,8 @@ struct LinearTable {
 };
 LinearTable linear_table();
 
-// Shape and dtype of out when the caller gives none: as wide as the call says, in x's dtype (f32 for codes).
+// Shape and dtype of out when the caller gives none: as wide as the call says, in x's dtype (f32
+// for codes).
 Status linear_infer(const LinearArgs& args, Tensor* out);
 Status linear_check(const LinearArgs& args);
 Status linear_select(const LinearArgs& args, const Choice& choice, const LinearKernel** row);
