@@ -33,7 +33,7 @@ struct Tensor {
 
 static inline bool present(const Tensor& t) { return t.dtype != DType::none; }
 
-static inline Tensor absent() {
+static inline Tensor absent_tensor() {
   Tensor t = {};
   t.dtype = DType::none;
   return t;
@@ -74,6 +74,14 @@ static inline int64_t span_bytes(const Tensor& t) {
   int64_t last = 0;
   for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
   return (last + 1) * dtype_bytes(t.dtype);
+}
+
+// Whether two views may touch the same byte (by their spans: interleaved views count as overlapping).
+static inline bool overlaps(const Tensor& a, const Tensor& b) {
+  const uint8_t* pa = static_cast<const uint8_t*>(a.data);
+  const uint8_t* pb = static_cast<const uint8_t*>(b.data);
+  const int64_t na = span_bytes(a), nb = span_bytes(b);
+  return na > 0 && nb > 0 && pa < pb + nb && pb < pa + na;
 }
 
 // "[7, 4096]", for messages.

@@ -1,0 +1,80 @@
+// Device: where tensors live and ops run: its memory, its queue, its kernels' instruction sets.
+//
+// Storage is one reference-counted block of a device's memory. Tensor handles and queued ops hold
+// counts on it, so a tensor may be disposed while an op that reads it is still waiting; the memory
+// goes back when the last count does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "csrc/base/arch.h"
+#include "csrc/base/status.h"
+#include "csrc/base/tensor.h"
+#include "csrc/base/threads.h"
+
+namespace lowbit {
+
+struct Queue;
+struct Memory;
+struct CudaApi;
+
+struct Device {
+  DeviceTag tag;
+  ArchSet arch;
+  int threads;  // of the pool; 0 on CUDA
+  Pool* pool;   // CPU kernels; on CUDA the host pool that packs weights
+  Memory* memory;
+  Queue* queue;
+  const CudaApi* cuda;  // null on a CPU
+  int cuda_index;
+  void* cuda_stream;
+};
+
+struct Storage {
+  std::atomic<int32_t> refs;
+  std::atomic<int32_t>
+      handles;  // JavaScript objects among them; touched by the JavaScript thread alone
+  std::atomic<Status*>
+      poison;  // why the contents are not to be read: a failed op was to write them
+  uint8_t* data;
+  int64_t bytes;     // as asked for
+  int64_t capacity;  // as taken from the device
+  Memory* memory;
+};
+
+// Memory of one device. Freed blocks are kept for reuse by size class, because fresh pages cost
+// more than the op that fills them; `limit` (0: none) bounds what is in use, and blocks kept are
+// given up before a request fails.
+struct MemoryUsage {
+  int64_t used, cached, peak, limit;
+};
+Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit);
+void memory_release(Memory* memory);  // freed with its last storage
+MemoryUsage memory_usage(Memory* memory);
+void memory_trim(Memory* memory);  // gives the kept blocks back
+
+// 64-byte aligned. `bytes` may be 0. The new storage has one count.
+Status storage_create(Memory* memory, int64_t bytes, Storage** out);
+void storage_retain(Storage* storage);
+void storage_drop(Storage* storage);
+void storage_poison(Storage* storage, const Status& why);
+
+struct DeviceOptions {
+  int threads;           // 0: every core that the process may use
+  int64_t memory_limit;  // bytes; 0: none
+  const char* cap;       // LB_ARCH, or null
+};
+
+Status device_open_cpu(const DeviceOptions& options, int32_t id, Device** out);
+Status device_open_cuda(const CudaApi* api, int index, const DeviceOptions& options, int32_t id,
+                        Device** out);
+// Drops what is queued, waits for the op that runs, ends the threads. Storages may outlive the
+// device.
+void device_close(Device* device);
+
+// Copies between host memory and storage; on CUDA they run on the device's stream and are awaited.
+Status device_write(Device* device, void* to, const void* from, int64_t bytes);
+Status device_read(Device* device, void* to, const void* from, int64_t bytes);
+
+}  // namespace lowbit

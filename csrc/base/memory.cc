@@ -1,0 +1,172 @@
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "csrc/base/arch.h"
+#include "csrc/base/cuda_api.h"
+#include "csrc/base/device.h"
+
+namespace lowbit {
+
+// Kept blocks are bounded: enough for the activations of a decode loop and of a prefill, small
+// beside a model.
+static constexpr int64_t kCacheLimit = int64_t{256} << 20;
+// Blocks of this size and more are aligned to huge pages and ask for them: fewer TLB misses on
+// streamed weights.
+static constexpr int64_t kHuge = int64_t{2} << 20;
+
+struct Memory {
+  std::atomic<int> refs{1};
+  const CudaApi* cuda = nullptr;
+  int cuda_index = 0;
+  std::mutex lock;
+  std::map<int64_t, std::vector<void*>> kept;  // by capacity
+  int64_t used = 0, cached = 0, peak = 0, limit = 0;
+};
+
+// Size classes: eighths of a power of two, so that at most 12.5 % is lost and a small set of sizes
+// is met again.
+static int64_t size_class(int64_t bytes) {
+  if (bytes <= 512) return 512;
+  int64_t step = 64;
+  while (step * 16 <= bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+static void* take(Memory* m, int64_t capacity) {
+  if (m->cuda != nullptr) {
+    void* p = nullptr;
+    return m->cuda->alloc(m->cuda_index, capacity, &p) == 0 ? p : nullptr;
+  }
+  void* p = nullptr;
+  const int64_t align = capacity >= kHuge ? kHuge : 64;
+  if (posix_memalign(&p, static_cast<size_t>(align), static_cast<size_t>(capacity)) != 0)
+    return nullptr;
+  if (capacity >= kHuge) madvise(p, static_cast<size_t>(capacity), MADV_HUGEPAGE);
+  return p;
+}
+
+static void give(Memory* m, void* p) {
+  if (m->cuda != nullptr) {
+    m->cuda->free(m->cuda_index, p);
+  } else {
+    std::free(p);
+  }
+}
+
+static void trim_locked(Memory* m) {
+  for (auto& entry : m->kept) {
+    for (void* p : entry.second) give(m, p);
+  }
+  m->kept.clear();
+  m->cached = 0;
+}
+
+Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit) {
+  Memory* m = new (std::nothrow) Memory;
+  if (m == nullptr) return nullptr;
+  m->cuda = cuda;
+  m->cuda_index = cuda_index;
+  m->limit = limit;
+  return m;
+}
+
+void memory_release(Memory* m) {
+  if (m->refs.fetch_sub(1) != 1) return;
+  trim_locked(m);
+  delete m;
+}
+
+MemoryUsage memory_usage(Memory* m) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  return {m->used, m->cached, m->peak, m->limit};
+}
+
+void memory_trim(Memory* m) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  trim_locked(m);
+}
+
+Status storage_create(Memory* m, int64_t bytes, Storage** out) {
+  const int64_t capacity = size_class(bytes);
+  void* p = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(m->lock);
+    if (m->limit > 0 && (capacity > m->limit || m->used > m->limit - capacity)) {
+      return error(Code::memory,
+                   "out of memory: %lld bytes asked for, %lld of the limit of %lld in use",
+                   static_cast<long long>(bytes), static_cast<long long>(m->used),
+                   static_cast<long long>(m->limit));
+    }
+    auto found = m->kept.find(capacity);
+    if (found != m->kept.end() && !found->second.empty()) {
+      p = found->second.back();
+      found->second.pop_back();
+      m->cached -= capacity;
+    } else {
+      if (m->limit > 0 && m->used + m->cached + capacity > m->limit) trim_locked(m);
+      p = take(m, capacity);
+      if (p == nullptr) {
+        trim_locked(m);
+        p = take(m, capacity);
+      }
+    }
+    if (p != nullptr) {
+      m->used += capacity;
+      if (m->used > m->peak) m->peak = m->used;
+    }
+  }
+  Storage* s = p == nullptr ? nullptr : new (std::nothrow) Storage;
+  if (s == nullptr) {
+    if (p != nullptr) {
+      std::lock_guard<std::mutex> lock(m->lock);
+      give(m, p);
+      m->used -= capacity;
+    }
+    return error(Code::memory, "out of memory: the system refused %lld bytes",
+                 static_cast<long long>(bytes));
+  }
+  m->refs.fetch_add(1);
+  s->refs.store(1);
+  s->handles.store(0);
+  s->poison.store(nullptr);
+  s->data = static_cast<uint8_t*>(p);
+  s->bytes = bytes;
+  s->capacity = capacity;
+  s->memory = m;
+  *out = s;
+  return ok();
+}
+
+void storage_retain(Storage* s) { s->refs.fetch_add(1, std::memory_order_relaxed); }
+
+void storage_drop(Storage* s) {
+  if (s->refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  Memory* m = s->memory;
+  {
+    std::lock_guard<std::mutex> lock(m->lock);
+    m->used -= s->capacity;
+    if (m->cached + s->capacity <= kCacheLimit) {
+      m->kept[s->capacity].push_back(s->data);
+      m->cached += s->capacity;
+    } else {
+      give(m, s->data);
+    }
+  }
+  delete s->poison.load();
+  delete s;
+  memory_release(m);
+}
+
+void storage_poison(Storage* s, const Status& why) {
+  Status* expected = nullptr;
+  Status* copy = new (std::nothrow) Status(why);
+  // The first reason stays: later ones follow from it.
+  if (copy != nullptr && !s->poison.compare_exchange_strong(expected, copy)) delete copy;
+}
+
+}  // namespace lowbit
