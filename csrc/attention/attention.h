@@ -1,31 +1,38 @@
-// attention: o = P v, P = score(softmax_scale * q k^T + bias), without ever storing P.   Dao et
-// al., FlashAttention-2, 2023.
+// attention: o = P v with P = score(softmax_scale * q k^T + bias), without ever storing P.
+// Dao, FlashAttention-2, 2023.
 //
-// Packed form (cu_seqlens_q present), all sequences end to end:
-//   q [tokens_q, heads, head_dim]   k [tokens_kv, kv_heads, head_dim]   v [tokens_kv, kv_heads,
-//   head_dim_v] o [tokens_q, heads, head_dim_v] lse [heads, tokens_q] cu_seqlens_q, cu_seqlens_kv
-//   i32 [batch + 1], first 0, rising, last = tokens; cu_seqlens_kv absent: the same as q's
+// Packed form (rank 3): all sequences end to end.
+//   q    [tokens_q, heads, head_dim]          k [tokens_kv, kv_heads, head_dim]
+//   o    [tokens_q, heads, head_dim_v]        v [tokens_kv, kv_heads, head_dim_v]
+//   lse  f32 [heads, tokens_q], or absent
+//   cu_seqlens_q, cu_seqlens_kv   i32 [batch + 1]: first 0, never falling, last = tokens. Both
+//     absent: one sequence. cu_seqlens_kv absent: the same as q's.
 // Batched form (rank 4):
-//   q [batch, seq_q, heads, head_dim]  k [batch, seq_kv, kv_heads, head_dim]  v [batch, seq_kv,
-//   kv_heads, head_dim_v] o [batch, seq_q, heads, head_dim_v]                lse [batch, heads,
-//   seq_q] kv_lens  i32 [batch], or absent: how many of the seq_kv positions of each sequence are
-//   there
+//   q    [batch, seq_q, heads, head_dim]      k [batch, seq_kv, kv_heads, head_dim]
+//   o    [batch, seq_q, heads, head_dim_v]    v [batch, seq_kv, kv_heads, head_dim_v]
+//   lse  f32 [batch, heads, seq_q], or absent
+//   kv_lens   i32 [batch]: how many of the seq_kv positions of each sequence are there; or absent
 //
 // heads is a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads). The last
-// dimension of q, k, v, o is contiguous, the others may have any stride. q, k and v share one dtype
-// (f32, f16, bf16); o has q's or f32. cu_seqlens and kv_lens are in host memory of the device's
-// queue and checked before the first score is computed: an entry out of range poisons o.
+// dimension of q, k, v and o is contiguous, the others may have any stride (o and lse: none that
+// makes two elements share memory, and no memory shared with an input). q, k and v share one dtype
+// (f32, f16, bf16); o has q's or f32. Any size may be 0 but kv_heads, head_dim and head_dim_v.
+// cu_seqlens and kv_lens are in host memory of the device's queue and checked before the first
+// score is computed: an entry out of range poisons o.
 //
 // Position i of seq_q stands at i + (seq_kv - seq_q): causal lets it see keys up to there,
-// window_left and window_right limit how far to either side (-1: no limit). Order of operations on
-// a score s = softmax_scale * (q . k):
-//   softcap > 0        s = softcap * tanh(s / softcap)
-//   alibi_slopes       s += slope[h] * (j - position of i)         f32 [heads] Press et al., ALiBi,
-//   2022 masks              s = -inf
-// score softmax: P = exp(s - lse); sinks (f32 [heads]) add exp(sink[h]) to the denominator only.
-// score sigmoid: P = 1 / (1 + exp(-s)), no normalisation (lse is not written). Ramapuram et al.,
-// 2024 A row that sees no key gives o = 0 and lse = -inf (sinks: lse = sink). NaN and inf in a
-// visible key or query spread to the rows that see them; masked positions never do.
+// window_left and window_right limit how far to either side (-1: no limit).
+// Order of operations on a score s = softmax_scale * (q . k):
+//   softcap > 0    s = softcap * tanh(s / softcap)
+//   alibi_slopes   s += slope[h] * (j - position of i)   f32 [heads]; Press et al., ALiBi, 2022
+//   masks          the key is left out of every sum below
+// score softmax:   P = exp(s - lse), lse = log(sum of exp(s)); sinks (f32 [heads]) add exp(sink[h])
+//                  to that sum and nothing to o.
+// score sigmoid:   P = 1 / (1 + exp(-s)), no normalisation, hence neither lse nor sinks.
+//                  Ramapuram et al., Sigmoid Self-Attention, 2024.
+// A row that sees no key gives o = 0 and lse = -inf (with sinks: lse = sink). NaN and inf in a
+// visible key, value or query spread to the rows that see them as IEEE arithmetic has it; masked
+// positions never do.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +59,7 @@ struct AttentionArgs {
 
 struct AttentionSpec {
   DTypeSet dtypes;            // of q, k and v
-  int64_t head_dim_max;       // of head_dim and head_dim_v
+  int64_t head_dim_max;       // of head_dim and head_dim_v; 0: no limit
   int64_t head_dim_multiple;  // both are multiples of this
 };
 
@@ -63,6 +70,7 @@ struct AttentionTable {
 };
 AttentionTable attention_table();
 
+// Shape and dtype of o and of lse when the caller gives none.
 Status attention_infer(const AttentionArgs& args, Tensor* o);
 Status attention_infer_lse(const AttentionArgs& args, Tensor* lse);
 Status attention_check(const AttentionArgs& args);
