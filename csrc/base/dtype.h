@@ -55,14 +55,15 @@ static inline uint16_t f32_to_bf16(float f) {
   return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
+// The conversions from here on compute both sides of a choice and select, without branches, so that
+// loops over them become vectors.
 static inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
-  if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   // Shift into place with the f16 exponent bias, then let one multiplication by 2^112 rebias it:
-  // exact for normal and subnormal numbers alike.
-  const float scaled = bits_float(magnitude << 13) * 0x1p112f;
-  return bits_float(sign | float_bits(scaled));
+  // exact for normal and subnormal numbers alike. Inf and NaN get the full exponent.
+  const uint32_t scaled = float_bits(bits_float(magnitude << 13) * 0x1p112f);
+  return bits_float(sign | scaled | (magnitude >= 0x7c00u ? 0x7f800000u : 0u));
 }
 
 // Round to nearest even, overflow to inf, gradual underflow.
@@ -70,14 +71,13 @@ static inline uint16_t f32_to_f16(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 16 & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u)
-    return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above
-  if (magnitude < 0x38800000u) {  // below 2^-14: the sum with 0.5 rounds at the unit of 2^-24
-    return static_cast<uint16_t>(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u));
-  }
-  return static_cast<uint16_t>(sign |
-                               ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  // Below 2^-14: the sum with 0.5 rounds at the unit of 2^-24.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t r = magnitude < 0x38800000u ? subnormal : normal;
+  r = magnitude >= 0x477ff000u ? 0x7c00u : r;  // 65520 and above
+  r = magnitude > 0x7f800000u ? (0x7e00u | (magnitude >> 13 & 0x3ffu)) : r;
+  return static_cast<uint16_t>(sign | r);
 }
 
 // OCP FP8 (OFP8 Formats Specification 1.0): round to nearest even, saturating, NaN kept.
@@ -94,28 +94,26 @@ static inline uint8_t f32_to_e4m3(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 24 & 0x80u;
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
-  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448 and above
-  if (magnitude < 0x3c800000u) {  // below 2^-6: unit 2^-9, which the sum with 2^14 rounds at
-    return static_cast<uint8_t>(
-        sign | (float_bits(bits_float(magnitude) + 0x1p14f) - float_bits(0x1p14f)));
-  }
-  const uint32_t r = (magnitude - 0x3c000000u + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
-  return static_cast<uint8_t>(sign | (r > 0x7eu ? 0x7eu : r));
+  const uint32_t normal = (magnitude - 0x3c000000u + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
+  // Below 2^-6: unit 2^-9, which the sum with 2^14 rounds at.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0x1p14f) - 0x46800000u;
+  uint32_t r = magnitude < 0x3c800000u ? subnormal : normal;
+  r = magnitude >= 0x43e00000u ? 0x7eu : r;  // 448 and above
+  r = magnitude > 0x7f800000u ? 0x7fu : r;
+  return static_cast<uint8_t>(sign | r);
 }
 
 static inline uint8_t f32_to_e5m2(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 24 & 0x80u;
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
-  if (magnitude >= 0x47600000u) return static_cast<uint8_t>(sign | 0x7bu);  // 57344 and above
-  if (magnitude < 0x38800000u) {  // below 2^-14: unit 2^-16
-    return static_cast<uint8_t>(sign |
-                                (float_bits(bits_float(magnitude) + 0x1p7f) - float_bits(0x1p7f)));
-  }
-  const uint32_t r = (magnitude - 0x38000000u + 0xfffffu + (magnitude >> 21 & 1u)) >> 21;
-  return static_cast<uint8_t>(sign | (r > 0x7bu ? 0x7bu : r));
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffffu + (magnitude >> 21 & 1u)) >> 21;
+  // Below 2^-14: unit 2^-16, which the sum with 2^7 rounds at.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0x1p7f) - 0x43000000u;
+  uint32_t r = magnitude < 0x38800000u ? subnormal : normal;
+  r = magnitude >= 0x47600000u ? 0x7bu : r;  // 57344 and above
+  r = magnitude > 0x7f800000u ? 0x7fu : r;
+  return static_cast<uint8_t>(sign | r);
 }
 
 // One element of any floating dtype, as the references read and write it.

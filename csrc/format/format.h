@@ -35,7 +35,7 @@ struct KindRow {
   bool scaled;   // has scales
   bool affine;   // codes are unsigned with a zero point, stored or (symmetric) the constant `mid`
   int32_t mid;   // what a symmetric code is stored above: value = scale * (code - mid)
-  int32_t code_min, code_max;  // stored codes that quantise() may produce
+  int32_t code_min, code_max;  // stored codes that quantize() may produce
 };
 
 // int8 codes are stored signed (two's complement), -127..127. Symmetric int4 codes run -7..7 and

@@ -3,26 +3,26 @@
 // another.
 //
 // rows      the canonical form in one block: codes [N][row bytes], then scales, then zeros, each
-// part 64-byte aligned.
-//           Every format.
+//           part rounded up to 64 bytes with zeros. Every format.
 //
 // panel16   sixteen rows of N side by side, so that one vector lane is one row, walked front to
-// back along K.
-//           A panel is a run of blocks, one for each group of K; N is padded to 16 with zero codes
-//           and zero scales.
+//           back along K. A panel is a run of blocks, one for each group of K; N is padded to 16
+//           with zero codes and zero scales.
 //
-//             block of one group:  [ codes of 16 rows ][ 16 scales ][ 16 zeros ]   rounded up to 64
-//             bytes
+//             block   [ codes of 16 rows ][ 16 scales ][ 16 zeros ]   rounded up to 64 bytes
 //
-//           Codes inside the block, v = vector of 64 bytes = 16 lanes of 4 bytes, lane = row:
-//             int8       v j, lane r, byte b               k = 4j + b
-//             int4       v j, lane r, byte b, low nibble   k = 8j + b;   high nibble  k = 8j + 4 +
-//             b f32        v j, lane r                       k = j f16, bf16  v j, lane r, half h
-//             k = 2j + h    (the pairs that vdpbf16ps multiplies)
+//           Codes of a block, in vectors of 64 bytes = 16 lanes of 4 bytes, lane = row:
+//
+//             f32         vector j, lane r                      k = j
+//             f16, bf16   vector j, lane r, half h              k = 2j + h   (as vdpbf16ps reads)
+//             int8        vector j, lane r, byte b              k = 4j + b
+//             int4        vector j, lane r, byte b, low  bits   k = 8j + b
+//                         vector j, lane r, byte b, high bits   k = 8j + 4 + b
+//
 //           f32, f16, bf16: the panel is one block without scales; K is padded to even with zeros.
-//           int8 and int4: group_n = 1 and group_k a multiple of 8, or group_k = K: the block's K
-//           is padded to a multiple of 8 with codes of value zero (int4: the code 0 and no effect,
-//           because x is padded with zeros).
+//           int8 and int4: group_n = 1 and group_k a multiple of 8, or group_k = K; the block's K
+//           is padded to a multiple of 8 with zero bits. Those are no zeros of int4: kernels rely
+//           on x being padded with zeros there.
 #pragma once
 
 #include <cstdint>

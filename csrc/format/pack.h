@@ -7,12 +7,12 @@
 
 namespace lowbit {
 
-// What quantise() produces; see lib/quantize.ts for the words. Group sizes of 0 stand for "the
-// whole dimension".
+// What quantize() produces; see lib/quantize.ts for the words. Group sizes of 0 stand for "the
+// whole dimension". clip_search chooses each group's range by least squared error over a fixed grid
+// of shrink factors instead of taking the full range.
 struct Scheme {
   Format format;
-  bool
-      clip_search;  // choose each group's clipping by least squared error instead of the full range
+  bool clip_search;
 };
 
 // Is the format well formed for [n, k]? Fills group sizes of 0 with n and k.

@@ -1,0 +1,403 @@
+// quantize() and dequantize(): float weights to canonical ones and back. What each kind does with a
+// group stands on its page (int8.h, int4.h, ternary.h, fp8.h); this file walks the groups.
+//
+// A region is the rectangle of values that share one scale. Its range is read, a scale is made of
+// it, its codes are written: two passes over values that the second time come from a cache. Regions
+// are independent, so threads take runs of them; a region that spans all rows (one scale per
+// tensor) is instead cut into rows, whose ranges are joined in row order: the same bits for any
+// number of threads.
+#include <atomic>
+#include <new>
+
+#include "csrc/base/threads.h"
+#include "csrc/format/bits.h"
+#include "csrc/format/fp8.h"
+#include "csrc/format/int4.h"
+#include "csrc/format/int8.h"
+#include "csrc/format/pack.h"
+#include "csrc/format/ternary.h"
+
+namespace lowbit {
+
+namespace {
+
+// Shrink factors that the clipping search tries; the first is the full range, so the search never
+// does worse than no clipping. Scales made of a maximum shrink: 0.4 is where two-bit codes of a
+// normal distribution stop to gain. A ternary scale is a mean and may grow: its threshold is half
+// the scale, and for a normal distribution the best is 1.5 times the mean. The scale of int1
+// already is the least-squares one.
+constexpr int kShrinks = 25;
+float shrink_of(Kind kind, int i) {
+  if (kind == Kind::ternary) {
+    return i == 0 ? 1.0f : static_cast<float>(i <= 16 ? 20 + i : 36 - i) / 20.0f;  // 0.6 .. 1.8
+  }
+  return static_cast<float>(40 - i) / 40.0f;  // 1 .. 0.4
+}
+
+// Values that one turn of parallel_for covers: about 10 us of work, so that the counter costs
+// nothing.
+constexpr int64_t kGrain = 1 << 15;
+
+int64_t grain_of(int64_t each) { return each >= kGrain ? 1 : kGrain / (each > 0 ? each : 1); }
+
+template <class F>
+void for_each(Pool* pool, int64_t count, int64_t each, const F& f) {
+  if (pool == nullptr) {
+    if (count > 0) f(int64_t{0}, count, 0);
+  } else {
+    parallel_for(pool, count, grain_of(each), f);
+  }
+}
+
+void load_chunk(const void* values, DType dtype, int64_t index, int count, float* out) {
+  if (dtype == DType::f32) {
+    std::memcpy(out, static_cast<const float*>(values) + index, sizeof(float) * count);
+  } else if (dtype == DType::bf16) {
+    const uint16_t* from = static_cast<const uint16_t*>(values) + index;
+    for (int i = 0; i < count; ++i) out[i] = bf16_to_f32(from[i]);
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(values) + index;
+    for (int i = 0; i < count; ++i) out[i] = f16_to_f32(from[i]);
+  }
+}
+
+void store_chunk(void* out, DType dtype, int64_t index, int count, const float* values) {
+  if (dtype == DType::f32) {
+    std::memcpy(static_cast<float*>(out) + index, values, sizeof(float) * count);
+  } else if (dtype == DType::bf16) {
+    uint16_t* to = static_cast<uint16_t*>(out) + index;
+    for (int i = 0; i < count; ++i) to[i] = f32_to_bf16(values[i]);
+  } else {
+    uint16_t* to = static_cast<uint16_t*>(out) + index;
+    for (int i = 0; i < count; ++i) to[i] = f32_to_f16(values[i]);
+  }
+}
+
+// float(code) of one-byte codes that are no integers, as a table.
+struct CodeTable {
+  float value[256];
+};
+CodeTable code_table(Kind kind) {
+  CodeTable t;
+  for (uint32_t code = 0; code < 256; ++code) t.value[code] = decode_code(kind, code);
+  return t;
+}
+
+void decode_chunk(Kind kind, const CodeTable& table, float scale, float zero, const uint8_t* codes,
+                  int count, float* out) {
+  if (kind == Kind::int8) {
+    for (int i = 0; i < count; ++i) {
+      out[i] = scale * static_cast<float>(static_cast<int8_t>(codes[i]));
+    }
+  } else if (kind == Kind::fp8_e4m3 || kind == Kind::fp8_e5m2) {
+    for (int i = 0; i < count; ++i) out[i] = scale * table.value[codes[i]];
+  } else if (kind == Kind::int1) {
+    for (int i = 0; i < count; ++i) out[i] = scale * static_cast<float>(2 * codes[i] - 1);
+  } else {
+    for (int i = 0; i < count; ++i) out[i] = scale * (static_cast<float>(codes[i]) - zero);
+  }
+}
+
+// The smallest position [n, k], as n * K + k, of a value that quantize() refuses.
+struct FirstBad {
+  std::atomic<int64_t> at{INT64_MAX};
+  void note(int64_t index) {
+    int64_t seen = at.load(std::memory_order_relaxed);
+    while (index < seen && !at.compare_exchange_weak(seen, index, std::memory_order_relaxed)) {
+    }
+  }
+};
+
+struct Rect {
+  int64_t n0, n1, k0, k1;
+};
+
+struct Job {
+  const void* values;
+  DType dtype;
+  int64_t n, k;
+  Format format;
+  bool clip_search;
+  uint8_t* codes;
+  void* scales;
+  void* zeros;
+  CodeTable table;
+
+  // Calls f(chunk, count, n, k) for each run of at most kChunk values of the rectangle, in row
+  // order.
+  template <class F>
+  void chunks(const Rect& r, const F& f) const {
+    float w[kChunk];
+    for (int64_t row = r.n0; row < r.n1; ++row) {
+      for (int64_t col = r.k0; col < r.k1; col += kChunk) {
+        const int count = static_cast<int>(r.k1 - col < kChunk ? r.k1 - col : kChunk);
+        load_chunk(values, dtype, row * k + col, count, w);
+        f(w, count, row, col);
+      }
+    }
+  }
+
+  Range range(const Rect& r, FirstBad* bad) const {
+    Range whole = empty_range();
+    const bool mean = format.kind == Kind::ternary || format.kind == Kind::int1;
+    chunks(r, [&](const float* w, int count, int64_t row, int64_t col) {
+      Range part = range_of(w, count);
+      if (!is_finite(part)) {
+        int i = 0;
+        while ((float_bits(w[i]) & 0x7f800000u) != 0x7f800000u) ++i;
+        bad->note(row * k + col + i);
+      }
+      if (mean) part.sum_abs = sum_abs_of(w, count);
+      whole = join(whole, part);
+    });
+    return whole;
+  }
+
+  Uniform scheme(const Range& r, float shrink) const {
+    const DType scale_dtype = format.scale_dtype;
+    switch (format.kind) {
+      case Kind::int8: return int8_group(r, shrink, scale_dtype);
+      case Kind::ternary: return ternary_group(r, shrink, scale_dtype);
+      case Kind::int1: return {mean_scale(r, shrink, scale_dtype), 0, 0, 0, 0, 0, 0, 0};
+      case Kind::fp8_e4m3:
+      case Kind::fp8_e5m2:
+        return {fp8_group(format.kind, r, shrink, scale_dtype), 0, 0, 0, 0, 0, 0, 0};
+      default: return affine_group(format.kind, format.zero_type, r, shrink, scale_dtype);
+    }
+  }
+
+  void encode_chunk(const Uniform& u, const float* w, int count, uint8_t* out) const {
+    switch (format.kind) {
+      case Kind::int1: return int1_encode(w, count, out);
+      case Kind::fp8_e4m3:
+      case Kind::fp8_e5m2: return fp8_encode(format.kind, u.scale, w, count, out);
+      default: return encode_uniform(u, w, count, out);
+    }
+  }
+
+  double squared_error(const Rect& r, const Uniform& u) const {
+    const bool fp8 = format.kind == Kind::fp8_e4m3 || format.kind == Kind::fp8_e5m2;
+    double total = 0.0;
+    chunks(r, [&](const float* w, int count, int64_t, int64_t) {
+      float value[kChunk];
+      if (fp8) {
+        uint8_t code[kChunk];
+        fp8_encode(format.kind, u.scale, w, count, code);
+        for (int i = 0; i < count; ++i) value[i] = u.scale * table.value[code[i]];
+      } else {
+        round_trip_uniform(u, w, count, value);
+      }
+      total += squared_distance(value, w, count);
+    });
+    return total;
+  }
+
+  bool searches() const { return clip_search && format.kind != Kind::int1; }
+
+  void write_codes(const Rect& r, const Uniform& u) const {
+    const int bits = kind_row(format.kind).bits;
+    const int64_t row_bytes = code_row_bytes(format.kind, k);
+    chunks(r, [&](const float* w, int count, int64_t row, int64_t col) {
+      uint8_t code[kChunk];
+      encode_chunk(u, w, count, code);
+      pack_bits(bits, code, count, codes + row * row_bytes + col * bits / 8);
+    });
+  }
+
+  void write_scale(int64_t index, const Uniform& u) const {
+    store_f32(scales, format.scale_dtype, index, u.scale);
+    if (format.zero_type == ZeroType::u8) {
+      static_cast<uint8_t*>(zeros)[index] = static_cast<uint8_t>(u.zero);
+    } else if (format.zero_type == ZeroType::f32) {
+      static_cast<float*>(zeros)[index] = u.zero;
+    }
+  }
+};
+
+// One region after the other, on one thread each.
+void quantize_regions(const Job& job, Pool* pool, FirstBad* bad) {
+  const Format& f = job.format;
+  const int64_t across = scale_cols(f, job.k), count = scale_rows(f, job.n) * across;
+  for_each(pool, count, f.group_n * f.group_k, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      Rect r = {i / across * f.group_n, (i / across + 1) * f.group_n, i % across * f.group_k,
+                (i % across + 1) * f.group_k};
+      r.n1 = r.n1 < job.n ? r.n1 : job.n;
+      r.k1 = r.k1 < job.k ? r.k1 : job.k;
+      const Range range = job.range(r, bad);
+      if (!is_finite(range)) continue;
+      Uniform best = job.scheme(range, 1.0f);
+      if (job.searches()) {
+        double least = job.squared_error(r, best);
+        for (int c = 1; c < kShrinks; ++c) {
+          const Uniform u = job.scheme(range, shrink_of(f.kind, c));
+          const double e = job.squared_error(r, u);
+          if (e < least) least = e, best = u;
+        }
+      }
+      job.write_codes(r, best);
+      job.write_scale(i, best);
+    }
+  });
+}
+
+// One region of all rows: each pass is cut into rows, and what the rows found is joined in row
+// order.
+Status quantize_tensor(const Job& job, Pool* pool, FirstBad* bad) {
+  const auto row = [&](int64_t n) { return Rect{n, n + 1, 0, job.k}; };
+  const auto rows = [&](const auto& f) {
+    for_each(pool, job.n, job.k, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) f(n);
+    });
+  };
+  Range* ranges = new (std::nothrow) Range[job.n];
+  if (ranges == nullptr) return error(Code::memory, "quantize: no memory for the row ranges");
+  rows([&](int64_t n) { ranges[n] = job.range(row(n), bad); });
+  Range range = empty_range();
+  for (int64_t n = 0; n < job.n; ++n) range = join(range, ranges[n]);
+  delete[] ranges;
+  if (!is_finite(range)) return ok();
+  Uniform best = job.scheme(range, 1.0f);
+  if (job.searches()) {
+    double* errors = new (std::nothrow) double[job.n];
+    if (errors == nullptr) return error(Code::memory, "quantize: no memory for the row errors");
+    double least = 0.0;
+    for (int c = 0; c < kShrinks; ++c) {
+      const Uniform u = job.scheme(range, shrink_of(job.format.kind, c));
+      rows([&](int64_t n) { errors[n] = job.squared_error(row(n), u); });
+      double e = 0.0;
+      for (int64_t n = 0; n < job.n; ++n) e += errors[n];
+      if (c == 0 || e < least) least = e, best = u;
+    }
+    delete[] errors;
+  }
+  rows([&](int64_t n) { job.write_codes(row(n), best); });
+  job.write_scale(0, best);
+  return ok();
+}
+
+// f32, f16 and bf16 weights: a conversion. A finite number that the narrower type can't hold is
+// refused as NaN is.
+void convert_values(const void* values, DType from, uint8_t* out, DType to, int64_t count,
+                    Pool* pool, FirstBad* bad, FirstBad* large) {
+  const int64_t turns = ceil_div(count, kChunk);
+  for_each(pool, turns, kChunk, [&](int64_t begin, int64_t end, int) {
+    for (int64_t turn = begin; turn < end; ++turn) {
+      float w[kChunk];
+      const int64_t at = turn * kChunk;
+      const int size = static_cast<int>(count - at < kChunk ? count - at : kChunk);
+      load_chunk(values, from, at, size, w);
+      const Range range = range_of(w, size);
+      if (!is_finite(range)) {
+        int i = 0;
+        while ((float_bits(w[i]) & 0x7f800000u) != 0x7f800000u) ++i;
+        bad->note(at + i);
+        continue;
+      }
+      // Half a unit above the largest number of the type is the first that rounds to inf.
+      const float limit = to == DType::f16 ? 65520.0f : 0x1.ffp127f;
+      if (to != DType::f32 && max_abs(range) >= limit) {
+        int i = 0;
+        while (bits_float(float_bits(w[i]) & 0x7fffffffu) < limit) ++i;
+        large->note(at + i);
+        continue;
+      }
+      store_chunk(out, to, at, size, w);
+    }
+  });
+}
+
+DType dtype_of(Kind kind) {
+  return kind == Kind::f16 ? DType::f16 : kind == Kind::bf16 ? DType::bf16 : DType::f32;
+}
+
+}  // namespace
+
+Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme,
+                uint8_t* codes, void* scales, void* zeros, Pool* pool) {
+  Job job = {};
+  job.format = scheme.format;
+  LB_TRY(check_format(&job.format, n, k));
+  if (!has(kFloats, dtype)) {
+    return error(Code::dtype, "quantize: expected weights of f32, f16 or bf16 but got %s",
+                 dtype_name(dtype));
+  }
+  const Kind kind = job.format.kind;
+  if (n == 0 || k == 0) return ok();
+  FirstBad bad, large;
+  if (!kind_row(kind).scaled) {
+    convert_values(values, dtype, codes, dtype_of(kind), n * k, pool, &bad, &large);
+  } else {
+    job.values = values;
+    job.dtype = dtype;
+    job.n = n;
+    job.k = k;
+    job.clip_search = scheme.clip_search;
+    job.codes = codes;
+    job.scales = scales;
+    job.zeros = zeros;
+    job.table = code_table(kind);
+    if (job.format.group_n > 128) {
+      LB_TRY(quantize_tensor(job, pool, &bad));
+    } else {
+      quantize_regions(job, pool, &bad);
+    }
+  }
+  const int64_t first = bad.at.load(), big = large.at.load();
+  if (first == INT64_MAX && big == INT64_MAX) return ok();
+  const int64_t at = first < big ? first : big;
+  const double value = load_f32(values, dtype, at);
+  if (first < big) {
+    return error(Code::argument, "quantize: expected finite weights but got %s at [%lld, %lld]",
+                 value != value ? "NaN"
+                 : value > 0    ? "inf"
+                                : "-inf",
+                 static_cast<long long>(at / k), static_cast<long long>(at % k));
+  }
+  return error(
+      Code::argument, "quantize: expected weights that %s can hold but got %g at [%lld, %lld]",
+      kind_name(kind), value, static_cast<long long>(at / k), static_cast<long long>(at % k));
+}
+
+Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool) {
+  Format f = c.format;
+  LB_TRY(check_format(&f, c.n, c.k));
+  if (!has(kFloats, dtype)) {
+    return error(Code::dtype, "dequantize: expected f32, f16 or bf16 but got %s",
+                 dtype_name(dtype));
+  }
+  const int bits = kind_row(f.kind).bits;
+  const int64_t row_bytes = code_row_bytes(f.kind, c.k);
+  const bool scaled = kind_row(f.kind).scaled;
+  const CodeTable table = code_table(f.kind);
+  for_each(pool, c.n, c.k, [&](int64_t begin, int64_t end, int) {
+    uint8_t code[kChunk];
+    float value[kChunk];
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t col = 0; col < c.k;) {
+        int64_t stop = col + kChunk < c.k ? col + kChunk : c.k;
+        if (!scaled) {
+          load_chunk(c.codes, dtype_of(f.kind), row * c.k + col, static_cast<int>(stop - col),
+                     value);
+        } else {
+          const int64_t g = col / f.group_k;
+          if ((g + 1) * f.group_k < stop) stop = (g + 1) * f.group_k;
+          const int64_t index = row / f.group_n * scale_cols(f, c.k) + g;
+          const float scale = load_f32(c.scales, f.scale_dtype, index);
+          const float zero =
+              f.zero_type == ZeroType::u8    ? static_cast<const uint8_t*>(c.zeros)[index]
+              : f.zero_type == ZeroType::f32 ? static_cast<const float*>(c.zeros)[index]
+                                             : static_cast<float>(kind_row(f.kind).mid);
+          const int count = static_cast<int>(stop - col);
+          unpack_bits(bits, c.codes + row * row_bytes + col * bits / 8, count, code);
+          decode_chunk(f.kind, table, scale, zero, code, count, value);
+        }
+        store_chunk(out, dtype, row * c.k + col, static_cast<int>(stop - col), value);
+        col = stop;
+      }
+    }
+  });
+  return ok();
+}
+
+}  // namespace lowbit
