@@ -1,0 +1,33 @@
+// Env: the state of one JavaScript environment (the main thread, or a worker). Nothing here is
+// global, so that every worker thread, and every test file of a test runner, has its own.
+#pragma once
+
+#include <node_api.h>
+
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "csrc/base/device.h"
+
+namespace lowbit::binding {
+
+struct DeviceHandle;
+
+struct Env {
+  napi_env env = nullptr;
+  napi_ref make_error = nullptr;       // (code, text) => Error, made by lib/errors.ts
+  Pool* host_pool = nullptr;           // quantises and packs; made on first use
+  std::vector<DeviceHandle*> devices;  // open ones
+  int32_t next_device = 0;
+  std::string forced_row;  // LB_KERNEL
+  std::string arch_cap;    // LB_ARCH
+  bool log = false;        // LB_LOG=1
+  std::unordered_set<std::string> logged;
+  bool closing = false;
+};
+
+Env* env_of(napi_env env);
+Pool* host_pool(napi_env env);
+
+}  // namespace lowbit::binding
