@@ -135,6 +135,8 @@ napi_value Reader::object(const char* name) {
 
 napi_value Reader::value() { return next(); }
 
+napi_value Reader::peek() { return at_ < count_ ? argv_[at_] : undefined_; }
+
 double Reader::number(const char* name) {
   napi_value value = next();
   double out = 0;

@@ -37,6 +37,7 @@ class Reader {
   WeightHandle* weight_handle(const char* name);
   napi_value object(const char* name);  // an object without a handle, to be wrapped
   napi_value value();                   // whatever stands there
+  napi_value peek();                    // the same, without passing over it
   bool absent();                        // is the next one undefined? (it is then passed over)
   double number(const char* name);
   int64_t integer(const char* name);  // a whole number within +-2^53

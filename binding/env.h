@@ -6,27 +6,23 @@
 
 #include <string>
 #include <unordered_set>
-#include <vector>
 
 #include "csrc/base/device.h"
 
 namespace lowbit::binding {
 
-struct DeviceHandle;
-
 struct Env {
   napi_env env = nullptr;
-  napi_ref make_error = nullptr;       // (code, text) => Error, made by lib/errors.ts
-  Pool* host_pool = nullptr;           // quantises and packs; made on first use
-  std::vector<DeviceHandle*> devices;  // open ones
+  napi_ref make_error = nullptr;  // (code, text) => Error, made by lib/errors.ts
+  Pool* host_pool = nullptr;      // quantises and packs; made on first use
   int32_t next_device = 0;
   std::string forced_row;  // LB_KERNEL
   std::string arch_cap;    // LB_ARCH
   bool log = false;        // LB_LOG=1
   std::unordered_set<std::string> logged;
-  bool closing = false;
 };
 
+void open_env(napi_env env);  // called once, by the module's init
 Env* env_of(napi_env env);
 Pool* host_pool(napi_env env);
 

@@ -33,7 +33,8 @@ bool convert(void* to, DType to_dtype, const void* from, DType from_dtype, int64
   return true;
 }
 
-// Calls row(offset, length) for each innermost run of a view, in row-major order; length counts elements.
+// Calls row(offset, length) for each innermost run of a view, in row-major order; length counts
+// elements.
 template <class Row>
 static void each_row(const Tensor& t, const Row& row) {
   if (numel(t) == 0) return;

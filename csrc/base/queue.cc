@@ -51,7 +51,9 @@ static void recycle(Queue* q, Task* t) {
       !q->free.compare_exchange_weak(top, t, std::memory_order_release, std::memory_order_relaxed));
 }
 
-static void drop_storages(Task* t) {
+static void drop_holds(Task* t) {
+  if (t->dropped != nullptr) t->dropped(*t);
+  t->dropped = nullptr;
   for (int i = 0; i < t->reads + t->writes; ++i) storage_drop(t->storages[i]);
   t->reads = t->writes = 0;
 }
@@ -100,7 +102,7 @@ static void execute(Queue* q, Task* t) {
   if (!is_ok(status)) {
     for (int i = t->reads; i < t->reads + t->writes; ++i) storage_poison(t->storages[i], status);
   }
-  drop_storages(t);
+  drop_holds(t);
   q->finished.fetch_add(1, std::memory_order_release);
 }
 
@@ -137,6 +139,7 @@ static Task* allocate() {
   if (t != nullptr) {
     new (&t->next) std::atomic<Task*>(nullptr);
     t->reads = t->writes = 0;
+    t->dropped = nullptr;
   }
   return t;
 }
@@ -168,7 +171,7 @@ void queue_destroy(Queue* q) {
   q->executor.join();
   for (Task* t = q->head; t != nullptr;) {
     Task* next = t->next.load(std::memory_order_acquire);
-    drop_storages(t);
+    drop_holds(t);
     std::free(t);
     t = next;
   }
@@ -191,6 +194,7 @@ Task* task_new(Queue* q) {
   t->next.store(nullptr, std::memory_order_relaxed);
   t->run = nullptr;
   t->workspace = nullptr;
+  t->dropped = nullptr;
   t->row = nullptr;
   t->row_name = "";
   t->reads = t->writes = 0;
@@ -209,7 +213,7 @@ void queue_push(Queue* q, Task* t) {
 }
 
 void task_abandon(Queue* q, Task* t) {
-  drop_storages(t);
+  drop_holds(t);
   recycle(q, t);
 }
 

@@ -21,6 +21,7 @@ struct Task {
   std::atomic<Task*> next;
   Status (*run)(Task& task, const Ctx& ctx);
   size_t (*workspace)(Task& task, int threads);  // null: none
+  void (*dropped)(Task& task);                   // frees what args own, run or not; null: nothing
   const void* row;                               // the op's kernel row
   const char* row_name;                          // for the text of a failure
   int32_t reads, writes;             // storages[0..reads) are inputs, the next `writes` outputs

@@ -76,7 +76,8 @@ static inline int64_t span_bytes(const Tensor& t) {
   return (last + 1) * dtype_bytes(t.dtype);
 }
 
-// Whether two views may touch the same byte (by their spans: interleaved views count as overlapping).
+// Whether two views may touch the same byte (by their spans: interleaved views count as
+// overlapping).
 static inline bool overlaps(const Tensor& a, const Tensor& b) {
   const uint8_t* pa = static_cast<const uint8_t*>(a.data);
   const uint8_t* pb = static_cast<const uint8_t*>(b.data);

@@ -1,0 +1,48 @@
+// The module's table: a name in JavaScript for every function of export.h.
+#include "binding/env.h"
+#include "binding/export.h"
+
+namespace lowbit::binding {
+
+struct Export {
+  const char* name;
+  napi_callback function;
+};
+
+static constexpr Export kExports[] = {
+    {"describe", describe},
+    {"hostInfo", host_info},
+    {"deviceInfo", device_info},
+    {"setError", set_error},
+    {"callNothing", call_nothing},
+    {"probe", probe},
+    {"openCpu", open_cpu},
+    {"openCuda", open_cuda},
+    {"closeDevice", close_device},
+    {"sync", sync_async},
+    {"syncSync", sync_blocking},
+    {"empty", empty},
+    {"tensor", tensor_from},
+    {"write", write},
+    {"read", read_async},
+    {"readSync", read_blocking},
+    {"tensorInfo", tensor_info},
+    {"tensorDisposed", tensor_disposed},
+    {"tensorDispose", tensor_dispose},
+    {"slice", tensor_slice},
+    {"reshape", tensor_reshape},
+    {"transpose", tensor_transpose},
+};
+
+}  // namespace lowbit::binding
+
+NAPI_MODULE_INIT() {
+  using namespace lowbit::binding;
+  open_env(env);
+  for (const Export& e : kExports) {
+    napi_value function;
+    napi_create_function(env, e.name, NAPI_AUTO_LENGTH, e.function, nullptr, &function);
+    napi_set_named_property(env, exports, e.name, function);
+  }
+  return exports;
+}

@@ -1,0 +1,167 @@
+// Hands the native tables to JavaScript: the very ones that native code uses, so that lib can
+// compare its word lists and tests and benches can walk the rows.
+#include "binding/describe.h"
+
+#include "binding/args.h"
+#include "binding/export.h"
+#include "csrc/attention/attention.h"
+#include "csrc/format/layout.h"
+#include "csrc/linear/linear.h"
+
+namespace lowbit::binding {
+
+void set_number(napi_env env, napi_value object, const char* name, double value) {
+  napi_value v;
+  napi_create_double(env, value, &v);
+  napi_set_named_property(env, object, name, v);
+}
+void set_boolean(napi_env env, napi_value object, const char* name, bool value) {
+  napi_value v;
+  napi_get_boolean(env, value, &v);
+  napi_set_named_property(env, object, name, v);
+}
+void set_text(napi_env env, napi_value object, const char* name, const char* value) {
+  napi_value v;
+  napi_create_string_utf8(env, value, NAPI_AUTO_LENGTH, &v);
+  napi_set_named_property(env, object, name, v);
+}
+void push(napi_env env, napi_value array, napi_value value) {
+  uint32_t length = 0;
+  napi_get_array_length(env, array, &length);
+  napi_set_element(env, array, length, value);
+}
+void push_text(napi_env env, napi_value array, const char* value) {
+  napi_value v;
+  napi_create_string_utf8(env, value, NAPI_AUTO_LENGTH, &v);
+  push(env, array, v);
+}
+
+template <class Name>
+static void set_words(napi_env env, napi_value object, const char* name, int count,
+                      const Name& word) {
+  napi_value array;
+  napi_create_array(env, &array);
+  for (int i = 0; i < count; ++i) push_text(env, array, word(i));
+  napi_set_named_property(env, object, name, array);
+}
+
+template <class Row, class Spec>
+static void add_rows(napi_env env, napi_value array, const char* op, const Row* const* rows,
+                     int count, const Spec& spec) {
+  for (int i = 0; i < count; ++i) {
+    napi_value row;
+    napi_create_object(env, &row);
+    set_text(env, row, "op", op);
+    set_text(env, row, "name", rows[i]->name);
+    set_words(env, row, "arch", 1, [&](int) {
+      const ArchRow* arch = find_arch(rows[i]->arch);
+      return arch != nullptr ? arch->name : "?";
+    });
+    spec(rows[i]->spec, row);
+    push(env, array, row);
+  }
+}
+
+static void set_dtypes(napi_env env, napi_value object, const char* name, DTypeSet set) {
+  napi_value array;
+  napi_create_array(env, &array);
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (has(set, static_cast<DType>(i))) push_text(env, array, kDTypes[i].name);
+  }
+  napi_set_named_property(env, object, name, array);
+}
+
+static napi_value kernel_rows(napi_env env) {
+  napi_value rows;
+  napi_create_array(env, &rows);
+  const LinearTable linear = linear_table();
+  add_rows(env, rows, "linear", linear.rows, linear.count,
+           [&](const LinearSpec& s, napi_value row) {
+             napi_value kinds, computes;
+             napi_create_array(env, &kinds);
+             napi_create_array(env, &computes);
+             for (int i = 0; i < kKindCount; ++i) {
+               if (has(s.kinds, static_cast<Kind>(i))) push_text(env, kinds, kKinds[i].name);
+             }
+             for (int i = 0; i < 3; ++i) {
+               if (s.computes >> i & 1u) push_text(env, computes, kComputeNames[i]);
+             }
+             napi_set_named_property(env, row, "formats", kinds);
+             napi_set_named_property(env, row, "computes", computes);
+             set_text(env, row, "layout", layout_name(s.layout));
+             set_dtypes(env, row, "x", s.x);
+             set_boolean(env, row, "zeros", s.zeros);
+             set_number(env, row, "mMax", static_cast<double>(s.m_max));
+             set_number(env, row, "nMultiple", static_cast<double>(s.n_multiple));
+             set_number(env, row, "kMultiple", static_cast<double>(s.k_multiple));
+             set_number(env, row, "groupMultiple", static_cast<double>(s.group_multiple));
+           });
+  const AttentionTable attention = attention_table();
+  add_rows(env, rows, "attention", attention.rows, attention.count,
+           [&](const AttentionSpec& s, napi_value row) {
+             set_dtypes(env, row, "dtypes", s.dtypes);
+             set_number(env, row, "headDimMax", static_cast<double>(s.head_dim_max));
+             set_number(env, row, "headDimMultiple", static_cast<double>(s.head_dim_multiple));
+           });
+  return rows;
+}
+
+napi_value describe(napi_env env, napi_callback_info) {
+  napi_value out;
+  napi_create_object(env, &out);
+  set_words(env, out, "dtypes", kDTypeCount, [](int i) { return kDTypes[i].name; });
+  set_words(env, out, "formats", kKindCount, [](int i) { return kKinds[i].name; });
+  set_words(env, out, "layouts", kLayoutCount,
+            [](int i) { return layout_name(static_cast<Layout>(i)); });
+  set_words(env, out, "activations", 8, [](int i) { return kActivationNames[i]; });
+  set_words(env, out, "computes", 3, [](int i) { return kComputeNames[i]; });
+  set_words(env, out, "scores", 2, [](int i) { return kScoreNames[i]; });
+  set_words(env, out, "errorCodes", kCodes, [](int i) { return code_name(static_cast<Code>(i)); });
+  set_words(env, out, "archs", kArchCount, [](int i) { return kArchs[i].name; });
+  napi_set_named_property(env, out, "kernels", kernel_rows(env));
+  return out;
+}
+
+static void set_archs(napi_env env, napi_value object, ArchSet set) {
+  napi_value array;
+  napi_create_array(env, &array);
+  for (const ArchRow& row : kArchs) {
+    if (set & row.bit) push_text(env, array, row.name);
+  }
+  napi_set_named_property(env, object, "archs", array);
+}
+
+napi_value host_info(napi_env env, napi_callback_info) {
+  const CpuInfo cpu = cpu_info();
+  napi_value out;
+  napi_create_object(env, &out);
+  set_text(env, out, "name", cpu.name);
+  set_number(env, out, "cores", cpu.cores);
+  set_number(env, out, "memory", static_cast<double>(cpu.memory));
+  set_number(env, out, "l2", static_cast<double>(cpu.l2));
+  set_number(env, out, "l3", static_cast<double>(cpu.l3));
+  set_archs(env, out, cap_arch(detect_cpu(), env_of(env)->arch_cap.c_str()));
+  return out;
+}
+
+napi_value device_info(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "device");
+  const DeviceHandle* handle = r.device("device");
+  if (r.failed()) return nullptr;
+  const MemoryUsage usage = memory_usage(handle->device->memory);
+  const QueueStats queue = queue_stats(handle->device->queue);
+  napi_value out;
+  napi_create_object(env, &out);
+  set_number(env, out, "threads", handle->device->threads);
+  set_archs(env, out, handle->device->arch);
+  set_number(env, out, "used", static_cast<double>(usage.used));
+  set_number(env, out, "cached", static_cast<double>(usage.cached));
+  set_number(env, out, "peak", static_cast<double>(usage.peak));
+  set_number(env, out, "limit", static_cast<double>(usage.limit));
+  set_number(env, out, "queued", static_cast<double>(queue.queued));
+  set_number(env, out, "finished", static_cast<double>(queue.finished));
+  set_number(env, out, "failed", static_cast<double>(queue.failed));
+  return out;
+}
+
+}  // namespace lowbit::binding

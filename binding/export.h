@@ -1,0 +1,16 @@
+// Every function that the addon exports: one line here, one in addon.cc, one in lib/native.ts.
+#pragma once
+
+#include <node_api.h>
+
+namespace lowbit::binding {
+
+using Callback = napi_value(napi_env, napi_callback_info);
+
+Callback describe, host_info, device_info, set_error, call_nothing;
+Callback open_cpu, open_cuda, close_device, sync_async, sync_blocking, probe;
+Callback empty, tensor_from, write, read_async, read_blocking;
+Callback tensor_info, tensor_disposed, tensor_dispose;
+Callback tensor_slice, tensor_reshape, tensor_transpose;
+
+}  // namespace lowbit::binding

@@ -1,0 +1,204 @@
+import path from 'node:path'
+import { kindOf, LowbitError, LowbitTypeError, makeError, wordIndex } from './errors'
+import { addonFile, native } from './native'
+import { Tensor } from './tensor'
+import { type BackendCode, type DType, dtypes } from './words'
+
+/** What a device is. Sizes in bytes. */
+export interface DeviceInfo {
+  /** 'cpu', 'cuda:0', ... */
+  readonly device: string
+  /** Name of the hardware. */
+  readonly name: string
+  /** Instruction sets or compute capabilities that kernels may use. */
+  readonly archs: readonly string[]
+  /** Threads that run CPU kernels; 0 on CUDA. */
+  readonly threads: number
+  readonly memory: number
+  /** Bytes per second that the memory can deliver by its data sheet, where it is known. */
+  readonly bandwidth?: number
+}
+
+/** Bytes of a device's memory. `cached` is kept for reuse, `limit` is where requests begin to fail. */
+export interface MemoryUsage {
+  readonly used: number
+  readonly cached: number
+  readonly peak: number
+  readonly limit: number
+}
+
+/** Options of {@link openDevice}. */
+export interface DeviceOptions {
+  /** CPU only: threads of the kernels, 1 to 1024. Default: every core that the process may use. */
+  readonly threads?: number
+  /** Bytes of tensors and weights that the device may hold. Default: all of its memory. */
+  readonly memoryLimit?: number
+}
+
+/** A row of {@link backends}. */
+export interface Backend {
+  readonly device: string
+  readonly name: string
+  readonly usable: boolean
+  /** 'OK', or why it can't be used. */
+  readonly code: 'OK' | BackendCode
+  /** The same as a sentence, with what to do about it. */
+  readonly reason: string
+}
+
+const cudaLibrary = process.env.LB_CUDA_LIBRARY ?? path.join(path.dirname(addonFile), 'liblowbit_cuda.so')
+
+function cudaBackends(): Backend[] {
+  if (process.env.LB_DISABLE_CUDA === '1') {
+    return [
+      { device: 'cuda', name: 'CUDA', usable: false, code: 'DISABLED', reason: 'LB_DISABLE_CUDA=1 is set' },
+    ]
+  }
+  const probe = native.probe(cudaLibrary)
+  if (probe.code !== 'OK') {
+    return [
+      { device: 'cuda', name: 'CUDA', usable: false, code: probe.code as BackendCode, reason: probe.reason },
+    ]
+  }
+  return probe.devices.map((found, index) => ({
+    device: `cuda:${index}`,
+    name: found.name,
+    usable: found.usable,
+    code: found.usable ? 'OK' : 'UNSUPPORTED_DEVICE',
+    reason: found.usable
+      ? ''
+      : `compute capability ${(found.capability / 10).toFixed(1)} is below 7.5, the oldest that lowbit supports`,
+  }))
+}
+
+/** Every device of this machine, usable or not, best first; the CPU is last and always usable. */
+export function backends(): Backend[] {
+  const host = native.hostInfo()
+  return [...cudaBackends(), { device: 'cpu', name: host.name, usable: true, code: 'OK', reason: '' }]
+}
+
+/**
+ * A device and its queue. Ops run in the order of their calls, one after the other; the JavaScript thread never waits
+ * for them except in `read`, `sync` and the `...Sync` forms. Made by {@link openDevice}.
+ */
+export class Device implements Disposable {
+  /** 'cpu', 'cuda:0', ... */
+  readonly name: string
+  #closed = false
+
+  /** @internal */
+  constructor(name: string) {
+    this.name = name
+  }
+
+  /** What the device is. */
+  get info(): DeviceInfo {
+    const counters = native.deviceInfo(this)
+    if (this.name === 'cpu') {
+      const host = native.hostInfo()
+      const { archs, threads, limit: memory } = counters
+      return { device: this.name, name: host.name, archs, threads, memory }
+    }
+    const found = native.probe(cudaLibrary).devices[Number(this.name.slice(5))]
+    return {
+      device: this.name,
+      name: found?.name ?? '',
+      archs: counters.archs,
+      threads: 0,
+      memory: found?.memory ?? 0,
+      bandwidth: found?.bandwidth ?? 0,
+    }
+  }
+
+  /** Bytes in use. */
+  memoryUsage(): MemoryUsage {
+    const { used, cached, peak, limit } = native.deviceInfo(this)
+    return { used, cached, peak, limit }
+  }
+
+  /**
+   * A tensor with these elements, in row-major order. Floats are rounded to nearest even where dtype is narrower.
+   *
+   * @param data Float32Array for any float dtype; Uint16Array for the bits of f16 or bf16 (or a Float16Array); Int32Array,
+   *   Int8Array and Uint8Array for i32, i8, u8, and Uint8Array for the codes of e4m3 and e5m2.
+   * @param shape Sizes, at most 5 dimensions.
+   * @throws LowbitError ERR_SHAPE, ERR_DTYPE, ERR_MEMORY.
+   */
+  tensor<D extends DType = 'f32'>(data: ArrayBufferView, shape: readonly number[], dtype?: D): Tensor<D> {
+    const tensor = Tensor.shell<D>()
+    native.tensor(this, tensor, shape, wordIndex(dtypes, dtype ?? 'f32', 'tensor: dtype'), data)
+    return tensor
+  }
+
+  /** A tensor whose elements are undefined until something is written to it. */
+  empty<D extends DType = 'f32'>(shape: readonly number[], dtype?: D): Tensor<D> {
+    const tensor = Tensor.shell<D>()
+    native.empty(this, tensor, shape, wordIndex(dtypes, dtype ?? 'f32', 'empty: dtype'))
+    return tensor
+  }
+
+  /**
+   * Waits until everything queued so far has run.
+   *
+   * @throws LowbitError the first failure since the last `sync`, with the kernel's name.
+   */
+  async sync(): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      native.sync(this, (code, text) =>
+        code === undefined ? resolve() : reject(makeError(code, text ?? '')),
+      )
+    })
+  }
+
+  /** {@link sync} that blocks the thread: for scripts. */
+  syncSync(): void {
+    native.syncSync(this)
+  }
+
+  /** Drops what is queued, waits for the op that runs and ends the device's threads. Its tensors can't be used any more. */
+  close(): void {
+    this.#closed = true
+    native.closeDevice(this)
+  }
+  /** Whether {@link close} was called. */
+  get closed(): boolean {
+    return this.#closed
+  }
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+/**
+ * Opens a device. `openDevice()` takes the best usable one ('auto'): a GPU if lowbit has kernels for it, else the CPU.
+ *
+ * @throws LowbitError with the codes of {@link backends} if 'cuda' or 'cuda:N' is asked for and can't be used.
+ */
+export function openDevice(name = 'auto', options: DeviceOptions = {}): Device {
+  if (typeof name !== 'string') {
+    throw new LowbitTypeError(`openDevice: expected the device's name to be a string but got ${kindOf(name)}`)
+  }
+  const { threads = 0, memoryLimit = 0 } = options
+  if (options.threads === 0)
+    throw new LowbitError('ERR_ARGUMENT', 'openDevice: expected threads from 1 to 1024 but got 0')
+  if (name === 'auto' || name === 'cpu') {
+    const device = new Device('cpu')
+    native.openCpu(device, threads, memoryLimit)
+    return device
+  }
+  const match = /^cuda(?::(\d+))?$/.exec(name)
+  if (match === null) {
+    throw new LowbitError(
+      'ERR_ARGUMENT',
+      `openDevice: expected 'auto', 'cpu', 'cuda' or 'cuda:N' but got '${name}'`,
+    )
+  }
+  const index = Number(match[1] ?? 0)
+  const found = cudaBackends()
+  const row = found[index] ?? found[0]
+  if (row !== undefined && !row.usable)
+    throw new LowbitError(row.code as BackendCode, `openDevice: ${name}: ${row.reason}`)
+  const device = new Device(`cuda:${index}`)
+  native.openCuda(device, cudaLibrary, index, memoryLimit)
+  return device
+}

@@ -1,0 +1,22 @@
+/** lowbit: low-precision GEMM and attention for Node.js. */
+export {
+  type Backend,
+  backends,
+  type Device,
+  type DeviceInfo,
+  type DeviceOptions,
+  type MemoryUsage,
+  openDevice,
+} from './device'
+export { LowbitError, LowbitTypeError } from './errors'
+export type { ArrayOf, Tensor } from './tensor'
+export type {
+  Activation,
+  BackendCode,
+  Compute,
+  DType,
+  ErrorCode,
+  Format,
+  Layout,
+  Score,
+} from './words'

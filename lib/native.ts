@@ -1,0 +1,159 @@
+/** The one place that requires the addon, and the typed interface of what it exports. */
+import path from 'node:path'
+import { LowbitError, makeError } from './errors'
+import * as words from './words'
+
+const nodeGypBuild = require('node-gyp-build') as { resolve(folder: string): string }
+
+/** An object that native code has tied memory to, or is about to: a Tensor, a Weight or a Device. */
+export type Handle = object
+type Settled = (code?: string, text?: string) => void
+type Typed = ArrayBufferView
+
+export interface HostInfo {
+  name: string
+  cores: number
+  memory: number
+  l2: number
+  l3: number
+  archs: string[]
+}
+export interface DeviceCounters {
+  threads: number
+  archs: string[]
+  used: number
+  cached: number
+  peak: number
+  limit: number
+  queued: number
+  finished: number
+  failed: number
+}
+export interface CudaProbe {
+  code: string
+  reason: string
+  driver: number
+  rows: number
+  devices: {
+    name: string
+    capability: number
+    multiprocessors: number
+    memory: number
+    l2: number
+    bandwidth: number
+    usable: boolean
+  }[]
+}
+export interface TensorInfo {
+  shape: number[]
+  strides: number[]
+  dtype: number
+  contiguous: boolean
+}
+/** One row of a kernel registry: its op, name and instruction set, then what it can do, by op. */
+export interface KernelRow {
+  op: string
+  name: string
+  arch: string[]
+  [property: string]: string | number | boolean | string[]
+}
+export interface Description {
+  dtypes: string[]
+  formats: string[]
+  layouts: string[]
+  activations: string[]
+  computes: string[]
+  scores: string[]
+  errorCodes: string[]
+  archs: string[]
+  kernels: KernelRow[]
+}
+
+/**
+ * Arguments stand by position, words as indices into the lists of words.ts. `out` is a Tensor, or an object of that
+ * class without memory that the call fills. `row` forces a kernel row by name (tests and benches).
+ */
+export interface Native {
+  describe(): Description
+  hostInfo(): HostInfo
+  deviceInfo(device: Handle): DeviceCounters
+  setError(make: (code: string, text: string) => Error): void
+  callNothing(): void
+  probe(library: string): CudaProbe
+  openCpu(device: Handle, threads: number, memoryLimit: number): void
+  openCuda(device: Handle, library: string, index: number, memoryLimit: number): void
+  closeDevice(device: Handle): void
+  sync(device: Handle, settled: Settled): void
+  syncSync(device: Handle): void
+  empty(device: Handle, tensor: Handle, shape: readonly number[], dtype: number): void
+  tensor(device: Handle, tensor: Handle, shape: readonly number[], dtype: number, data: Typed): void
+  write(tensor: Handle, data: Typed): void
+  read(tensor: Handle, dtype: number, to: Typed, settled: Settled): void
+  readSync(tensor: Handle, dtype: number, to: Typed): void
+  tensorInfo(tensor: Handle): TensorInfo
+  tensorDisposed(tensor: Handle): boolean
+  tensorDispose(tensor: Handle): void
+  slice(tensor: Handle, view: Handle, dim: number, begin: number, end: number): void
+  reshape(tensor: Handle, view: Handle, shape: readonly number[]): void
+  transpose(tensor: Handle, view: Handle, a: number, b: number): void
+}
+
+/** The folder of the package: the addon lies in its build/Release or prebuilds. */
+export const root = path.join(__dirname, '..')
+
+function load(): { native: Native; file: string } {
+  let file: string
+  try {
+    file = process.env.LB_ADDON ?? nodeGypBuild.resolve(root)
+  } catch (cause) {
+    throw new LowbitError(
+      'ERR_LOAD',
+      `no lowbit addon for ${process.platform}-${process.arch} in ${root}: this package has prebuilds for linux-x64 (glibc); ` +
+        'elsewhere install a C++20 compiler, CMake and cmake-js, then run `npx cmake-js compile` in that folder',
+      { cause },
+    )
+  }
+  try {
+    return { native: require(file) as Native, file }
+  } catch (cause) {
+    throw new LowbitError('ERR_LOAD', `${file} does not load: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** The first difference between the word lists here and the native tables, or undefined. */
+export function contractDifference(found: Description): string | undefined {
+  const expected: [keyof Description, readonly string[]][] = [
+    ['dtypes', words.dtypes],
+    ['formats', words.formats],
+    ['layouts', words.layouts],
+    ['activations', words.activations],
+    ['computes', words.computes],
+    ['scores', words.scores],
+    ['errorCodes', words.nativeCodes],
+  ]
+  for (const [name, list] of expected) {
+    const native = found[name] as string[] | undefined
+    for (let i = 0; i < Math.max(list.length, native?.length ?? 0); i++) {
+      if (list[i] !== native?.[i])
+        return `${name}[${i}] is '${list[i]}' in JavaScript and '${native?.[i]}' in the addon`
+    }
+  }
+  return undefined
+}
+
+const loaded = load()
+/** The addon. */
+export const native: Native = loaded.native
+/** The file that it was loaded from. */
+export const addonFile: string = loaded.file
+/** The native tables. */
+export const description: Description = native.describe()
+
+const difference = contractDifference(description)
+if (difference !== undefined) {
+  throw new LowbitError(
+    'ERR_CONTRACT',
+    `${addonFile} is of another build of lowbit: ${difference}; run \`npm run build\``,
+  )
+}
+native.setError(makeError)

@@ -1,0 +1,155 @@
+import { kindOf, LowbitTypeError, makeError, wordIndex } from './errors'
+import { native, type TensorInfo } from './native'
+import { type DType, dtypes } from './words'
+
+/** The typed array that holds elements of a dtype in JavaScript. f16, bf16 and FP8 come as their bits. */
+export type ArrayOf<D extends DType> = D extends 'f32'
+  ? Float32Array
+  : D extends 'f16' | 'bf16'
+    ? Uint16Array
+    : D extends 'i32'
+      ? Int32Array
+      : D extends 'i8'
+        ? Int8Array
+        : Uint8Array
+
+const arrays: { [D in DType]: new (length: number) => ArrayOf<D> } = {
+  f32: Float32Array,
+  f16: Uint16Array,
+  bf16: Uint16Array,
+  i32: Int32Array,
+  i8: Int8Array,
+  u8: Uint8Array,
+  e4m3: Uint8Array,
+  e5m2: Uint8Array,
+}
+
+/**
+ * An array of numbers in a device's memory. Ops take tensors and return tensors at once; the numbers are there when
+ * `await tensor.read()` says so. Made by {@link Device.tensor}, {@link Device.empty} and every op.
+ *
+ * `dispose()` gives the memory back as soon as the queued ops that use it are done (`using` calls it); the garbage
+ * collector is only the backstop.
+ */
+export class Tensor<D extends DType = DType> implements Disposable {
+  #info: TensorInfo | undefined
+  /** Keeps the type parameter; no value at run time. */
+  declare readonly __dtype: D
+
+  private constructor() {}
+
+  /** An object without memory, which a native call fills. For use inside the library. @internal */
+  static shell<D extends DType = DType>(): Tensor<D> {
+    return new Tensor<D>()
+  }
+
+  get #about(): TensorInfo {
+    this.#info ??= native.tensorInfo(this)
+    return this.#info
+  }
+
+  /** Sizes, outermost first. */
+  get shape(): readonly number[] {
+    return this.#about.shape
+  }
+  /** Steps between neighbours of each dimension, in elements. */
+  get strides(): readonly number[] {
+    return this.#about.strides
+  }
+  /** Element type. */
+  get dtype(): D {
+    return dtypes[this.#about.dtype] as D
+  }
+  /** Whether the elements lie in row-major order without gaps. */
+  get contiguous(): boolean {
+    return this.#about.contiguous
+  }
+  /** Number of elements. */
+  get size(): number {
+    return this.shape.reduce((product, n) => product * n, 1)
+  }
+  /** Whether {@link dispose} was called. */
+  get disposed(): boolean {
+    return native.tensorDisposed(this)
+  }
+
+  /**
+   * The elements in row-major order, once every op queued before has run.
+   *
+   * @param dtype Read floats as this float dtype: `read('f32')` of a bf16 tensor gives a Float32Array.
+   * @throws LowbitError the reason why an op that was to write this tensor failed; ERR_DTYPE; ERR_DISPOSED.
+   */
+  async read<T extends DType = D>(dtype?: T): Promise<ArrayOf<T>> {
+    const to = this.#room(dtype)
+    await new Promise<void>((resolve, reject) => {
+      native.read(this, wordIndex(dtypes, dtype ?? this.dtype, 'read: dtype'), to, (code, text) =>
+        code === undefined ? resolve() : reject(makeError(code, text ?? '')),
+      )
+    })
+    return to
+  }
+
+  /** {@link read} that blocks the thread: for scripts. */
+  readSync<T extends DType = D>(dtype?: T): ArrayOf<T> {
+    const to = this.#room(dtype)
+    native.readSync(this, wordIndex(dtypes, dtype ?? this.dtype, 'readSync: dtype'), to)
+    return to
+  }
+
+  #room<T extends DType>(dtype: T | undefined): ArrayOf<T> {
+    const name = dtype ?? this.dtype
+    wordIndex(dtypes, name, 'read: dtype')
+    return new arrays[name](this.size) as ArrayOf<T>
+  }
+
+  /**
+   * Replaces the elements, in row-major order. Queued like an op; `data` is copied before this returns.
+   *
+   * @throws LowbitError ERR_SHAPE if data has another number of elements, ERR_DTYPE if they can't become this dtype.
+   */
+  write(data: ArrayBufferView): this {
+    native.write(this, data)
+    return this
+  }
+
+  /** A view of [begin, end) along one dimension, sharing memory. */
+  slice(dim: number, begin: number, end: number): Tensor<D> {
+    const view = Tensor.shell<D>()
+    native.slice(this, view, dim, begin, end)
+    return view
+  }
+
+  /** A view with another shape, sharing memory. The tensor must be contiguous. */
+  reshape(shape: readonly number[]): Tensor<D> {
+    const view = Tensor.shell<D>()
+    native.reshape(this, view, shape)
+    return view
+  }
+
+  /** A view with two dimensions exchanged, sharing memory. */
+  transpose(a: number, b: number): Tensor<D> {
+    const view = Tensor.shell<D>()
+    native.transpose(this, view, a, b)
+    return view
+  }
+
+  /** Gives the memory back once the queued ops that use it are done. Views keep it. Calling it twice is harmless. */
+  dispose(): void {
+    native.tensorDispose(this)
+  }
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  toString(): string {
+    return this.disposed ? 'Tensor(disposed)' : `Tensor(${this.dtype} [${this.shape.join(', ')}])`
+  }
+}
+
+/** The tensor that an op writes: the caller's, or an object for the call to fill. */
+export function outputOf(out: Tensor | undefined, op: string, name = 'out'): Tensor {
+  if (out === undefined) return Tensor.shell()
+  if (!(out instanceof Tensor))
+    throw new LowbitTypeError(`${op}: expected ${name} to be a Tensor but got ${kindOf(out)}`)
+  return out
+}
