@@ -15,6 +15,7 @@ struct Pool;
 
 // The order is shared with lib/words.ts (`layouts`). layout.h says where the bytes of each lie.
 enum class Layout : int32_t { rows, panel16 };
+static constexpr uint32_t bit(Layout layout) { return 1u << static_cast<int>(layout); }
 
 struct Weight {
   Format format;

@@ -1,27 +1,34 @@
 // linear: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias[N]) + residual[M,N]
 //
-//   x         [M, K], rows contiguous; f32, f16, bf16, or i8 / e4m3 / e5m2 codes with x_scale
-//   x_scale   f32 [M]: one scale per row of x; absent unless x holds codes
-//   w         [N, K], packed for x's device
-//   bias      [N], f32, f16 or bf16; or absent
-//   residual  the shape of out, f32, f16 or bf16, rows contiguous; or absent. May be the same
-//   memory as out. out       [M, N], or [M, N/2] for the gated activations, rows contiguous; f32,
-//   f16, bf16;
-//             i8 or e4m3 with out_scale
-//   out_scale f32 [M] or [M, columns/128]: the result is re-quantised per row or per block of 128
-//   columns
+//   x          [M, K], rows contiguous; f32, f16, bf16, or i8 / e4m3 / e5m2 codes with x_scale
+//   x_scale    f32 [M], or f32 [M, ceil(K/128)] (not with compute = int8); absent unless x is codes
+//   w          [N, K], packed for x's device; any format, any layout
+//   bias       [N], f32, f16 or bf16, contiguous; or absent
+//   residual   the shape of out, f32, f16 or bf16, rows contiguous; or absent
+//   out        [M, N], or [M, N/2] for the gated activations, rows contiguous and apart; f32, f16,
+//              bf16; with out_scale: i8, e4m3 or e5m2
+//   out_scale  f32 [M] or f32 [M, ceil(columns/128)], contiguous: out is re-quantised per row or
+//              per block of 128 columns, as quantize_rows does it; or absent
 //
-// Gated activations read w's rows in pairs: row 2i is the gate, row 2i + 1 the value; out[m, i] =
-// act(gate) * value. bias is added before the activation. M = 0 and N = 0 give an empty result; K =
-// 0 gives act(bias) + residual. NaN and inf in x spread as IEEE arithmetic has it; with compute =
-// int8 a row of x that holds NaN or inf becomes NaN.
+// residual may be the very view that out is; any other overlap of out with an input is refused.
+//
+// Gated activations read w's rows in pairs: row 2i is the gate, row 2i + 1 the value;
+// out[m, i] = act(gate) * value, with silu for swiglu and gelu for geglu. bias is added before the
+// activation. gelu is the exact one (erf), gelu_tanh its tanh form, relu2 the square of relu.
+//
+// M = 0 and N = 0 give an empty result; K = 0 gives act(bias) + residual. NaN and inf in x spread
+// as IEEE arithmetic has it.
 //
 // compute says what the kernel may do to x, so that the same call means the same numbers on every
 // machine:
-//   floating  x is never rounded beyond its dtype; products and sums in f32 or better (codes are
-//   used exactly) int8      x is quantised per row: scale = max|x| / 127, round to nearest even;
-//   integer products, exact sums per group fp8       x is quantised per row: scale = max|x| / 448,
-//   e4m3; float products
+//   floating   x is never rounded beyond its dtype (codes are used exactly); products and sums in
+//              f32 or better
+//   int8       x is quantised per row: scale = max(max|x| / 127, 1e-12), round to nearest even, all
+//              in f32. Products of codes are exact; so are their sums within a group where w is
+//              int8 or int4. x may already be i8 codes with one scale a row
+//   fp8        x is quantised per row to e4m3: scale = max(max|x| / 448, 1e-12); products and sums
+//              in f32 or better. x may already be e4m3 or e5m2 codes
+// Where x is quantised, a row that holds NaN or inf becomes NaN.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +45,8 @@ enum class Compute : int32_t { floating, int8, fp8 };
 inline constexpr const char* kActivationNames[] = {"none",      "relu", "relu2",  "gelu",
                                                    "gelu_tanh", "silu", "swiglu", "geglu"};
 inline constexpr const char* kComputeNames[] = {"float", "int8", "fp8"};
+inline constexpr int kActivationCount = sizeof kActivationNames / sizeof kActivationNames[0];
+inline constexpr int kComputeCount = sizeof kComputeNames / sizeof kComputeNames[0];
 static inline bool is_gated(Activation a) {
   return a == Activation::swiglu || a == Activation::geglu;
 }
@@ -57,7 +66,7 @@ struct LinearArgs {
 // What one row can do. Zero in m_max means any M; multiples of 1 mean any size.
 struct LinearSpec {
   KindSet kinds;
-  Layout layout;
+  uint32_t layouts;   // bit(Layout)
   DTypeSet x;         // dtypes of x that it reads
   uint32_t computes;  // bit(Compute)
   bool zeros;         // reads stored zero points
@@ -76,11 +85,17 @@ LinearTable linear_table();
 // Shape and dtype of out when the caller gives none: as wide as the call says, in x's dtype (f32
 // for codes).
 Status linear_infer(const LinearArgs& args, Tensor* out);
+// Is the call legal? The same answer on every device.
 Status linear_check(const LinearArgs& args);
 Status linear_select(const LinearArgs& args, const Choice& choice, const LinearKernel** row);
 // Bytes of scratch for linear_run, the row's own included.
 size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int threads);
 // Runs the row; re-quantises its result where out_scale is present.
 Status linear_run(const LinearArgs& args, const LinearKernel& row, const Ctx& ctx);
+
+// Columns of out.
+static inline int64_t out_columns(const LinearArgs& args) {
+  return is_gated(args.activation) ? args.w.n / 2 : args.w.n;
+}
 
 }  // namespace lowbit
