@@ -158,6 +158,7 @@ napi_value device_info(napi_env env, napi_callback_info info) {
   set_number(env, out, "cached", static_cast<double>(usage.cached));
   set_number(env, out, "peak", static_cast<double>(usage.peak));
   set_number(env, out, "limit", static_cast<double>(usage.limit));
+  set_number(env, out, "guardFaults", static_cast<double>(usage.guard_faults));
   set_number(env, out, "queued", static_cast<double>(queue.queued));
   set_number(env, out, "finished", static_cast<double>(queue.finished));
   set_number(env, out, "failed", static_cast<double>(queue.failed));

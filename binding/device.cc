@@ -63,7 +63,8 @@ napi_value open_cpu(napi_env env, napi_callback_info info) {
     return fail(env, error(Code::argument, "openDevice: expected memoryLimit to be positive"));
   }
   Env* state = env_of(env);
-  const DeviceOptions options = {static_cast<int>(threads), limit, state->arch_cap.c_str()};
+  const DeviceOptions options = {static_cast<int>(threads), limit, state->arch_cap.c_str(),
+                                 state->guard};
   Device* device = nullptr;
   const Status status = device_open_cpu(options, state->next_device++, &device);
   return adopt(env, object, status, device);
@@ -83,7 +84,7 @@ napi_value open_cuda(napi_env env, napi_callback_info info) {
                            static_cast<long long>(index), probe.devices));
   }
   Env* state = env_of(env);
-  const DeviceOptions options = {0, limit < 0 ? 0 : limit, state->arch_cap.c_str()};
+  const DeviceOptions options = {0, limit < 0 ? 0 : limit, state->arch_cap.c_str(), false};
   Device* device = nullptr;
   const Status status =
       device_open_cuda(probe.api, static_cast<int>(index), options, state->next_device++, &device);

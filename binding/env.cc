@@ -38,6 +38,7 @@ void open_env(napi_env env) {
   state->forced_row = variable("LB_KERNEL");
   state->arch_cap = variable("LB_ARCH");
   state->log = variable("LB_LOG") == "1";
+  state->guard = variable("LB_GUARD") == "1";
   napi_set_instance_data(
       env, state, [](napi_env, void* data, void*) { delete static_cast<Env*>(data); }, nullptr);
   napi_add_env_cleanup_hook(env, drop_pool, state);

@@ -19,6 +19,7 @@ struct Env {
   std::string forced_row;  // LB_KERNEL
   std::string arch_cap;    // LB_ARCH
   bool log = false;        // LB_LOG=1
+  bool guard = false;      // LB_GUARD=1
   std::unordered_set<std::string> logged;
 };
 

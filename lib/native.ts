@@ -25,6 +25,7 @@ export interface DeviceCounters {
   cached: number
   peak: number
   limit: number
+  guardFaults: number
   queued: number
   finished: number
   failed: number

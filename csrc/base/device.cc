@@ -9,7 +9,7 @@
 namespace lowbit {
 
 static Status finish_open(Device* d, int threads, int64_t limit, Device** out) {
-  d->memory = memory_create(d->cuda, d->cuda_index, limit);
+  d->memory = memory_create(d->cuda, d->cuda_index, limit, d->guard);
   d->pool = pool_create(threads);
   d->queue = d->memory != nullptr && d->pool != nullptr ? queue_create(d) : nullptr;
   if (d->queue == nullptr) {
@@ -26,6 +26,7 @@ Status device_open_cpu(const DeviceOptions& options, int32_t id, Device** out) {
   if (d == nullptr) return error(Code::memory, "openDevice: out of memory");
   d->tag = {DeviceKind::cpu, id};
   d->arch = cap_arch(detect_cpu(), options.cap);
+  d->guard = options.guard;
   const int threads = options.threads > 0 ? options.threads : info.cores;
   LB_TRY(
       finish_open(d, threads, options.memory_limit > 0 ? options.memory_limit : info.memory, out));

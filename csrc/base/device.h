@@ -29,6 +29,7 @@ struct Device {
   const CudaApi* cuda;  // null on a CPU
   int cuda_index;
   void* cuda_stream;
+  bool guard;
 };
 
 struct Storage {
@@ -46,10 +47,14 @@ struct Storage {
 // Memory of one device. Freed blocks are kept for reuse by size class, because fresh pages cost
 // more than the op that fills them; `limit` (0: none) bounds what is in use, and blocks kept are
 // given up before a request fails.
+//
+// `guard` (CPU, for tests): every block ends at a page that can't be touched, starts after bytes
+// that are checked when it is freed, and is filled with bytes that read as NaN; nothing is kept.
 struct MemoryUsage {
   int64_t used, cached, peak, limit;
+  int64_t guard_faults;  // blocks whose leading guard bytes were overwritten
 };
-Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit);
+Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit, bool guard);
 void memory_release(Memory* memory);  // freed with its last storage
 MemoryUsage memory_usage(Memory* memory);
 void memory_trim(Memory* memory);  // gives the kept blocks back
@@ -64,6 +69,7 @@ struct DeviceOptions {
   int threads;           // 0: every core that the process may use
   int64_t memory_limit;  // bytes; 0: none
   const char* cap;       // LB_ARCH, or null
+  bool guard;            // LB_GUARD=1: guarded memory, for tests
 };
 
 Status device_open_cpu(const DeviceOptions& options, int32_t id, Device** out);
@@ -72,6 +78,11 @@ Status device_open_cuda(const CudaApi* api, int index, const DeviceOptions& opti
 // Drops what is queued, waits for the op that runs, ends the threads. Storages may outlive the
 // device.
 void device_close(Device* device);
+
+// Guarded blocks, for memory_create and for the scratch of a guarded device's queue. Null: out of
+// memory.
+void* guard_alloc(int64_t bytes);
+bool guard_free(void* p, int64_t bytes);  // false: the guard bytes were overwritten
 
 // Copies between host memory and storage; on CUDA they run on the device's stream and are awaited.
 Status device_write(Device* device, void* to, const void* from, int64_t bytes);

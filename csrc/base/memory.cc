@@ -1,6 +1,7 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -25,7 +26,8 @@ struct Memory {
   int cuda_index = 0;
   std::mutex lock;
   std::map<int64_t, std::vector<void*>> kept;  // by capacity
-  int64_t used = 0, cached = 0, peak = 0, limit = 0;
+  bool guard = false;
+  int64_t used = 0, cached = 0, peak = 0, limit = 0, guard_faults = 0;
 };
 
 // Size classes: eighths of a power of two, so that at most 12.5 % is lost and a small set of sizes
@@ -37,7 +39,36 @@ static int64_t size_class(int64_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+static constexpr int64_t kPage = 4096;
+static constexpr int64_t kGuardBytes = 64;  // at least, before a guarded block
+static constexpr uint8_t kGuardByte = 0xa5;
+static int64_t guard_span(int64_t bytes) {
+  return (bytes + kGuardBytes + kPage - 1) / kPage * kPage;
+}
+
+void* guard_alloc(int64_t bytes) {
+  const int64_t span = guard_span(bytes);
+  void* base = mmap(nullptr, static_cast<size_t>(span + kPage), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) return nullptr;
+  uint8_t* start = static_cast<uint8_t*>(base);
+  mprotect(start + span, kPage, PROT_NONE);
+  std::memset(start, kGuardByte, static_cast<size_t>(span - bytes));
+  std::memset(start + span - bytes, 0xff, static_cast<size_t>(bytes));
+  return start + span - bytes;
+}
+
+bool guard_free(void* p, int64_t bytes) {
+  const int64_t span = guard_span(bytes);
+  uint8_t* start = static_cast<uint8_t*>(p) + bytes - span;
+  bool whole = true;
+  for (int64_t i = 0; i < span - bytes; ++i) whole = whole && start[i] == kGuardByte;
+  munmap(start, static_cast<size_t>(span + kPage));
+  return whole;
+}
+
 static void* take(Memory* m, int64_t capacity) {
+  if (m->guard) return guard_alloc(capacity);
   if (m->cuda != nullptr) {
     void* p = nullptr;
     return m->cuda->alloc(m->cuda_index, capacity, &p) == 0 ? p : nullptr;
@@ -50,8 +81,10 @@ static void* take(Memory* m, int64_t capacity) {
   return p;
 }
 
-static void give(Memory* m, void* p) {
-  if (m->cuda != nullptr) {
+static void give(Memory* m, void* p, int64_t capacity) {
+  if (m->guard) {
+    if (!guard_free(p, capacity)) ++m->guard_faults;
+  } else if (m->cuda != nullptr) {
     m->cuda->free(m->cuda_index, p);
   } else {
     std::free(p);
@@ -60,18 +93,19 @@ static void give(Memory* m, void* p) {
 
 static void trim_locked(Memory* m) {
   for (auto& entry : m->kept) {
-    for (void* p : entry.second) give(m, p);
+    for (void* p : entry.second) give(m, p, entry.first);
   }
   m->kept.clear();
   m->cached = 0;
 }
 
-Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit) {
+Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit, bool guard) {
   Memory* m = new (std::nothrow) Memory;
   if (m == nullptr) return nullptr;
   m->cuda = cuda;
   m->cuda_index = cuda_index;
   m->limit = limit;
+  m->guard = guard;
   return m;
 }
 
@@ -83,7 +117,7 @@ void memory_release(Memory* m) {
 
 MemoryUsage memory_usage(Memory* m) {
   std::lock_guard<std::mutex> lock(m->lock);
-  return {m->used, m->cached, m->peak, m->limit};
+  return {m->used, m->cached, m->peak, m->limit, m->guard_faults};
 }
 
 void memory_trim(Memory* m) {
@@ -92,7 +126,7 @@ void memory_trim(Memory* m) {
 }
 
 Status storage_create(Memory* m, int64_t bytes, Storage** out) {
-  const int64_t capacity = size_class(bytes);
+  const int64_t capacity = m->guard ? bytes : size_class(bytes);
   void* p = nullptr;
   {
     std::lock_guard<std::mutex> lock(m->lock);
@@ -124,7 +158,7 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
   if (s == nullptr) {
     if (p != nullptr) {
       std::lock_guard<std::mutex> lock(m->lock);
-      give(m, p);
+      give(m, p, capacity);
       m->used -= capacity;
     }
     return error(Code::memory, "out of memory: the system refused %lld bytes",
@@ -150,11 +184,11 @@ void storage_drop(Storage* s) {
   {
     std::lock_guard<std::mutex> lock(m->lock);
     m->used -= s->capacity;
-    if (m->cached + s->capacity <= kCacheLimit) {
+    if (!m->guard && m->cached + s->capacity <= kCacheLimit) {
       m->kept[s->capacity].push_back(s->data);
       m->cached += s->capacity;
     } else {
-      give(m, s->data);
+      give(m, s->data, s->capacity);
     }
   }
   delete s->poison.load();

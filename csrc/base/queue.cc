@@ -61,6 +61,12 @@ static void drop_holds(Task* t) {
 // The arena grows to the largest request and stays; a long-lived device settles after its first
 // prefill.
 static bool reserve(Queue* q, size_t bytes) {
+  if (q->device->guard) {  // an exact block for each op
+    if (q->scratch != nullptr) guard_free(q->scratch, static_cast<int64_t>(q->scratch_bytes));
+    q->scratch_bytes = (bytes + 63) / 64 * 64;
+    q->scratch = guard_alloc(static_cast<int64_t>(q->scratch_bytes));
+    return q->scratch != nullptr;
+  }
   if (bytes <= q->scratch_bytes) return true;
   std::free(q->scratch);
   q->scratch = nullptr;
@@ -180,7 +186,11 @@ void queue_destroy(Queue* q) {
     std::free(t);
     t = next;
   }
-  std::free(q->scratch);
+  if (q->device->guard && q->scratch != nullptr) {
+    guard_free(q->scratch, static_cast<int64_t>(q->scratch_bytes));
+  } else {
+    std::free(q->scratch);
+  }
   delete q;
 }
 
