@@ -1,5 +1,22 @@
 /** lowbit: low-precision GEMM and attention for Node.js. */
 export {
+  Checkpoint,
+  type CheckpointReadOptions,
+  type CheckpointTensor,
+  openCheckpoint,
+  openCheckpointSync,
+  writeSafetensors,
+} from './checkpoint/checkpoint'
+export {
+  parseSafetensors,
+  type SafetensorsArray,
+  type SafetensorsDType,
+  type SafetensorsMetadata,
+  type SafetensorsSource,
+  type SafetensorsTensor,
+  serializeSafetensors,
+} from './checkpoint/safetensors'
+export {
   type Backend,
   backends,
   type Device,
