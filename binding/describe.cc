@@ -88,7 +88,13 @@ static napi_value kernel_rows(napi_env env) {
              }
              napi_set_named_property(env, row, "formats", kinds);
              napi_set_named_property(env, row, "computes", computes);
-             set_text(env, row, "layout", layout_name(s.layout));
+             napi_value layouts;
+             napi_create_array(env, &layouts);
+             for (int i = 0; i < kLayoutCount; ++i) {
+               if (s.layouts >> i & 1u)
+                 push_text(env, layouts, layout_name(static_cast<Layout>(i)));
+             }
+             napi_set_named_property(env, row, "layouts", layouts);
              set_dtypes(env, row, "x", s.x);
              set_boolean(env, row, "zeros", s.zeros);
              set_number(env, row, "mMax", static_cast<double>(s.m_max));
