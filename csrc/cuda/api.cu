@@ -36,8 +36,7 @@ int device_info(int index, CudaDeviceInfo* info) {
   info->memory = static_cast<int64_t>(found.totalGlobalMem);
   info->l2 = found.l2CacheSize;
   int value = 0;
-  if (const int code =
-          settled(cudaDeviceGetAttribute(&value, cudaDevAttrMemoryClockRate, index))) {
+  if (const int code = settled(cudaDeviceGetAttribute(&value, cudaDevAttrMemoryClockRate, index))) {
     return code;
   }
   info->memory_clock_khz = value;
@@ -112,8 +111,7 @@ int event_elapsed(int index, void* begin, void* end, float* milliseconds) {
 int copy(int index, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, void* stream) {
   if (const int code = use(index)) return code;
   const auto on = static_cast<cudaStream_t>(stream);
-  if (const int code =
-          settled(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, on))) {
+  if (const int code = settled(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, on))) {
     return code;
   }
   return settled(cudaStreamSynchronize(on));
