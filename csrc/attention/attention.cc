@@ -134,12 +134,6 @@ static bool is_injective(const Tensor& t) {
   return true;
 }
 
-static bool spans_meet(const Tensor& a, const Tensor& b) {
-  const auto a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
-  return a0 < b0 + static_cast<uint64_t>(span_bytes(b)) &&
-         b0 < a0 + static_cast<uint64_t>(span_bytes(a)) && numel(a) > 0 && numel(b) > 0;
-}
-
 struct Named {
   const char* name;
   const Tensor* tensor;
@@ -152,7 +146,7 @@ static Status check_written(Named out, const Named* others, int count) {
   }
   for (int i = 0; i < count; ++i) {
     const Tensor& t = *others[i].tensor;
-    if (&t == out.tensor || !present(t) || !spans_meet(*out.tensor, t)) continue;
+    if (&t == out.tensor || !present(t) || !overlaps(*out.tensor, t)) continue;
     return error(Code::argument, "attention: expected %s in memory of its own but it overlaps %s",
                  out.name, others[i].name);
   }
