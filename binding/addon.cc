@@ -32,6 +32,16 @@ static constexpr Export kExports[] = {
     {"slice", tensor_slice},
     {"reshape", tensor_reshape},
     {"transpose", tensor_transpose},
+    {"formatSizes", format_sizes},
+    {"quantizeWeight", quantize_weight},
+    {"dequantizeWeight", dequantize_weight},
+    {"checkWeight", check_weight},
+    {"load", load},
+    {"unpackWeight", unpack_weight},
+    {"packedBytes", packed_bytes},
+    {"weightInfo", weight_info},
+    {"weightDisposed", weight_disposed},
+    {"weightDispose", weight_dispose},
 };
 
 }  // namespace lowbit::binding

@@ -119,6 +119,7 @@ napi_value describe(napi_env env, napi_callback_info) {
   set_words(env, out, "formats", kKindCount, [](int i) { return kKinds[i].name; });
   set_words(env, out, "layouts", kLayoutCount,
             [](int i) { return layout_name(static_cast<Layout>(i)); });
+  set_words(env, out, "zeroPoints", kZeroCount, [](int i) { return kZeroNames[i]; });
   set_words(env, out, "activations", 8, [](int i) { return kActivationNames[i]; });
   set_words(env, out, "computes", 3, [](int i) { return kComputeNames[i]; });
   set_words(env, out, "scores", 2, [](int i) { return kScoreNames[i]; });

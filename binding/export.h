@@ -12,5 +12,7 @@ Callback open_cpu, open_cuda, close_device, sync_async, sync_blocking, probe;
 Callback empty, tensor_from, write, read_async, read_blocking;
 Callback tensor_info, tensor_disposed, tensor_dispose;
 Callback tensor_slice, tensor_reshape, tensor_transpose;
+Callback format_sizes, quantize_weight, dequantize_weight, check_weight;
+Callback load, unpack_weight, packed_bytes, weight_info, weight_disposed, weight_dispose;
 
 }  // namespace lowbit::binding

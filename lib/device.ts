@@ -1,7 +1,9 @@
 import path from 'node:path'
 import { kindOf, LowbitError, LowbitTypeError, makeError, wordIndex } from './errors'
 import { addonFile, native } from './native'
+import type { QuantizedWeight } from './quantize'
 import { Tensor } from './tensor'
+import { type LoadOptions, loadWeight, type Weight } from './weight'
 import { type BackendCode, type DType, dtypes } from './words'
 
 /** What a device is. Sizes in bytes. */
@@ -135,6 +137,16 @@ export class Device implements Disposable {
     const tensor = Tensor.shell<D>()
     native.empty(this, tensor, shape, wordIndex(dtypes, dtype ?? 'f32', 'empty: dtype'))
     return tensor
+  }
+
+  /**
+   * Packs a weight for this device's kernels, once; see {@link Weight}.
+   *
+   * @param q What `quantize`, `canonical` or an importer made. It is copied; nothing keeps it afterwards.
+   * @throws LowbitError ERR_ARGUMENT for a layout that does not hold the format, ERR_MEMORY.
+   */
+  load(q: QuantizedWeight, options?: LoadOptions): Weight {
+    return loadWeight(this, q, options)
   }
 
   /**

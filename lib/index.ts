@@ -26,7 +26,20 @@ export {
   openDevice,
 } from './device'
 export { LowbitError, LowbitTypeError } from './errors'
+export {
+  type CanonicalFields,
+  canonical,
+  dequantize,
+  type FloatDType,
+  type GroupSize,
+  QuantizedWeight,
+  quantize,
+  type Scheme,
+  type WeightArray,
+} from './quantize'
+export { deserialize, serialize } from './serialize'
 export type { ArrayOf, Tensor } from './tensor'
+export { type LoadOptions, Weight } from './weight'
 export type {
   Activation,
   BackendCode,
@@ -36,4 +49,5 @@ export type {
   Format,
   Layout,
   Score,
+  ZeroPoint,
 } from './words'

@@ -51,6 +51,22 @@ export interface TensorInfo {
   dtype: number
   contiguous: boolean
 }
+/** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint. */
+export type NativeFormat = readonly [readonly number[], number, number, number, number, number]
+/** A canonical weight: its format, then codes, scales and zeros. */
+export type NativeCanonical = readonly [...NativeFormat, Typed, Typed | undefined, Typed | undefined]
+export interface FormatSizes {
+  groupN: number
+  groupK: number
+  /** Bytes. */
+  codes: number
+  scaleRows: number
+  scaleCols: number
+}
+export interface WeightInfo {
+  layout: number
+  bytes: number
+}
 /** One row of a kernel registry: its op, name and instruction set, then what it can do, by op. */
 export interface KernelRow {
   op: string
@@ -62,6 +78,7 @@ export interface Description {
   dtypes: string[]
   formats: string[]
   layouts: string[]
+  zeroPoints: string[]
   activations: string[]
   computes: string[]
   scores: string[]
@@ -97,6 +114,16 @@ export interface Native {
   slice(tensor: Handle, view: Handle, dim: number, begin: number, end: number): void
   reshape(tensor: Handle, view: Handle, shape: readonly number[]): void
   transpose(tensor: Handle, view: Handle, a: number, b: number): void
+  formatSizes(...format: NativeFormat): FormatSizes
+  quantizeWeight(weights: Typed, dtype: number, clip: boolean, ...into: NativeCanonical): void
+  dequantizeWeight(out: Typed, dtype: number, ...weight: NativeCanonical): void
+  checkWeight(...weight: NativeCanonical): void
+  load(device: Handle, weight: Handle, layout: number, ...canonical: NativeCanonical): void
+  unpackWeight(weight: Handle, codes: Typed, scales: Typed | undefined, zeros: Typed | undefined): void
+  packedBytes(weight: Handle, to: Typed): void
+  weightInfo(weight: Handle): WeightInfo
+  weightDisposed(weight: Handle): boolean
+  weightDispose(weight: Handle): void
 }
 
 /** The folder of the package: the addon lies in its build/Release or prebuilds. */
@@ -127,6 +154,7 @@ export function contractDifference(found: Description): string | undefined {
     ['dtypes', words.dtypes],
     ['formats', words.formats],
     ['layouts', words.layouts],
+    ['zeroPoints', words.zeroPoints],
     ['activations', words.activations],
     ['computes', words.computes],
     ['scores', words.scores],

@@ -25,6 +25,11 @@ export const formats = [
 /** What the stored numbers of a weight mean; see `quantize`. */
 export type Format = (typeof formats)[number]
 
+/** How the zero points of a weight are stored: symmetric weights have none. */
+export const zeroPoints = ['none', 'integer', 'float'] as const
+/** See {@link zeroPoints}. */
+export type ZeroPoint = (typeof zeroPoints)[number]
+
 /** Packed layouts of weights. */
 export const layouts = ['rows', 'panel16'] as const
 /** Where the bytes of a packed weight lie; chosen by `Device.load`. */

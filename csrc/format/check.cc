@@ -105,30 +105,38 @@ Status check_format(Format* format, int64_t n, int64_t k) {
   if (!(gn == 1 || square || (gn == n && gk == k))) {
     return error(
         Code::argument,
-        "format: expected scales per row group, per matrix%s but got groups of %lld x %lld for %s",
-        row.bits == 8 ? " or per 128 x 128 block" : "", static_cast<ll>(gn), static_cast<ll>(gk),
-        row.name);
+        "format: expected %s groups inside a row%s or one of the matrix but got %lld x %lld",
+        row.name, row.bits == 8 ? ", 128 x 128 blocks" : "", static_cast<ll>(gn),
+        static_cast<ll>(gk));
   }
+  return ok();
+}
+
+Status check_sizes(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
+                   int64_t zeros_bytes) {
+  Format f = c.format;
+  LB_TRY(check_format(&f, c.n, c.k));
+  const int64_t codes = c.n * code_row_bytes(f.kind, c.k);
+  if (codes_bytes != codes) return wrong_bytes("codes", codes, codes_bytes);
+  const int64_t count = kind_row(f.kind).scaled ? scale_rows(f, c.n) * scale_cols(f, c.k) : 0;
+  const int64_t scales = count > 0 ? count * dtype_bytes(f.scale_dtype) : 0;
+  if (scales_bytes != scales) return wrong_bytes("scales", scales, scales_bytes);
+  const int64_t zeros = count * zero_bytes(f.zero_type);
+  if (zeros_bytes != zeros) return wrong_bytes("zeros", zeros, zeros_bytes);
   return ok();
 }
 
 Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
                        int64_t zeros_bytes) {
+  LB_TRY(check_sizes(c, codes_bytes, scales_bytes, zeros_bytes));
+  if (codes_bytes == 0) return ok();
   Format f = c.format;
   LB_TRY(check_format(&f, c.n, c.k));
   const KindRow& row = kind_row(f.kind);
-  const int64_t expected = c.n * code_row_bytes(f.kind, c.k);
-  if (codes_bytes != expected) return wrong_bytes("codes", expected, codes_bytes);
-  const int64_t cols = row.scaled ? scale_cols(f, c.k) : 0;
-  const int64_t count = row.scaled ? scale_rows(f, c.n) * cols : 0;
-  const int64_t scales = row.scaled ? count * dtype_bytes(f.scale_dtype) : 0;
-  if (scales_bytes != scales) return wrong_bytes("scales", scales, scales_bytes);
-  const int64_t zeros = count * zero_bytes(f.zero_type);
-  if (zeros_bytes != zeros) return wrong_bytes("zeros", zeros, zeros_bytes);
-  if (expected == 0) return ok();
   LB_TRY(check_tail(c));
   LB_TRY(check_codes(c));
   if (!row.scaled) return ok();
+  const int64_t cols = scale_cols(f, c.k), count = scale_rows(f, c.n) * cols;
   LB_TRY(check_finite("scales", c.scales, f.scale_dtype, count, cols));
   if (f.zero_type == ZeroType::f32) return check_finite("zeros", c.zeros, DType::f32, count, cols);
   if (f.zero_type == ZeroType::none) return ok();

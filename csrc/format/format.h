@@ -60,7 +60,10 @@ inline constexpr KindSet kAllKinds = (1u << kKindCount) - 1;
 
 // How the zero points of an affine kind are stored. `none`: symmetric, the zero is the kind's
 // `mid`.
+// The words for it are shared with lib/words.ts (`zeroPoints`).
 enum class ZeroType : int32_t { none, u8, f32 };
+inline constexpr const char* kZeroNames[] = {"none", "integer", "float"};
+inline constexpr int kZeroCount = sizeof kZeroNames / sizeof kZeroNames[0];
 
 struct Format {
   Kind kind;

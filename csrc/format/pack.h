@@ -17,7 +17,11 @@ struct Scheme {
 
 // Is the format well formed for [n, k]? Fills group sizes of 0 with n and k.
 Status check_format(Format* format, int64_t n, int64_t k);
-// And do scales hold finite numbers (NaN and inf are refused with the position of the first)?
+// Do the buffers of a canonical weight have these sizes?
+Status check_sizes(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
+                   int64_t zeros_bytes);
+// And are its numbers legal: codes that the kind has, zero bits behind each row, finite scales and
+// zeros? The first that is not is named by its position.
 Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
                        int64_t zeros_bytes);
 

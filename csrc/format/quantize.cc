@@ -49,28 +49,38 @@ void for_each(Pool* pool, int64_t count, int64_t each, const F& f) {
   }
 }
 
+// Elements index .. index + count as f32. The 16-bit ones are copied first: canonical codes are
+// bytes and may begin at any address.
 void load_chunk(const void* values, DType dtype, int64_t index, int count, float* out) {
+  const size_t size = static_cast<size_t>(dtype_bytes(dtype));
+  const uint8_t* from = static_cast<const uint8_t*>(values) + index * static_cast<int64_t>(size);
   if (dtype == DType::f32) {
-    std::memcpy(out, static_cast<const float*>(values) + index, sizeof(float) * count);
-  } else if (dtype == DType::bf16) {
-    const uint16_t* from = static_cast<const uint16_t*>(values) + index;
-    for (int i = 0; i < count; ++i) out[i] = bf16_to_f32(from[i]);
+    std::memcpy(out, from, size * count);
+    return;
+  }
+  uint16_t half[kChunk];
+  std::memcpy(half, from, size * count);
+  if (dtype == DType::bf16) {
+    for (int i = 0; i < count; ++i) out[i] = bf16_to_f32(half[i]);
   } else {
-    const uint16_t* from = static_cast<const uint16_t*>(values) + index;
-    for (int i = 0; i < count; ++i) out[i] = f16_to_f32(from[i]);
+    for (int i = 0; i < count; ++i) out[i] = f16_to_f32(half[i]);
   }
 }
 
 void store_chunk(void* out, DType dtype, int64_t index, int count, const float* values) {
+  const size_t size = static_cast<size_t>(dtype_bytes(dtype));
+  uint8_t* to = static_cast<uint8_t*>(out) + index * static_cast<int64_t>(size);
   if (dtype == DType::f32) {
-    std::memcpy(static_cast<float*>(out) + index, values, sizeof(float) * count);
-  } else if (dtype == DType::bf16) {
-    uint16_t* to = static_cast<uint16_t*>(out) + index;
-    for (int i = 0; i < count; ++i) to[i] = f32_to_bf16(values[i]);
-  } else {
-    uint16_t* to = static_cast<uint16_t*>(out) + index;
-    for (int i = 0; i < count; ++i) to[i] = f32_to_f16(values[i]);
+    std::memcpy(to, values, size * count);
+    return;
   }
+  uint16_t half[kChunk];
+  if (dtype == DType::bf16) {
+    for (int i = 0; i < count; ++i) half[i] = f32_to_bf16(values[i]);
+  } else {
+    for (int i = 0; i < count; ++i) half[i] = f32_to_f16(values[i]);
+  }
+  std::memcpy(to, half, size * count);
 }
 
 // float(code) of one-byte codes that are no integers, as a table.

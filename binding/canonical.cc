@@ -1,0 +1,135 @@
+// Canonical weights: made from floats, turned back, checked. All of it on the calling thread and
+// the host's pool.
+#include "binding/canonical.h"
+#include "binding/describe.h"
+#include "binding/export.h"
+
+namespace lowbit::binding {
+
+Format read_format(Reader& r, int64_t* n, int64_t* k) {
+  int64_t shape[kMaxRank] = {};
+  const int rank = r.shape("shape", shape);
+  if (!r.failed() && rank != 2) {
+    r.fail(
+        error(Code::shape, "%s: expected shape to be [N, K] but got %d dimensions", r.op(), rank));
+  }
+  *n = shape[0];
+  *k = shape[1];
+  Format f = {};
+  f.kind = static_cast<Kind>(r.word("format", kKindCount));
+  f.group_n = r.integer("groupN");
+  f.group_k = r.integer("groupK");
+  f.scale_dtype = static_cast<DType>(r.word("scaleDtype", kDTypeCount + 1));
+  f.zero_type = static_cast<ZeroType>(r.word("zeroPoint", kZeroCount));
+  if (r.failed()) return f;
+  const Status status = check_format(&f, *n, *k);
+  if (!is_ok(status)) r.fail(status);
+  return f;
+}
+
+// Scales and zeros are read where they lie, so their array must be of their width: then it is
+// aligned for it. Number 11 is Float16Array, which newer versions of Node have.
+static uint8_t* read_array(Reader& r, const char* name, int64_t width, int64_t* bytes) {
+  napi_typedarray_type found = napi_uint8_array;
+  void* data = r.bytes(name, bytes, &found);
+  const int type = static_cast<int>(found);
+  const bool fits = width == 4   ? type == napi_float32_array
+                    : width == 2 ? type == napi_uint16_array || type == 11
+                                 : type == napi_uint8_array;
+  if (data != nullptr && !fits) {
+    r.fail(error(Code::dtype, "%s: expected %s to be a %s", r.op(), name,
+                 width == 4   ? "Float32Array"
+                 : width == 2 ? "Uint16Array"
+                              : "Uint8Array"));
+  }
+  return static_cast<uint8_t*>(data);
+}
+
+CanonicalBytes read_buffers(Reader& r) {
+  CanonicalBytes c = {};
+  Canonical& w = c.weight;
+  w.format = read_format(r, &w.n, &w.k);
+  c.codes = static_cast<uint8_t*>(r.bytes("codes", &c.codes_bytes));
+  const DType scale_dtype = w.format.scale_dtype;
+  const int64_t scale_width = scale_dtype == DType::none ? 1 : dtype_bytes(scale_dtype);
+  c.scales = read_array(r, "scales", scale_width, &c.scales_bytes);
+  c.zeros = read_array(r, "zeros", w.format.zero_type == ZeroType::f32 ? 4 : 1, &c.zeros_bytes);
+  w.codes = c.codes;
+  w.scales = c.scales;
+  w.zeros = c.zeros;
+  if (r.failed()) return c;
+  const Status status = check_sizes(w, c.codes_bytes, c.scales_bytes, c.zeros_bytes);
+  if (!is_ok(status)) r.fail(status);
+  return c;
+}
+
+Canonical read_canonical(Reader& r) {
+  const CanonicalBytes c = read_buffers(r);
+  if (r.failed()) return c.weight;
+  const Status status = check_canonical(c.weight, c.codes_bytes, c.scales_bytes, c.zeros_bytes);
+  if (!is_ok(status)) r.fail(status);
+  return c.weight;
+}
+
+// formatSizes(shape, ..., zeroType): how large the arrays of a canonical weight are.
+napi_value format_sizes(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "quantize");
+  int64_t n, k;
+  const Format f = read_format(r, &n, &k);
+  if (r.failed()) return nullptr;
+  const bool scaled = kind_row(f.kind).scaled;
+  napi_value out;
+  napi_create_object(env, &out);
+  set_number(env, out, "groupN", static_cast<double>(f.group_n));
+  set_number(env, out, "groupK", static_cast<double>(f.group_k));
+  set_number(env, out, "codes", static_cast<double>(n * code_row_bytes(f.kind, k)));
+  set_number(env, out, "scaleRows", scaled ? static_cast<double>(scale_rows(f, n)) : 0);
+  set_number(env, out, "scaleCols", scaled ? static_cast<double>(scale_cols(f, k)) : 0);
+  return out;
+}
+
+// quantize(values, dtype, clip, ...nine)
+napi_value quantize_weight(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "quantize");
+  int64_t bytes = 0;
+  const void* values = r.bytes("weights", &bytes);
+  const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount));
+  const bool clip = r.boolean("clip");
+  const CanonicalBytes c = read_buffers(r);
+  if (r.failed()) return nullptr;
+  const int64_t count = c.weight.n * c.weight.k, got = bytes / dtype_bytes(dtype);
+  if (got != count || bytes % dtype_bytes(dtype) != 0) {
+    return fail(env,
+                error(Code::shape, "quantize: expected %lld weights for [%lld, %lld] but got %lld",
+                      static_cast<long long>(count), static_cast<long long>(c.weight.n),
+                      static_cast<long long>(c.weight.k), static_cast<long long>(got)));
+  }
+  const Status status = quantize(values, dtype, c.weight.n, c.weight.k, {c.weight.format, clip},
+                                 c.codes, c.scales, c.zeros, host_pool(env));
+  return is_ok(status) ? nullptr : fail(env, status);
+}
+
+// dequantize(out, dtype, ...nine)
+napi_value dequantize_weight(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "dequantize");
+  int64_t bytes = 0;
+  void* out = r.bytes("out", &bytes);
+  const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount));
+  const Canonical c = read_canonical(r);
+  if (r.failed()) return nullptr;
+  if (bytes != c.n * c.k * dtype_bytes(dtype)) {
+    return fail(env, error(Code::internal, "dequantize: the array has %lld bytes",
+                           static_cast<long long>(bytes)));
+  }
+  const Status status = dequantize(c, out, dtype, host_pool(env));
+  return is_ok(status) ? nullptr : fail(env, status);
+}
+
+// checkWeight(...nine)
+napi_value check_weight(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "canonical");
+  read_canonical(r);
+  return nullptr;
+}
+
+}  // namespace lowbit::binding

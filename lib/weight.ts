@@ -1,0 +1,88 @@
+import type { Device } from './device'
+import { wordIndex } from './errors'
+import { type Handle, native } from './native'
+import { type FloatDType, type GroupSize, nativeCanonical, type QuantizedWeight, roomFor } from './quantize'
+import { type Format, type Layout, layouts, type ZeroPoint } from './words'
+
+/** Options of {@link Device.load}. */
+export interface LoadOptions {
+  /** Default: what the device's kernels read fastest. 'rows' holds every format, 'panel16' all but int3 and narrower, FP8 and blocks. */
+  readonly layout?: Layout
+}
+
+/**
+ * A weight [N, K] in a device's memory, packed for its kernels. Made by {@link Device.load}; any number of ops may read
+ * it. `dispose()` gives the memory back as soon as the queued ops that read it are done.
+ */
+export class Weight implements Disposable {
+  readonly format: Format
+  /** [N, K]. */
+  readonly shape: readonly [number, number]
+  readonly groupSize: GroupSize | undefined
+  readonly zeroPoint: ZeroPoint
+  readonly scaleDtype: FloatDType | undefined
+  #info: { layout: Layout; bytes: number } | undefined
+
+  /** @internal */
+  constructor(q: QuantizedWeight) {
+    this.format = q.format
+    this.shape = q.shape
+    this.groupSize = q.groupSize
+    this.zeroPoint = q.zeroPoint
+    this.scaleDtype = q.scaleDtype
+  }
+
+  get #about(): { layout: Layout; bytes: number } {
+    if (this.#info === undefined) {
+      const { layout, bytes } = native.weightInfo(this)
+      this.#info = { layout: layouts[layout] as Layout, bytes }
+    }
+    return this.#info
+  }
+
+  /** Where the bytes lie; see csrc/format/layout.h. */
+  get layout(): Layout {
+    return this.#about.layout
+  }
+  /** Bytes of the device's memory, padding counted in. */
+  get bytes(): number {
+    return this.#about.bytes
+  }
+  /** Whether {@link dispose} was called. */
+  get disposed(): boolean {
+    return native.weightDisposed(this)
+  }
+
+  /** The canonical weight that it was made from, bit for bit. */
+  unpack(): QuantizedWeight {
+    const { weight } = roomFor(this, 'unpack')
+    native.unpackWeight(this, weight.codes, weight.scales, weight.zeros)
+    return weight
+  }
+
+  /** Gives the memory back once the queued ops that read it are done. Calling it twice is harmless. */
+  dispose(): void {
+    native.weightDispose(this)
+  }
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  toString(): string {
+    return `Weight(${this.format} [${this.shape.join(', ')}]${this.disposed ? ', disposed' : ''})`
+  }
+}
+
+/** Packs `q` into the memory of a device. */
+export function loadWeight(device: Device & Handle, q: QuantizedWeight, options: LoadOptions = {}): Weight {
+  const { layout } = options
+  const canonical = nativeCanonical(q, 'load')
+  const weight = new Weight(q)
+  native.load(
+    device,
+    weight,
+    layout === undefined ? -1 : wordIndex(layouts, layout, 'load: layout'),
+    ...canonical,
+  )
+  return weight
+}

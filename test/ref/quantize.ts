@@ -1,0 +1,234 @@
+/**
+ * Quantisation from its formulas, one value after the other: the oracle of csrc/format. Numbers are float32 (every
+ * operation followed by Math.fround, which is what float32 arithmetic gives), sums of errors are float64.
+ * The formulas are those of the pages in csrc/format; none of its code is used.
+ */
+import type { Format } from 'lowbit'
+import { decodeFloat, encodeFloat, type Minifloat, minifloats } from './floats'
+
+const f32 = Math.fround
+
+/** Round to nearest, ties to even. */
+export function roundEven(x: number): number {
+  const below = Math.floor(x)
+  const rest = x - below
+  if (rest !== 0.5) return rest < 0.5 ? below : below + 1
+  return below % 2 === 0 ? below : below + 1
+}
+
+const clamp = (x: number, lo: number, hi: number): number => Math.min(Math.max(x, lo), hi)
+
+export type ScaleDtype = 'f32' | 'f16' | 'bf16'
+
+export interface RefScheme {
+  readonly format: Format
+  /** Rows and columns that share a scale. */
+  readonly groupN: number
+  readonly groupK: number
+  readonly zeroPoint: 'none' | 'integer' | 'float'
+  readonly scaleDtype: ScaleDtype
+  /** Shrinks the range, as the clipping search does; 1: the full range. */
+  readonly shrink?: number
+}
+
+/** Codes one an element, scales and zeros one a group, all as numbers. */
+export interface RefWeight {
+  readonly codes: Int32Array
+  readonly scales: Float32Array
+  readonly zeros: Float32Array
+  readonly values: Float32Array
+}
+
+export const codeBits: Record<Format, number> = {
+  f32: 32,
+  f16: 16,
+  bf16: 16,
+  int8: 8,
+  int4: 4,
+  int3: 3,
+  int2: 2,
+  int1: 1,
+  ternary: 2,
+  fp8_e4m3: 8,
+  fp8_e5m2: 8,
+}
+
+function roundScale(scale: number, dtype: ScaleDtype): number {
+  const atLeast = Math.max(scale, f32(1e-12))
+  if (dtype === 'f32') return Math.min(atLeast, 3.4028234663852886e38)
+  const type: Minifloat = minifloats[dtype]
+  const largest = dtype === 'f16' ? 65504 : 2 ** 127 * (2 - 2 ** -7)
+  const least = dtype === 'f16' ? 2 ** -24 : 0
+  return decodeFloat(type, encodeFloat(type, clamp(atLeast, least, largest)))
+}
+
+interface Group {
+  scale: number
+  zero: number
+  encode(w: number): number
+  decode(code: number): number
+}
+
+function floatGroup(type: Minifloat, scale: number): Group {
+  return {
+    scale,
+    zero: 0,
+    encode: (w) => encodeFloat(type, f32(w / scale)),
+    decode: (code) => f32(scale * decodeFloat(type, code)),
+  }
+}
+
+/** How one group of values is coded. */
+export function groupOf(values: readonly number[], s: RefScheme): Group {
+  const shrink = f32(s.shrink ?? 1)
+  const maxAbs = values.reduce((m, w) => Math.max(m, Math.abs(w)), 0)
+  const scaleBy = (largest: number) => roundScale(f32(f32(maxAbs * shrink) / largest), s.scaleDtype)
+  switch (s.format) {
+    case 'int8': {
+      const scale = scaleBy(127)
+      return {
+        scale,
+        zero: 0,
+        encode: (w) => clamp(roundEven(f32(w / scale)), -127, 127),
+        decode: (code) => f32(scale * code),
+      }
+    }
+    case 'fp8_e4m3':
+      return floatGroup(minifloats.e4m3, scaleBy(448))
+    case 'fp8_e5m2':
+      return floatGroup(minifloats.e5m2, scaleBy(57344))
+    case 'ternary':
+    case 'int1': {
+      const mean = values.reduce((sum, w) => sum + Math.abs(w), 0) / values.length
+      const scale = roundScale(f32(f32(mean) * shrink), s.scaleDtype)
+      if (s.format === 'int1') {
+        return {
+          scale,
+          zero: 0,
+          encode: (w) => (w < 0 ? 0 : 1),
+          decode: (code) => f32(scale * (2 * code - 1)),
+        }
+      }
+      return {
+        scale,
+        zero: 0,
+        encode: (w) => clamp(roundEven(f32(w / scale)), -1, 1) + 1,
+        decode: (code) => f32(scale * (code - 1)),
+      }
+    }
+    case 'int4':
+    case 'int3':
+    case 'int2': {
+      const mid = 2 ** (codeBits[s.format] - 1)
+      const top = 2 * mid - 1
+      if (s.zeroPoint === 'none') {
+        const scale = scaleBy(mid - 1)
+        return {
+          scale,
+          zero: mid,
+          encode: (w) => clamp(roundEven(f32(w / scale)), 1 - mid, mid - 1) + mid,
+          decode: (code) => f32(scale * (code - mid)),
+        }
+      }
+      const lo = f32(Math.min(0, ...values) * shrink)
+      const hi = f32(Math.max(0, ...values) * shrink)
+      const scale = roundScale(f32(f32(hi - lo) / top), s.scaleDtype)
+      const exact = f32((0 - lo) / scale)
+      if (s.zeroPoint === 'float') {
+        return {
+          scale,
+          zero: exact,
+          encode: (w) => clamp(roundEven(f32(f32(w - lo) / scale)), 0, top),
+          decode: (code) => f32(scale * f32(code - exact)),
+        }
+      }
+      const zero = Math.min(roundEven(exact), top)
+      return {
+        scale,
+        zero,
+        encode: (w) => clamp(roundEven(f32(w / scale)) + zero, 0, top),
+        decode: (code) => f32(scale * (code - zero)),
+      }
+    }
+    default:
+      throw new Error(`${s.format} has no groups`)
+  }
+}
+
+/** Quantises w [n, k]; groups at the ragged ends are smaller. */
+export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefScheme): RefWeight {
+  const rows = Math.ceil(n / s.groupN)
+  const cols = Math.ceil(k / s.groupK)
+  const codes = new Int32Array(n * k)
+  const values = new Float32Array(n * k)
+  const scales = new Float32Array(rows * cols)
+  const zeros = new Float32Array(rows * cols)
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < cols; j++) {
+      const members: number[] = []
+      for (let r = i * s.groupN; r < Math.min(n, (i + 1) * s.groupN); r++) {
+        for (let c = j * s.groupK; c < Math.min(k, (j + 1) * s.groupK); c++) members.push(r * k + c)
+      }
+      const group = groupOf(
+        members.map((at) => w[at] as number),
+        s,
+      )
+      scales[i * cols + j] = group.scale
+      zeros[i * cols + j] = group.zero
+      for (const at of members) {
+        codes[at] = group.encode(w[at] as number)
+        values[at] = group.decode(codes[at] as number)
+      }
+    }
+  }
+  return { codes, scales, zeros, values }
+}
+
+/** Shrink factors of the clipping search, the full range first. */
+export function shrinkFactors(format: Format): number[] {
+  if (format === 'int1') return [1]
+  if (format === 'ternary') {
+    const up = Array.from({ length: 17 }, (_, i) => f32((20 + i) / 20))
+    const down = Array.from({ length: 8 }, (_, i) => f32((19 - i) / 20))
+    return [...up, ...down]
+  }
+  return Array.from({ length: 25 }, (_, i) => f32((40 - i) / 40))
+}
+
+/** Code k of row n in canonical bytes: bit k * bits of the row, least significant bit first. */
+export function readCode(bytes: Uint8Array, n: number, k: number, cols: number, bits: number): number {
+  const rowBytes = Math.ceil((cols * bits) / 8)
+  let code = 0
+  for (let b = 0; b < bits; b++) {
+    const bit = k * bits + b
+    code |= (((bytes[n * rowBytes + (bit >> 3)] as number) >> (bit & 7)) & 1) << b
+  }
+  return code
+}
+
+/** Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. */
+export function panelPlace(
+  format: Format,
+  groupK: number,
+  blockBytes: number,
+  groups: number,
+  n: number,
+  k: number,
+): { byte: number; bit: number } {
+  const block = (Math.floor(n / 16) * groups + Math.floor(k / groupK)) * blockBytes
+  const lane = (n % 16) * 4
+  const i = k % groupK
+  switch (format) {
+    case 'f32':
+      return { byte: block + 64 * i + lane, bit: 0 }
+    case 'f16':
+    case 'bf16':
+      return { byte: block + 64 * Math.floor(i / 2) + lane + 2 * (i % 2), bit: 0 }
+    case 'int8':
+      return { byte: block + 64 * Math.floor(i / 4) + lane + (i % 4), bit: 0 }
+    case 'int4':
+      return { byte: block + 64 * Math.floor(i / 8) + lane + (i % 4), bit: i % 8 < 4 ? 0 : 4 }
+    default:
+      throw new Error(`panel16 has no ${format}`)
+  }
+}
