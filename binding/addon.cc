@@ -16,6 +16,8 @@ static constexpr Export kExports[] = {
     {"setError", set_error},
     {"callNothing", call_nothing},
     {"probe", probe},
+    {"peakRows", peak_rows},
+    {"measurePeaks", measure_peaks},
     {"openCpu", open_cpu},
     {"openCuda", open_cuda},
     {"closeDevice", close_device},

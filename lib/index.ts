@@ -26,6 +26,7 @@ export {
   openDevice,
 } from './device'
 export { LowbitError, LowbitTypeError } from './errors'
+export { measurePeaks, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
 export {
   type CanonicalFields,
   canonical,

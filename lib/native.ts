@@ -98,6 +98,8 @@ export interface Native {
   setError(make: (code: string, text: string) => Error): void
   callNothing(): void
   probe(library: string): CudaProbe
+  peakRows(): { name: string; quantity: string; arch: string }[]
+  measurePeaks(out: Handle): void
   openCpu(device: Handle, threads: number, memoryLimit: number): void
   openCuda(device: Handle, library: string, index: number, memoryLimit: number): void
   closeDevice(device: Handle): void

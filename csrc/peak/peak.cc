@@ -1,0 +1,140 @@
+// peak: the table, and the clock around its rows. Built without ISA flags.
+#include "csrc/peak/peak.h"
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "csrc/base/threads.h"
+
+namespace lowbit {
+
+#define KERNEL(name) extern const PeakKernel name;
+#include "csrc/peak/kernels.inc"
+#undef KERNEL
+
+static const PeakKernel* const kRows[] = {
+#define KERNEL(name) &name,
+#include "csrc/peak/kernels.inc"
+#undef KERNEL
+};
+static constexpr int kRowCount = sizeof kRows / sizeof *kRows;
+
+PeakTable peak_table() { return {kRows, kRowCount}; }
+
+Tensor peak_result() {
+  Tensor t = {};
+  t.rank = 2;
+  t.shape[0] = kRowCount;
+  t.shape[1] = 2;
+  t.strides[0] = 2;
+  t.strides[1] = 1;
+  t.dtype = DType::f32;
+  return t;
+}
+
+Status peak_check(const Tensor& out) {
+  if (out.dtype != DType::f32) {
+    return error(Code::dtype, "measurePeaks: expected out as f32 but got %s",
+                 dtype_name(out.dtype));
+  }
+  if (!same_shape(out, peak_result())) {
+    return error(Code::shape, "measurePeaks: expected out as [%d, 2] but got %s", kRowCount,
+                 shape_text(out).text);
+  }
+  if (!is_contiguous(out)) return error(Code::strides, "measurePeaks: expected out contiguous");
+  if (out.device.kind != DeviceKind::cpu) {
+    return error(Code::unsupported, "measurePeaks: only CPU devices are measured so far");
+  }
+  return ok();
+}
+
+// A figure is the best of several passes, for on a shared machine some lose their core. A pass
+// lasts long enough that waking the pool does not count, and over memory longer, so that a moment
+// in which the neighbours are silent does not make the figure of a machine.
+struct Passes {
+  int count;
+  double seconds;  // of one, at least
+};
+static constexpr Passes kMemoryPasses = {5, 12e-3};
+static constexpr Passes kArithmeticPasses = {16, 3e-3};
+// Below this size a large last cache of a neighbour's core, or a memory-side cache, still answers.
+static constexpr int64_t kLeastBytes = int64_t{256} << 20;
+
+static double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// One pass: as many sweeps over the memory, or one sweep of as many rounds, as it takes.
+static double pass_seconds(const PeakKernel& row, const PeakArgs& args, int sweeps,
+                           const Ctx& ctx) {
+  const double begin = now();
+  for (int i = 0; i < sweeps; ++i) row.run(args, ctx);
+  return now() - begin;
+}
+
+// Units of 1e9 per second.
+static float best_rate(const PeakKernel& row, PeakArgs args, const Ctx& ctx) {
+  const bool memory = of_memory(row.spec.quantity);
+  const Passes passes = memory ? kMemoryPasses : kArithmeticPasses;
+  int sweeps = 1;
+  args.rounds = kPeakRounds * 8 * pool_threads(ctx.pool);
+  // The first passes wake the workers, too.
+  while (pass_seconds(row, args, sweeps, ctx) < passes.seconds) {
+    if (memory) {
+      sweeps *= 2;
+    } else {
+      args.rounds *= 2;
+    }
+  }
+  const double work = memory ? static_cast<double>(args.bytes) * sweeps
+                             : static_cast<double>(args.rounds) * row.spec.operations;
+  double least = 1e30;
+  for (int i = 0; i < passes.count; ++i) {
+    const double seconds = pass_seconds(row, args, sweeps, ctx);
+    if (seconds < least) least = seconds;
+  }
+  return static_cast<float>(work / least * 1e-9);
+}
+
+static int64_t buffer_bytes() {
+  const CpuInfo info = cpu_info();
+  int64_t bytes = 4 * info.l3 > kLeastBytes ? 4 * info.l3 : kLeastBytes;
+  if (bytes > info.memory / 4) bytes = info.memory / 4;
+  const int64_t step = 4 * kPeakChunk;  // whole chunks in either half, and whole huge pages
+  return bytes < step ? step : bytes / step * step;
+}
+
+Status peak_measure(const Tensor& out, ArchSet arch, const Ctx& ctx) {
+  PeakArgs args = {};
+  args.bytes = buffer_bytes();
+  const size_t size = static_cast<size_t>(args.bytes);
+  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  Pool* one = block != MAP_FAILED ? pool_create(1) : nullptr;
+  if (one == nullptr) {
+    if (block != MAP_FAILED) munmap(block, size);
+    return error(Code::memory, "measurePeaks: out of memory for %lld bytes",
+                 static_cast<long long>(args.bytes));
+  }
+  // Weights ask for huge pages too. Each page is written once: pages never written are all the
+  // same page of zeros, which a cache holds.
+  madvise(block, size, MADV_HUGEPAGE);
+  args.data = static_cast<uint8_t*>(block);
+  parallel_for(ctx.pool, args.bytes, kPeakChunk, [&](int64_t begin, int64_t end, int) {
+    std::memset(args.data + begin, 1, static_cast<size_t>(end - begin));
+  });
+  const bool several = pool_threads(ctx.pool) > 1;
+  for (int i = 0; i < kRowCount; ++i) {
+    float* rate = static_cast<float*>(out.data) + 2 * i;
+    rate[0] = rate[1] = 0;
+    if ((kRows[i]->arch & arch) != kRows[i]->arch) continue;
+    rate[0] = best_rate(*kRows[i], args, {one, nullptr, nullptr});
+    rate[1] = several ? best_rate(*kRows[i], args, ctx) : rate[0];
+  }
+  pool_destroy(one);
+  munmap(block, size);
+  return ok();
+}
+
+}  // namespace lowbit
