@@ -44,6 +44,17 @@ static constexpr Export kExports[] = {
     {"weightInfo", weight_info},
     {"weightDisposed", weight_disposed},
     {"weightDispose", weight_dispose},
+    {"add", add},
+    {"siluMul", silu_mul},
+    {"geluMul", gelu_mul},
+    {"copy", copy},
+    {"embedding", embedding},
+    {"rmsNorm", rms_norm},
+    {"layerNorm", layer_norm},
+    {"rope", rope},
+    {"softmax", softmax},
+    {"argmax", argmax},
+    {"crossEntropy", cross_entropy},
 };
 
 }  // namespace lowbit::binding

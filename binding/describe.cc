@@ -5,8 +5,14 @@
 #include "binding/args.h"
 #include "binding/export.h"
 #include "csrc/attention/attention.h"
+#include "csrc/copy/copy.h"
+#include "csrc/elementwise/elementwise.h"
+#include "csrc/embedding/embedding.h"
 #include "csrc/format/layout.h"
 #include "csrc/linear/linear.h"
+#include "csrc/norm/norm.h"
+#include "csrc/rope/rope.h"
+#include "csrc/softmax/softmax.h"
 
 namespace lowbit::binding {
 
@@ -71,6 +77,13 @@ static void set_dtypes(napi_env env, napi_value object, const char* name, DTypeS
   napi_set_named_property(env, object, name, array);
 }
 
+// The ops whose rows differ in nothing but their dtypes.
+template <class Table>
+static void add_row_op(napi_env env, napi_value array, const char* op, const Table& table) {
+  add_rows(env, array, op, table.rows, table.count,
+           [&](const auto& spec, napi_value row) { set_dtypes(env, row, "dtypes", spec.dtypes); });
+}
+
 static napi_value kernel_rows(napi_env env) {
   napi_value rows;
   napi_create_array(env, &rows);
@@ -109,6 +122,12 @@ static napi_value kernel_rows(napi_env env) {
              set_number(env, row, "headDimMax", static_cast<double>(s.head_dim_max));
              set_number(env, row, "headDimMultiple", static_cast<double>(s.head_dim_multiple));
            });
+  add_row_op(env, rows, "norm", norm_table());
+  add_row_op(env, rows, "rope", rope_table());
+  add_row_op(env, rows, "embedding", embedding_table());
+  add_row_op(env, rows, "elementwise", elementwise_table());
+  add_row_op(env, rows, "copy", copy_table());
+  add_row_op(env, rows, "softmax", softmax_table());
   return rows;
 }
 

@@ -15,5 +15,7 @@ Callback tensor_info, tensor_disposed, tensor_dispose;
 Callback tensor_slice, tensor_reshape, tensor_transpose;
 Callback format_sizes, quantize_weight, dequantize_weight, check_weight;
 Callback load, unpack_weight, packed_bytes, weight_info, weight_disposed, weight_dispose;
+Callback add, silu_mul, gelu_mul, copy, embedding, rms_norm, layer_norm, rope;
+Callback softmax, argmax, cross_entropy;
 
 }  // namespace lowbit::binding

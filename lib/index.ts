@@ -16,6 +16,7 @@ export {
   type SafetensorsTensor,
   serializeSafetensors,
 } from './checkpoint/safetensors'
+export { type CopyOptions, copy } from './copy'
 export {
   type Backend,
   backends,
@@ -25,7 +26,10 @@ export {
   type MemoryUsage,
   openDevice,
 } from './device'
+export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } from './elementwise'
+export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
+export { layerNorm, type NormOptions, rmsNorm } from './norm'
 export { measurePeaks, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
 export {
   type CanonicalFields,
@@ -38,7 +42,15 @@ export {
   type Scheme,
   type WeightArray,
 } from './quantize'
+export { type Pairing, type RopeOptions, rope } from './rope'
 export { deserialize, serialize } from './serialize'
+export {
+  argmax,
+  crossEntropy,
+  type RowResultOptions,
+  type SoftmaxOptions,
+  softmax,
+} from './softmax'
 export type { ArrayOf, Tensor } from './tensor'
 export { type LoadOptions, Weight } from './weight'
 export type {

@@ -126,6 +126,43 @@ export interface Native {
   weightInfo(weight: Handle): WeightInfo
   weightDisposed(weight: Handle): boolean
   weightDispose(weight: Handle): void
+  add(a: Handle, b: Handle, out: Handle, row?: string): void
+  siluMul(gate: Handle, up: Handle, out: Handle, row?: string): void
+  geluMul(gate: Handle, up: Handle, tanh: boolean, out: Handle, row?: string): void
+  copy(x: Handle, dtype: number | undefined, out: Handle, row?: string): void
+  embedding(table: Handle, ids: Handle, out: Handle, row?: string): void
+  rmsNorm(
+    x: Handle,
+    weight: Handle | undefined,
+    residual: Handle | undefined,
+    out: Handle,
+    residualOut: Handle | undefined,
+    eps: number,
+    row?: string,
+  ): void
+  layerNorm(
+    x: Handle,
+    weight: Handle | undefined,
+    bias: Handle | undefined,
+    residual: Handle | undefined,
+    out: Handle,
+    residualOut: Handle | undefined,
+    eps: number,
+    row?: string,
+  ): void
+  rope(
+    x: Handle,
+    cos: Handle,
+    sin: Handle,
+    positions: Handle | undefined,
+    offset: number,
+    pairing: number,
+    out: Handle,
+    row?: string,
+  ): void
+  softmax(x: Handle, out: Handle, scale: number, row?: string): void
+  argmax(x: Handle, out: Handle, row?: string): void
+  crossEntropy(logits: Handle, targets: Handle, out: Handle, row?: string): void
 }
 
 /** The folder of the package: the addon lies in its build/Release or prebuilds. */

@@ -1,0 +1,31 @@
+#include "csrc/embedding/embedding.h"
+
+#include "binding/call.h"
+#include "binding/export.h"
+
+namespace lowbit::binding {
+namespace {
+
+struct Embedding {
+  using Args = EmbeddingArgs;
+  using Kernel = EmbeddingKernel;
+  static constexpr const char* kName = "embedding";
+  static constexpr auto check = embedding_check;
+  static constexpr auto select = embedding_select;
+  static constexpr auto workspace = embedding_workspace;
+  static constexpr auto run = embedding_run;
+
+  static void read(Reader& r, Args& a) {
+    a.table = r.input("table");
+    a.ids = r.input("ids");
+    r.output("out", &a.out, embedding_infer, a);
+  }
+};
+
+}  // namespace
+
+napi_value embedding(napi_env env, napi_callback_info info) {
+  return call_op<Embedding>(env, info);
+}
+
+}  // namespace lowbit::binding
