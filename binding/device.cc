@@ -73,11 +73,12 @@ napi_value open_cpu(napi_env env, napi_callback_info info) {
 napi_value open_cuda(napi_env env, napi_callback_info info) {
   Reader r(env, info, "openDevice");
   napi_value object = r.object("device");
-  char library[1024];
+  char library[1024], driver[1024];
   r.text("library", library, sizeof library);
+  const bool named = r.text("driver", driver, sizeof driver);
   const int64_t index = r.integer("index"), limit = r.integer("memoryLimit");
   if (r.failed()) return nullptr;
-  const CudaProbe probe = probe_cuda(library);
+  const CudaProbe probe = probe_cuda(library, named ? driver : nullptr);
   if (probe.api == nullptr) return fail(env, error(Code::device, "%s", probe.reason));
   if (index < 0 || index >= probe.devices) {
     return fail(env, error(Code::argument, "openDevice: there is no cuda:%lld, %d found",

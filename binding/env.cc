@@ -56,23 +56,25 @@ napi_value set_error(napi_env env, napi_callback_info info) {
 // What bench/calls.ts holds the cost of an op against.
 napi_value call_nothing(napi_env, napi_callback_info) { return nullptr; }
 
-// probe(library): why CUDA can or can't be used.
+// probe(library, driver): why CUDA can or can't be used.
 napi_value probe(napi_env env, napi_callback_info info) {
   Reader r(env, info, "probe");
-  char library[1024];
+  char library[1024], driver[1024];
   r.text("library", library, sizeof library);
+  const bool named = r.text("driver", driver, sizeof driver);
   if (r.failed()) return nullptr;
-  const CudaProbe found = probe_cuda(library);
+  const CudaProbe found = probe_cuda(library, named ? driver : nullptr);
   napi_value out, devices;
   napi_create_object(env, &out);
   set_text(env, out, "code", found.code);
   set_text(env, out, "reason", found.reason);
   set_number(env, out, "driver", found.driver);
+  set_number(env, out, "runtime", found.api != nullptr ? found.api->runtime : 0);
   set_number(env, out, "rows", found.api != nullptr ? found.api->rows : 0);
   napi_create_array(env, &devices);
   for (int i = 0; found.api != nullptr && i < found.devices; ++i) {
     CudaDeviceInfo device = {};
-    if (found.api->device_info(i, &device) != 0) continue;
+    found.api->device_info(i, &device);  // zeros if it fails: a row that is not usable
     napi_value row;
     napi_create_object(env, &row);
     set_text(env, row, "name", device.name);

@@ -1,6 +1,6 @@
-import path from 'node:path'
+import { backends, cudaBackends, cudaFiles, probeCuda } from './backends'
 import { kindOf, LowbitError, LowbitTypeError, makeError, wordIndex } from './errors'
-import { addonFile, native } from './native'
+import { native } from './native'
 import type { QuantizedWeight } from './quantize'
 import { Tensor } from './tensor'
 import { type LoadOptions, loadWeight, type Weight } from './weight'
@@ -37,48 +37,6 @@ export interface DeviceOptions {
   readonly memoryLimit?: number
 }
 
-/** A row of {@link backends}. */
-export interface Backend {
-  readonly device: string
-  readonly name: string
-  readonly usable: boolean
-  /** 'OK', or why it can't be used. */
-  readonly code: 'OK' | BackendCode
-  /** The same as a sentence, with what to do about it. */
-  readonly reason: string
-}
-
-const cudaLibrary = process.env.LB_CUDA_LIBRARY ?? path.join(path.dirname(addonFile), 'liblowbit_cuda.so')
-
-function cudaBackends(): Backend[] {
-  if (process.env.LB_DISABLE_CUDA === '1') {
-    return [
-      { device: 'cuda', name: 'CUDA', usable: false, code: 'DISABLED', reason: 'LB_DISABLE_CUDA=1 is set' },
-    ]
-  }
-  const probe = native.probe(cudaLibrary)
-  if (probe.code !== 'OK') {
-    return [
-      { device: 'cuda', name: 'CUDA', usable: false, code: probe.code as BackendCode, reason: probe.reason },
-    ]
-  }
-  return probe.devices.map((found, index) => ({
-    device: `cuda:${index}`,
-    name: found.name,
-    usable: found.usable,
-    code: found.usable ? 'OK' : 'UNSUPPORTED_DEVICE',
-    reason: found.usable
-      ? ''
-      : `compute capability ${(found.capability / 10).toFixed(1)} is below 7.5, the oldest that lowbit supports`,
-  }))
-}
-
-/** Every device of this machine, usable or not, best first; the CPU is last and always usable. */
-export function backends(): Backend[] {
-  const host = native.hostInfo()
-  return [...cudaBackends(), { device: 'cpu', name: host.name, usable: true, code: 'OK', reason: '' }]
-}
-
 /**
  * A device and its queue. Ops run in the order of their calls, one after the other; the JavaScript thread never waits
  * for them except in `read`, `sync` and the `...Sync` forms. Made by {@link openDevice}.
@@ -101,7 +59,7 @@ export class Device implements Disposable {
       const { archs, threads, limit: memory } = counters
       return { device: this.name, name: host.name, archs, threads, memory }
     }
-    const found = native.probe(cudaLibrary).devices[Number(this.name.slice(5))]
+    const found = probeCuda().devices[Number(this.name.slice(5))]
     return {
       device: this.name,
       name: found?.name ?? '',
@@ -193,12 +151,13 @@ export function openDevice(name = 'auto', options: DeviceOptions = {}): Device {
   const { threads = 0, memoryLimit = 0 } = options
   if (options.threads === 0)
     throw new LowbitError('ERR_ARGUMENT', 'openDevice: expected threads from 1 to 1024 but got 0')
-  if (name === 'auto' || name === 'cpu') {
+  const wanted = name === 'auto' ? (backends().find((row) => row.code === 'OK')?.device ?? 'cpu') : name
+  if (wanted === 'cpu') {
     const device = new Device('cpu')
     native.openCpu(device, threads, memoryLimit)
     return device
   }
-  const match = /^cuda(?::(\d+))?$/.exec(name)
+  const match = /^cuda(?::(\d+))?$/.exec(wanted)
   if (match === null) {
     throw new LowbitError(
       'ERR_ARGUMENT',
@@ -211,6 +170,6 @@ export function openDevice(name = 'auto', options: DeviceOptions = {}): Device {
   if (row !== undefined && !row.usable)
     throw new LowbitError(row.code as BackendCode, `openDevice: ${name}: ${row.reason}`)
   const device = new Device(`cuda:${index}`)
-  native.openCuda(device, cudaLibrary, index, memoryLimit)
+  native.openCuda(device, cudaFiles.library, cudaFiles.driver, index, memoryLimit)
   return device
 }

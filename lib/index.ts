@@ -1,4 +1,6 @@
 /** lowbit: low-precision GEMM and attention for Node.js. */
+
+export { type Backend, backends } from './backends'
 export {
   Checkpoint,
   type CheckpointReadOptions,
@@ -18,8 +20,6 @@ export {
 } from './checkpoint/safetensors'
 export { type CopyOptions, copy } from './copy'
 export {
-  type Backend,
-  backends,
   type Device,
   type DeviceInfo,
   type DeviceOptions,

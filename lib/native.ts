@@ -34,6 +34,7 @@ export interface CudaProbe {
   code: string
   reason: string
   driver: number
+  runtime: number
   rows: number
   devices: {
     name: string
@@ -97,11 +98,17 @@ export interface Native {
   deviceInfo(device: Handle): DeviceCounters
   setError(make: (code: string, text: string) => Error): void
   callNothing(): void
-  probe(library: string): CudaProbe
+  probe(library: string, driver?: string): CudaProbe
   peakRows(): { name: string; quantity: string; arch: string }[]
   measurePeaks(out: Handle): void
   openCpu(device: Handle, threads: number, memoryLimit: number): void
-  openCuda(device: Handle, library: string, index: number, memoryLimit: number): void
+  openCuda(
+    device: Handle,
+    library: string,
+    driver: string | undefined,
+    index: number,
+    memoryLimit: number,
+  ): void
   closeDevice(device: Handle): void
   sync(device: Handle, settled: Settled): void
   syncSync(device: Handle): void

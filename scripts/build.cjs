@@ -100,7 +100,7 @@ function cmake_js(tool, args) {
 /** What the compiler, the linker or CMake said, without what cmake-js and ninja say on every run. */
 function complaint(lines) {
   const noise =
-    /^(-- |INFO |ERROR OMG|\[\d+\/\d+\]|\[ *\d+%\]|ninja: |gmake|make\[|RUN \[|Not searching| {2}'|\]$)/
+    /^(-- |INFO |ERROR OMG|\[\d+\/\d+\]|\[ *\d+%\]|ninja: |gmake|make\[|RUN \[|Not searching| {2}'|\]$|\/\S+ -D)/
   const kept = lines.filter((line) => line.trim() !== '' && !noise.test(line))
   return (kept.length > 0 ? kept : lines).slice(0, 200).join('\n')
 }

@@ -25,7 +25,8 @@ struct CudaDeviceInfo {
 // Functions return 0 or a cudaError_t; error_text() explains it.
 struct CudaApi {
   int32_t abi;
-  int32_t rows;  // kernel rows in the library
+  int32_t rows;     // kernel rows in the library
+  int32_t runtime;  // version of the CUDA runtime inside: 13000 is 13.0
   const char* (*error_text)(int code);
   int (*device_count)(int* count);
   int (*device_info)(int index, CudaDeviceInfo* info);

@@ -128,6 +128,7 @@ int copy_out(int index, void* to, const void* from, int64_t bytes, void* stream)
 constexpr CudaApi kApi = {
     .abi = kCudaAbi,
     .rows = 0,
+    .runtime = CUDART_VERSION,
     .error_text = error_text,
     .device_count = device_count,
     .device_info = device_info,
