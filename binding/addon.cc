@@ -16,6 +16,7 @@ static constexpr Export kExports[] = {
     {"setError", set_error},
     {"callNothing", call_nothing},
     {"probe", probe},
+    {"chosenRow", chosen_row},
     {"peakRows", peak_rows},
     {"measurePeaks", measure_peaks},
     {"openCpu", open_cpu},

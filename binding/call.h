@@ -42,6 +42,7 @@ napi_value call_op(napi_env env, napi_callback_info info) {
     status = Op::select(args, choice, &row);
   }
   if (!is_ok(status)) return fail(env, status);
+  state->chosen = row->name;
   if (!make_outputs(reader)) return nullptr;
   Task* task = task_new(device->queue);
   if (task == nullptr) return fail(env, error(Code::memory, "%s: out of memory", Op::kName));

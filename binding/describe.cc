@@ -170,6 +170,13 @@ napi_value host_info(napi_env env, napi_callback_info) {
   return out;
 }
 
+// chosenRow(): the row that the last op of this environment chose.
+napi_value chosen_row(napi_env env, napi_callback_info) {
+  napi_value out;
+  napi_create_string_utf8(env, env_of(env)->chosen, NAPI_AUTO_LENGTH, &out);
+  return out;
+}
+
 napi_value device_info(napi_env env, napi_callback_info info) {
   Reader r(env, info, "device");
   const DeviceHandle* handle = r.device("device");

@@ -16,10 +16,11 @@ struct Env {
   napi_ref make_error = nullptr;  // (code, text) => Error, made by lib/errors.ts
   Pool* host_pool = nullptr;      // quantises and packs; made on first use
   int32_t next_device = 0;
-  std::string forced_row;  // LB_KERNEL
-  std::string arch_cap;    // LB_ARCH
-  bool log = false;        // LB_LOG=1
-  bool guard = false;      // LB_GUARD=1
+  std::string forced_row;   // LB_KERNEL
+  std::string arch_cap;     // LB_ARCH
+  bool log = false;         // LB_LOG=1
+  const char* chosen = "";  // the row of the op that was called last
+  bool guard = false;       // LB_GUARD=1
   std::unordered_set<std::string> logged;
 };
 

@@ -99,6 +99,8 @@ export interface Native {
   setError(make: (code: string, text: string) => Error): void
   callNothing(): void
   probe(library: string, driver?: string): CudaProbe
+  /** The row that the last op chose. */
+  chosenRow(): string
   peakRows(): { name: string; quantity: string; arch: string }[]
   measurePeaks(out: Handle): void
   openCpu(device: Handle, threads: number, memoryLimit: number): void
