@@ -11,6 +11,7 @@ import {
   serializeSafetensors,
   writeSafetensors,
 } from 'lowbit'
+import { Random } from './ref/random'
 
 const small = join(process.cwd(), 'test/checkpoints/small')
 let folder: string
@@ -57,18 +58,6 @@ function same(a: SafetensorsTensor | undefined, b: SafetensorsTensor | undefined
   const bytes = (t: SafetensorsTensor | undefined) =>
     t === undefined ? Buffer.alloc(1) : Buffer.from(t.data.buffer, t.data.byteOffset, t.data.byteLength)
   return Buffer.compare(bytes(a), bytes(b)) === 0
-}
-
-/** A small stream of random integers (Steele and Lea, splitmix, 2014; 32-bit). */
-function random(seed: number): (below: number) => number {
-  let state = seed >>> 0
-  return (below) => {
-    state = (state + 0x9e3779b9) >>> 0
-    let z = state
-    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad)
-    z = Math.imul(z ^ (z >>> 15), 0x735a2d97)
-    return ((z ^ (z >>> 15)) >>> 0) % below
-  }
 }
 
 const sample: Record<string, SafetensorsTensor> = {
@@ -652,7 +641,8 @@ describe('mutated files', () => {
     let refused = 0
     const count = 20_300
     for (let i = 0; i < count; i++) {
-      const below = random(seed + i * 7919)
+      const random = new Random(seed + i * 7919)
+      const below = (n: number) => random.int(0, n - 1)
       const bytes = mutate(originals[below(originals.length)] ?? new Uint8Array(0), below)
       try {
         if (i < 20_000) assertSound(bytes, parseSafetensors(bytes).tensors)

@@ -1,9 +1,10 @@
 // A Llama decoder in float64, written from the formulas with plain loops: the oracle of lib/llama. Weights are rounded
 // the way models/simulate.py states it, in float32, so that the codes are the same; all other arithmetic is float64.
 
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { parseSafetensors } from 'lowbit'
+import { parseSafetensors, type SafetensorsTensor } from 'lowbit'
+import { roundEven } from './quantize'
 
 export interface RefConfig {
   vocab_size: number
@@ -23,14 +24,6 @@ export type WeightRounding = (w: Float64Array, n: number, k: number) => void
 export type RowRounding = (x: Float64Array) => void
 
 const f = Math.fround
-
-/** To the nearest integer, ties to even. */
-export function roundEven(x: number): number {
-  const down = Math.floor(x)
-  const rest = x - down
-  if (rest !== 0.5) return Math.round(x)
-  return down % 2 === 0 ? down : down + 1
-}
 
 function clamp(x: number, low: number, high: number): number {
   return Math.min(high, Math.max(low, x))
@@ -103,12 +96,21 @@ interface Matrix {
   w: Float64Array
 }
 
+function floats({ dtype, data }: SafetensorsTensor): Float64Array {
+  if (dtype === 'F32') return Float64Array.from(data as Float32Array)
+  if (dtype !== 'BF16') throw new Error(`no reader for ${dtype}`)
+  const bits = Uint32Array.from(data as Uint16Array, (x) => x << 16)
+  return Float64Array.from(new Float32Array(bits.buffer))
+}
+
 export class RefLlama {
   readonly config: RefConfig
   private readonly tensors = new Map<string, Matrix>()
   private readonly rows: RowRounding | undefined
+  /** Radians per position of pair i; replaced where a test scales them. */
+  frequency = (i: number): number => this.config.rope_theta ** ((-2 * i) / this.config.head_dim)
 
-  /** Reads a folder with config.json and model.safetensors in bf16 and rounds the blocks' linear layers. */
+  /** Reads a folder with config.json and model*.safetensors and rounds the blocks' linear layers. */
   constructor(folder: string, scheme: string) {
     const rounding = refSchemes[scheme]
     if (rounding === undefined) throw new Error(`no scheme ${scheme}`)
@@ -117,16 +119,12 @@ export class RefLlama {
     }
     this.config = { ...json, rope_theta: json.rope_parameters.rope_theta }
     this.rows = rounding.rows
-    for (const [name, { shape, data }] of parseSafetensors(readFileSync(join(folder, 'model.safetensors')))
-      .tensors) {
-      const bits = Uint32Array.from(data as Uint16Array, (x) => x << 16)
-      const matrix = {
-        n: shape[0] ?? 1,
-        k: shape[1] ?? 1,
-        w: Float64Array.from(new Float32Array(bits.buffer)),
+    for (const file of readdirSync(folder).filter((entry) => /^model.*\.safetensors$/.test(entry))) {
+      for (const [name, tensor] of parseSafetensors(readFileSync(join(folder, file))).tensors) {
+        const matrix = { n: tensor.shape[0] ?? 1, k: tensor.shape[1] ?? 1, w: floats(tensor) }
+        if (name.endsWith('_proj.weight')) rounding.weights?.(matrix.w, matrix.n, matrix.k)
+        this.tensors.set(name, matrix)
       }
-      if (name.includes('_proj.')) rounding.weights?.(matrix.w, matrix.n, matrix.k)
-      this.tensors.set(name, matrix)
     }
   }
 
@@ -137,13 +135,14 @@ export class RefLlama {
   }
 
   private linear(x: Float64Array[], name: string, rows?: RowRounding): Float64Array[] {
-    const { n, k, w } = this.tensor(name)
+    const { n, k, w } = this.tensor(`${name}.weight`)
+    const bias = this.tensors.get(`${name}.bias`)?.w
     return x.map((input) => {
       const row = input.slice()
       rows?.(row)
       const out = new Float64Array(n)
       for (let i = 0; i < n; i++) {
-        let sum = 0
+        let sum = bias?.[i] ?? 0
         for (let j = 0; j < k; j++) sum += (row[j] as number) * (w[i * k + j] as number)
         out[i] = sum
       }
@@ -152,7 +151,7 @@ export class RefLlama {
   }
 
   private norm(x: Float64Array[], name: string): Float64Array[] {
-    const { w } = this.tensor(name)
+    const { w } = this.tensor(`${name}.weight`)
     return x.map((row) => {
       const mean = row.reduce((sum, v) => sum + v * v, 0) / row.length
       return row.map((v, i) => (v / Math.sqrt(mean + this.config.rms_norm_eps)) * (w[i] ?? 0))
@@ -161,10 +160,10 @@ export class RefLlama {
 
   /** Turns each head of row `position` in place: pair i is (i, i + head_dim / 2). */
   private rope(row: Float64Array, position: number): void {
-    const { head_dim: d, rope_theta } = this.config
+    const { head_dim: d } = this.config
     for (let h = 0; h < row.length; h += d) {
       for (let i = 0; i < d / 2; i++) {
-        const angle = position * rope_theta ** ((-2 * i) / d)
+        const angle = position * this.frequency(i)
         const a = row[h + i] ?? 0
         const b = row[h + i + d / 2] ?? 0
         row[h + i] = a * Math.cos(angle) - b * Math.sin(angle)
@@ -205,7 +204,7 @@ export class RefLlama {
       a.map((row, i) => row.map((v, c) => v + (b[i]?.[c] ?? 0)))
     let x = tokens.map((token) => embedding.slice(token * hidden_size, (token + 1) * hidden_size))
     for (let l = 0; l < this.config.num_hidden_layers; l++) {
-      const name = (part: string) => `model.layers.${l}.${part}.weight`
+      const name = (part: string) => `model.layers.${l}.${part}`
       const a = this.norm(x, name('input_layernorm'))
       const q = this.linear(a, name('self_attn.q_proj'), this.rows)
       const k = this.linear(a, name('self_attn.k_proj'), this.rows)
@@ -219,8 +218,8 @@ export class RefLlama {
       const h = gate.map((row, i) => row.map((g, c) => (g / (1 + Math.exp(-g))) * (up[i]?.[c] ?? 0)))
       x = add(x, this.linear(h, name('mlp.down_proj'), this.rows))
     }
-    const head = this.tensors.has('lm_head.weight') ? 'lm_head.weight' : 'model.embed_tokens.weight'
-    return this.linear(this.norm(x, 'model.norm.weight'), head)
+    const head = this.tensors.has('lm_head.weight') ? 'lm_head' : 'model.embed_tokens'
+    return this.linear(this.norm(x, 'model.norm'), head)
   }
 }
 
