@@ -195,15 +195,13 @@ export function shrinkFactors(format: Format): number[] {
   return Array.from({ length: 25 }, (_, i) => f32((40 - i) / 40))
 }
 
-/** Code k of row n in canonical bytes: bit k * bits of the row, least significant bit first. */
+/** Code k of row n in canonical bytes, 8 bits or fewer: bit k * bits of the row, least significant bit first. */
 export function readCode(bytes: Uint8Array, n: number, k: number, cols: number, bits: number): number {
   const rowBytes = Math.ceil((cols * bits) / 8)
-  let code = 0
-  for (let b = 0; b < bits; b++) {
-    const bit = k * bits + b
-    code |= (((bytes[n * rowBytes + (bit >> 3)] as number) >> (bit & 7)) & 1) << b
-  }
-  return code
+  const bit = k * bits
+  const at = n * rowBytes + (bit >> 3)
+  const two = (bytes[at] as number) | ((bytes[at + 1] ?? 0) << 8)
+  return (two >> (bit & 7)) & (2 ** bits - 1)
 }
 
 /** Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. */

@@ -1,0 +1,224 @@
+import {
+  type Device,
+  type Format,
+  LowbitError,
+  openDevice,
+  type QuantizedWeight,
+  quantize,
+  type Scheme,
+} from 'lowbit'
+import { description, native } from 'lowbit/native'
+import type { Layout } from 'lowbit/words'
+import { codeBits, panelPlace, readCode } from './ref/quantize'
+import { Random } from './ref/random'
+
+let device: Device
+beforeAll(() => {
+  device = openDevice('cpu', { threads: 2 })
+})
+afterAll(() => device.close())
+
+const formats = description.formats as Format[]
+const layouts = description.layouts as Layout[]
+const shapes = [
+  [1, 1],
+  [7, 5],
+  [16, 64],
+  [17, 37],
+  [33, 130],
+  [31, 300],
+  [48, 8],
+] as const
+
+function* schemesOf(format: Format): Generator<Scheme> {
+  if (format === 'f32' || format === 'f16' || format === 'bf16') {
+    yield { format }
+    return
+  }
+  const affine = format === 'int4' || format === 'int3' || format === 'int2'
+  const groups = [32, 64, 128, 'channel', 'tensor'] as const
+  for (const groupSize of codeBits[format] === 8 ? ([...groups, 'block'] as const) : groups) {
+    for (const scaleDtype of ['f32', 'f16', 'bf16'] as const) {
+      yield { format, groupSize, scaleDtype, ...(affine ? { symmetric: true } : {}) }
+      if (!affine) continue
+      yield { format, groupSize, scaleDtype, zeroPoint: 'integer' }
+      yield { format, groupSize, scaleDtype, zeroPoint: 'float' }
+    }
+  }
+}
+
+const up = (bytes: number, to: number) => Math.ceil(bytes / to) * to
+const view = (array: ArrayBufferView | undefined) =>
+  array === undefined ? new Uint8Array(0) : new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
+
+/** rows, from its picture: three parts, each padded with zeros to 64 bytes. */
+function rowsOf(q: QuantizedWeight): Uint8Array {
+  const parts = [q.codes, view(q.scales), view(q.zeros)]
+  const out = new Uint8Array(parts.reduce((sum, part) => sum + up(part.length, 64), 0))
+  let end = 0
+  for (const part of parts) {
+    out.set(part, end)
+    end += up(part.length, 64)
+  }
+  return out
+}
+
+/** panel16, from its picture, value by value into zeros: so padding is zero and each value stands once. */
+function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
+  const [n, k] = q.shape
+  const { format, groupSize } = q
+  if (!['f32', 'f16', 'bf16', 'int8', 'int4'].includes(format)) return undefined
+  if (groupSize === 'block' || (groupSize === 'tensor' && n > 1)) return undefined
+  const groupK = typeof groupSize === 'number' ? Math.min(groupSize, k) : k
+  const groups = Math.ceil(k / groupK)
+  const width = codeBits[format]
+  const padded = up(groupK, width <= 8 ? 8 : 2)
+  const codeBytes = (16 * padded * width) / 8
+  const scaleSize = q.scales?.BYTES_PER_ELEMENT ?? 0
+  const zeroSize = q.zeros?.BYTES_PER_ELEMENT ?? 0
+  const blockBytes = up(codeBytes + 16 * (scaleSize + zeroSize), 64)
+  const out = new Uint8Array(Math.ceil(n / 16) * groups * blockBytes)
+  for (let row = 0; row < n; row++) {
+    for (let col = 0; col < k; col++) {
+      const { byte, bit } = panelPlace(format, groupK, blockBytes, groups, row, col)
+      if (width >= 8) {
+        const size = width / 8
+        out.set(q.codes.subarray((row * k + col) * size, (row * k + col + 1) * size), byte)
+      } else {
+        out[byte] = (out[byte] as number) | (readCode(q.codes, row, col, k, width) << bit)
+      }
+    }
+    for (let g = 0; g < groups; g++) {
+      const block = (Math.floor(row / 16) * groups + g) * blockBytes
+      const index = row * groups + g
+      const scales = block + codeBytes + (row % 16) * scaleSize
+      out.set(view(q.scales).subarray(index * scaleSize, (index + 1) * scaleSize), scales)
+      const zeros = block + codeBytes + 16 * scaleSize + (row % 16) * zeroSize
+      out.set(view(q.zeros).subarray(index * zeroSize, (index + 1) * zeroSize), zeros)
+    }
+  }
+  return out
+}
+
+const pictures: Record<Layout, (q: QuantizedWeight) => Uint8Array | undefined> = {
+  rows: rowsOf,
+  panel16: panelsOf,
+}
+
+describe.each(layouts)('%s', (layout) => {
+  test.each(formats)('%s: the bytes lie as pictured, and unpacking gives the weight back', (format) => {
+    const random = new Random(20261122)
+    let packed = 0
+    for (const [n, k] of shapes) {
+      const weights = random.floats(n * k)
+      for (const scheme of schemesOf(format)) {
+        const q = quantize(weights, [n, k], scheme)
+        const want = pictures[layout](q)
+        if (want === undefined) {
+          expect(() => device.load(q, { layout })).toThrow(LowbitError)
+          continue
+        }
+        const weight = device.load(q, { layout })
+        const got = new Uint8Array(weight.bytes)
+        native.packedBytes(weight, got)
+        const label = `[${n}, ${k}] ${JSON.stringify(scheme)}`
+        expect(`${label} ${Buffer.compare(got, want)}`).toBe(`${label} 0`)
+        expect(weight.layout).toBe(layout)
+        expect(weight.unpack()).toEqual(q)
+        weight.dispose()
+        packed++
+      }
+    }
+    if (layout === 'rows') expect(packed).toBeGreaterThan(0)
+  })
+})
+
+test('a device takes panels where it has vectors and the format has panels', () => {
+  const vectors = device.info.archs.includes('avx2')
+  for (const format of formats) {
+    for (const scheme of schemesOf(format)) {
+      const q = quantize(new Random(2).floats(20 * 64), [20, 64], scheme)
+      using weight = device.load(q)
+      expect(weight.layout).toBe(vectors && panelsOf(q) !== undefined ? 'panel16' : 'rows')
+    }
+  }
+})
+
+test('a weight without rows or columns can be loaded', () => {
+  for (const shape of [
+    [0, 64],
+    [4, 0],
+  ] as const) {
+    for (const format of formats) {
+      for (const layout of layouts) {
+        const q = quantize(new Float32Array(0), shape, { format })
+        if (pictures[layout](quantize(new Float32Array(64), [1, 64], { format })) === undefined) continue
+        using weight = device.load(q, { layout })
+        expect(weight.unpack()).toEqual(q)
+      }
+    }
+  }
+})
+
+describe('a Weight', () => {
+  const q = quantize(new Random(3).floats(20 * 64), [20, 64], { format: 'int4', scaleDtype: 'f16' })
+
+  test('says what it is', () => {
+    using weight = device.load(q, { layout: 'panel16' })
+    const { format, shape, groupSize, zeroPoint, scaleDtype, layout, bytes, disposed } = weight
+    expect({ format, shape, groupSize, zeroPoint, scaleDtype, layout, bytes, disposed }).toEqual({
+      format: 'int4',
+      shape: [20, 64],
+      groupSize: 64,
+      zeroPoint: 'integer',
+      scaleDtype: 'f16',
+      layout: 'panel16',
+      bytes: 2 * 576,
+      disposed: false,
+    })
+    expect(weight.toString()).toBe('Weight(int4 [20, 64])')
+  })
+
+  test('keeps its own copy', () => {
+    const copy = { ...quantize(new Random(3).floats(20 * 64), [20, 64], { format: 'int4' }) }
+    const own = quantize(new Random(3).floats(20 * 64), [20, 64], { format: 'int4' })
+    using weight = device.load(own)
+    own.codes.fill(0)
+    expect(weight.unpack()).toEqual(expect.objectContaining({ codes: copy.codes }))
+  })
+
+  test('is gone after dispose, twice too, and its memory is back', () => {
+    const before = device.memoryUsage().used
+    const weight = device.load(q)
+    expect(device.memoryUsage().used).toBeGreaterThan(before)
+    weight.dispose()
+    weight.dispose()
+    expect(device.memoryUsage().used).toBe(before)
+    expect(weight.disposed).toBe(true)
+    expect(weight.toString()).toBe('Weight(int4 [20, 64], disposed)')
+    expect(() => weight.unpack()).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }))
+    expect(() => weight.bytes).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }))
+  })
+
+  test('misuse of load', () => {
+    const wrong = (value: unknown): never => value as never
+    const code = (call: () => unknown): unknown => {
+      try {
+        call()
+      } catch (error) {
+        return (error as LowbitError).code
+      }
+      return undefined
+    }
+    const fp8 = quantize(new Float32Array(64), [1, 64], { format: 'fp8_e4m3' })
+    expect(code(() => device.load(wrong({})))).toBe('ERR_TYPE')
+    expect(code(() => device.load(wrong(undefined)))).toBe('ERR_TYPE')
+    expect(code(() => device.load(q, { layout: wrong('tiles') }))).toBe('ERR_ARGUMENT')
+    expect(code(() => device.load(fp8, { layout: 'panel16' }))).toBe('ERR_ARGUMENT')
+    const small = openDevice('cpu', { threads: 1, memoryLimit: 4096 })
+    const large = quantize(new Float32Array(64 * 1024), [64, 1024], { format: 'int8' })
+    expect(code(() => small.load(large))).toBe('ERR_MEMORY')
+    small.close()
+    expect(code(() => small.load(q))).toBe('ERR_DISPOSED')
+  })
+})

@@ -1,0 +1,757 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import {
+  canonical,
+  dequantize,
+  type Format,
+  type GroupSize,
+  LowbitError,
+  QuantizedWeight,
+  quantize,
+  type Scheme,
+} from 'lowbit'
+import { decodeFloat, encodeFloat, finiteValues, type Minifloat, minifloats } from './ref/floats'
+import {
+  codeBits,
+  type RefScheme,
+  type RefWeight,
+  readCode,
+  refQuantize,
+  type ScaleDtype,
+  shrinkFactors,
+} from './ref/quantize'
+import { Random } from './ref/random'
+
+const scaled = ['int8', 'int4', 'int3', 'int2', 'int1', 'ternary', 'fp8_e4m3', 'fp8_e5m2'] as const
+const affine = ['int4', 'int3', 'int2'] as const
+const isAffine = (format: Format) => (affine as readonly Format[]).includes(format)
+const isWide = (format: Format) => codeBits[format] === 8
+
+/** Floats as their bits, so that -0 is not 0 and any difference shows. */
+const bits = (values: Float32Array) => new Uint32Array(values.buffer, values.byteOffset, values.length)
+
+function scalesOf(q: QuantizedWeight): Float32Array {
+  if (q.scales instanceof Float32Array) return q.scales
+  const type = minifloats[q.scaleDtype as 'f16' | 'bf16']
+  return Float32Array.from(q.scales ?? [], (code) => decodeFloat(type, code))
+}
+
+/** Codes as numbers: int8 signed, all others as stored. */
+function codesOf(q: QuantizedWeight): Int32Array {
+  const [n, k] = q.shape
+  const width = codeBits[q.format]
+  const out = new Int32Array(n * k)
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < k; j++) {
+      const code = readCode(q.codes, i, j, k, width)
+      out[i * k + j] = q.format === 'int8' ? (code << 24) >> 24 : code
+    }
+  }
+  return out
+}
+
+function groupsOf(groupSize: GroupSize, n: number, k: number): { groupN: number; groupK: number } {
+  if (groupSize === 'tensor') return { groupN: n, groupK: k }
+  if (groupSize === 'channel') return { groupN: 1, groupK: k }
+  if (groupSize === 'block') return { groupN: 128, groupK: 128 }
+  return { groupN: 1, groupK: groupSize }
+}
+
+function expectEqual(q: QuantizedWeight, want: RefWeight, label: string): void {
+  const differs = (what: string, at: number, got: unknown, expected: unknown) =>
+    `${label}: ${what}[${at}] is ${got}, expected ${expected}`
+  const check = (what: string, got: ArrayLike<number>, expected: ArrayLike<number>) => {
+    expect(`${label}: ${got.length} ${what}`).toBe(`${label}: ${expected.length} ${what}`)
+    for (let i = 0; i < expected.length; i++) {
+      if (got[i] !== expected[i]) throw new Error(differs(what, i, got[i], expected[i]))
+    }
+  }
+  check('scales', bits(scalesOf(q)), bits(want.scales))
+  if (q.zeros !== undefined) check('zeros', bits(Float32Array.from(q.zeros)), bits(want.zeros))
+  check('codes', codesOf(q), want.codes)
+  check('values', bits(dequantize(q)), bits(want.values))
+}
+
+/** Every scheme that there is for a format, apart from the search. */
+function* schemesOf(format: Format): Generator<Scheme & { groupSize: GroupSize; scaleDtype: ScaleDtype }> {
+  const sizes: GroupSize[] = [32, 64, 128, 'channel', 'tensor', ...(isWide(format) ? ['block' as const] : [])]
+  for (const groupSize of sizes) {
+    for (const scaleDtype of ['f32', 'f16', 'bf16'] as const) {
+      if (!isAffine(format)) {
+        yield { format, groupSize, scaleDtype }
+        continue
+      }
+      yield { format, groupSize, scaleDtype, symmetric: true }
+      yield { format, groupSize, scaleDtype, zeroPoint: 'integer' }
+      yield { format, groupSize, scaleDtype, zeroPoint: 'float' }
+    }
+  }
+}
+
+const refScheme = (
+  s: ReturnType<typeof schemesOf> extends Generator<infer T> ? T : never,
+  n: number,
+  k: number,
+): RefScheme => ({
+  format: s.format,
+  ...groupsOf(s.groupSize, n, k),
+  zeroPoint: s.zeroPoint ?? 'none',
+  scaleDtype: s.scaleDtype,
+})
+
+/** Weights with what rounding stumbles over: zeros, groups of zeros, outliers, one sign, exact halves. */
+function awkward(random: Random, n: number, k: number): Float32Array {
+  const kind = Array.from({ length: n * Math.ceil(k / 32) }, () => random.int(0, 5))
+  return Float32Array.from({ length: n * k }, (_, at) => {
+    const group = kind[Math.floor(at / k) * Math.ceil(k / 32) + Math.floor((at % k) / 32)]
+    const w = random.float() * 0.1
+    if (group === 0) return 0
+    if (group === 1) return Math.abs(w)
+    if (group === 2) return -Math.abs(w)
+    if (group === 3) return random.int(-15, 15) / 2
+    if (group === 4 && random.int(0, 31) === 0) return random.float(-3, 3)
+    return random.int(0, 9) === 0 ? (random.int(0, 1) === 0 ? 0 : -0) : w
+  })
+}
+
+describe('golden vectors', () => {
+  const file = JSON.parse(readFileSync(join(process.cwd(), 'test/golden/quantize.json'), 'utf8')) as {
+    shape: [number, number]
+    weights: string
+    cases: {
+      format: Format
+      group: number
+      mode: 'symmetric' | 'integer' | 'float'
+      codes: string
+      scales: string
+      zeros: string
+    }[]
+  }
+  const [n, k] = file.shape
+  const floats = (text: string) => new Float32Array(new Uint8Array(Buffer.from(text, 'base64')).buffer)
+  const weights = floats(file.weights)
+
+  test.each(file.cases.map((c) => [`${c.format} ${c.mode} ${c.group}`, c] as const))('%s', (_, c) => {
+    const groupSize = c.group === k ? 'channel' : (c.group as GroupSize)
+    const zero =
+      c.mode === 'symmetric' ? (isAffine(c.format) ? { symmetric: true } : {}) : { zeroPoint: c.mode }
+    const q = quantize(weights, [n, k], { format: c.format, groupSize, ...zero })
+    const codes = Buffer.from(c.codes, 'base64')
+    expect([...codesOf(q)].map((code) => code & 255)).toEqual([...codes])
+    expect(q.scales).toEqual(floats(c.scales))
+    if (q.zeros !== undefined) expect(Float32Array.from(q.zeros)).toEqual(floats(c.zeros))
+  })
+})
+
+describe('codes, scales, zeros and values are those of the formulas, bit for bit', () => {
+  const shapes = [
+    [1, 1],
+    [7, 5],
+    [17, 31],
+    [1, 64],
+    [33, 36],
+    [3, 130],
+    [2, 600],
+    [130, 129],
+  ] as const
+  test.each(scaled)('%s', (format) => {
+    const random = new Random(20261122)
+    for (const [n, k] of shapes) {
+      const weights = awkward(random, n, k)
+      for (const scheme of schemesOf(format)) {
+        const q = quantize(weights, [n, k], scheme)
+        const label = `seed ${random.seed} [${n}, ${k}] ${JSON.stringify(scheme)}`
+        expectEqual(q, refQuantize(weights, n, k, refScheme(scheme, n, k)), label)
+      }
+    }
+  })
+
+  test.each(['f16', 'bf16'] as const)('%s weights are read as what they are', (dtype) => {
+    const random = new Random(7)
+    const type = minifloats[dtype]
+    for (const format of scaled) {
+      const [n, k] = [9, 300]
+      const words = Uint16Array.from(awkward(random, n, k), (w) => encodeFloat(type, w))
+      const values = Float32Array.from(words, (code) => decodeFloat(type, code))
+      const groupSize = isAffine(format) ? 64 : 'channel'
+      const q = quantize(words, [n, k], { format, dtype })
+      const zeroPoint = isAffine(format) ? 'integer' : 'none'
+      const want = { format, ...groupsOf(groupSize, n, k), zeroPoint, scaleDtype: 'f32' } as const
+      expectEqual(q, refQuantize(values, n, k, want), `${dtype} ${format}`)
+    }
+  })
+
+  test('rows do not depend on each other, nor on how many there are', () => {
+    const random = new Random(3)
+    const [n, k] = [300, 520]
+    const weights = awkward(random, n, k)
+    for (const format of scaled) {
+      const all = quantize(weights, [n, k], { format, groupSize: 32 })
+      const rowBytes = all.codes.length / n
+      for (const row of [0, 17, n - 1]) {
+        const one = quantize(weights.subarray(row * k, (row + 1) * k), [1, k], { format, groupSize: 32 })
+        expect(one.codes).toEqual(all.codes.subarray(row * rowBytes, (row + 1) * rowBytes))
+      }
+    }
+  })
+})
+
+test('the defaults are the schemes of round to nearest', () => {
+  const weights = new Random(1).floats(4 * 128)
+  for (const format of scaled) {
+    const q = quantize(weights, [4, 128], { format })
+    expect(q.groupSize).toBe(isAffine(format) ? 64 : 'channel')
+    expect(q.zeroPoint).toBe(isAffine(format) ? 'integer' : 'none')
+    expect(q.symmetric).toBe(!isAffine(format))
+    expect(q.scaleDtype).toBe('f32')
+    expect(q.scaleShape).toEqual([4, isAffine(format) ? 2 : 1])
+    expect(Object.isFrozen(q)).toBe(true)
+  }
+  expect(quantize(weights, [4, 128], { format: 'int4' }).bitsPerWeight).toBe(4 + 40 / 64)
+  expect(quantize(weights, [4, 128], { format: 'int4' }).byteLength).toBe((512 * (4 + 40 / 64)) / 8)
+  expect(quantize(weights, [4, 128], { format: 'int8' }).bitsPerWeight).toBe(8 + 32 / 128)
+  expect(quantize(weights, [4, 128], { format: 'bf16' }).bitsPerWeight).toBe(16)
+})
+
+/** Every finite value of a type, what lies halfway between neighbours, and the float32 numbers around that. */
+function roundingCases(type: Minifloat): Float32Array {
+  const table = finiteValues(type)
+  const out: number[] = []
+  const next = (value: number, by: number): number => {
+    const word = new Float32Array([value])
+    const u = new Uint32Array(word.buffer)
+    u[0] = (u[0] as number) + by
+    return word[0] as number
+  }
+  for (let i = 0; i + 1 < table.length; i++) {
+    const low = table[i] as number
+    const half = (low + (table[i + 1] as number)) / 2
+    out.push(low, half, next(half, 1))
+    if (half > 0) out.push(next(half, -1))
+  }
+  out.push(table.at(-1) as number)
+  return Float32Array.from([...out, ...out.map((x) => -x)])
+}
+
+describe('small floats', () => {
+  test.each(['fp8_e4m3', 'fp8_e5m2'] as const)('%s: every code decodes as defined', (format) => {
+    const type = minifloats[format === 'fp8_e4m3' ? 'e4m3' : 'e5m2']
+    const codes = Uint8Array.from({ length: 256 }, (_, i) => i)
+    const q = canonical({ format, shape: [1, 256], codes, scales: new Float32Array([1]) })
+    expect(dequantize(q)).toEqual(Float32Array.from(codes, (code) => decodeFloat(type, code)))
+  })
+
+  test.each(['fp8_e4m3', 'fp8_e5m2'] as const)('%s: every midpoint rounds to even', (format) => {
+    const type = minifloats[format === 'fp8_e4m3' ? 'e4m3' : 'e5m2']
+    const values = roundingCases(type)
+    const q = quantize(values, [1, values.length], { format })
+    expect(q.scales).toEqual(new Float32Array([1]))
+    expect(q.codes).toEqual(Uint8Array.from(values, (x) => encodeFloat(type, x)))
+  })
+
+  test.each(['f16', 'bf16'] as const)('%s: every code decodes as defined', (format) => {
+    const codes = Uint16Array.from({ length: 65536 }, (_, i) => i)
+    const q = canonical({ format, shape: [256, 256], codes })
+    const want = Float32Array.from(codes, (code) => decodeFloat(minifloats[format], code))
+    expect(dequantize(q)).toEqual(want)
+    const back = dequantize(q, format)
+    const finite = codes.filter((code) => !Number.isNaN(want[code] as number))
+    expect(back.filter((_, i) => !Number.isNaN(want[i] as number))).toEqual(finite)
+  })
+
+  test.each(['f16', 'bf16'] as const)('%s: every midpoint rounds to even', (format) => {
+    const type = minifloats[format]
+    const values = roundingCases(type)
+    const q = quantize(values, [1, values.length], { format })
+    const words = new Uint16Array(q.codes.buffer, q.codes.byteOffset, values.length)
+    expect(words).toEqual(Uint16Array.from(values, (x) => encodeFloat(type, x)))
+  })
+
+  test('f16 to bf16 and back by way of f32', () => {
+    const random = new Random(5)
+    const halves = Uint16Array.from({ length: 1000 }, () => encodeFloat(minifloats.f16, random.float(-9, 9)))
+    const q = quantize(halves, [10, 100], { format: 'bf16', dtype: 'f16' })
+    const words = new Uint16Array(q.codes.buffer, q.codes.byteOffset, 1000)
+    const want = (code: number) => encodeFloat(minifloats.bf16, decodeFloat(minifloats.f16, code))
+    expect(words).toEqual(halves.map(want))
+    expect(dequantize(q, 'f16')).toEqual(
+      words.map((code) => encodeFloat(minifloats.f16, decodeFloat(minifloats.bf16, code))),
+    )
+  })
+
+  test('f32 is a copy', () => {
+    const weights = Float32Array.from([1, -0, 2 ** -149, 3.4e38, -1e-30, 0.1])
+    const q = quantize(weights, [2, 3], { format: 'f32' })
+    expect(bits(dequantize(q))).toEqual(bits(weights))
+    expect(q.codes.buffer).not.toBe(weights.buffer)
+  })
+
+  test('dequantize rounds its results to f16 and bf16', () => {
+    const weights = new Random(6).floats(64 * 5)
+    for (const format of scaled) {
+      const q = quantize(weights, [5, 64], { format })
+      const exact = dequantize(q)
+      for (const dtype of ['f16', 'bf16'] as const) {
+        expect(dequantize(q, dtype)).toEqual(
+          Uint16Array.from(exact, (x) => encodeFloat(minifloats[dtype], x)),
+        )
+      }
+    }
+  })
+})
+
+describe('the ends of the ranges', () => {
+  test('a group of zeros is exact, in every format but int1', () => {
+    for (const format of scaled) {
+      for (const scheme of schemesOf(format)) {
+        const q = quantize(new Float32Array(3 * 128), [3, 128], scheme)
+        const least = scheme.scaleDtype === 'f16' ? 2 ** -24 : 1e-12
+        const values = dequantize(q)
+        expect(scalesOf(q).every((s) => s > 0 && Number.isFinite(s))).toBe(true)
+        if (format === 'int1') expect(Math.abs(values[0] as number)).toBeCloseTo(least, 13)
+        else expect(values.every((x) => x === 0)).toBe(true)
+      }
+    }
+  })
+
+  test('scales that leave f16 stay finite and above zero', () => {
+    for (const format of scaled) {
+      for (const factor of [1e-12, 1e-7, 1e7, 1e30]) {
+        const weights = new Random(8).floats(64 * 4).map((w) => w * factor)
+        for (const scheme of schemesOf(format)) {
+          const q = quantize(weights, [4, 64], scheme)
+          expect(scalesOf(q).every((s) => s > 0 && Number.isFinite(s))).toBe(true)
+          expectEqual(
+            q,
+            refQuantize(weights, 4, 64, refScheme(scheme, 4, 64)),
+            `${factor} ${JSON.stringify(scheme)}`,
+          )
+        }
+      }
+    }
+  })
+
+  test('the largest floats of both signs in one group', () => {
+    const largest = 3.4028234663852886e38
+    const q = quantize(Float32Array.from([largest, -largest, 0, 1]), [1, 4], { format: 'int4' })
+    const values = dequantize(q)
+    expect(Number.isFinite(q.scales?.[0])).toBe(true)
+    for (const x of values) expect(Number.isNaN(x)).toBe(false)
+    expect(values[2]).toBe(0)
+  })
+
+  test('weights without rows or columns', () => {
+    for (const shape of [
+      [0, 64],
+      [4, 0],
+      [0, 0],
+    ] as const) {
+      for (const format of ['bf16', ...scaled] as const) {
+        const q = quantize(new Float32Array(0), shape, { format })
+        expect(q.codes.length).toBe(0)
+        expect(q.bitsPerWeight).toBe(0)
+        expect(dequantize(q)).toEqual(new Float32Array(0))
+      }
+    }
+  })
+})
+
+describe('the clipping search', () => {
+  const squares = (values: ArrayLike<number>, weights: ArrayLike<number>, members: readonly number[]) =>
+    members.reduce((sum, at) => sum + ((values[at] as number) - (weights[at] as number)) ** 2, 0)
+
+  test.each(scaled)('%s: takes the best of the grid for each group', (format) => {
+    const random = new Random(11)
+    const [n, k] = [3, 160]
+    const weights = Float32Array.from(
+      { length: n * k },
+      () => random.float() * random.float() * random.float(),
+    )
+    for (const scheme of schemesOf(format)) {
+      if (scheme.groupSize === 'block' || scheme.scaleDtype === 'bf16') continue
+      const q = quantize(weights, [n, k], { ...scheme, clip: 'search' })
+      const values = dequantize(q)
+      const ref = refScheme(scheme, n, k)
+      const tries = shrinkFactors(format).map((shrink) => refQuantize(weights, n, k, { ...ref, shrink }))
+      for (let row = 0; row < n; row += ref.groupN) {
+        for (let col = 0; col < k; col += ref.groupK) {
+          const members: number[] = []
+          for (let i = row; i < Math.min(n, row + ref.groupN); i++)
+            for (let j = col; j < Math.min(k, col + ref.groupK); j++) members.push(i * k + j)
+          const best = Math.min(...tries.map((t) => squares(t.values, weights, members)))
+          // Sums of the same terms in another order.
+          expect(squares(values, weights, members) / best).toBeCloseTo(1, 12)
+        }
+      }
+    }
+  })
+
+  test('true means search, and the same weights give the same codes', () => {
+    const weights = new Random(12).floats(8 * 256)
+    const a = quantize(weights, [8, 256], { format: 'int3', clip: true })
+    const b = quantize(weights, [8, 256], { format: 'int3', clip: 'search' })
+    expect(a).toEqual(b)
+    expect(a.codes).not.toEqual(quantize(weights, [8, 256], { format: 'int3' }).codes)
+  })
+})
+
+describe('canonical', () => {
+  const make = (format: Format, scheme: Partial<Scheme> = {}) =>
+    quantize(new Random(13).floats(5 * 100), [5, 100], { format, ...scheme })
+
+  test('takes what quantize makes, also after structuredClone', () => {
+    for (const format of ['f32', 'f16', 'bf16', ...scaled] as const) {
+      const q = make(format)
+      const copy = canonical(structuredClone({ ...q }))
+      expect(copy).toBeInstanceOf(QuantizedWeight)
+      expect(copy).toEqual(q)
+      expect(dequantize(copy)).toEqual(dequantize(q))
+    }
+  })
+
+  test('codes may begin at any byte', () => {
+    for (const format of ['f32', 'f16', 'bf16', 'int4'] as const) {
+      const q = make(format)
+      const room = new Uint8Array(q.codes.length + 1)
+      room.set(q.codes, 1)
+      expect(dequantize(canonical({ ...q, codes: room.subarray(1) }))).toEqual(dequantize(q))
+    }
+  })
+
+  test('codes that only importers make: int4 below the symmetric range, fp8 NaN and inf, zeros of 2^bits', () => {
+    const scales = new Float32Array([0.5])
+    const int4 = canonical({ format: 'int4', shape: [1, 2], codes: new Uint8Array([0xf0]), scales })
+    expect([...dequantize(int4)]).toEqual([-4, 3.5])
+    const zeros = new Uint8Array([16])
+    const gptq = canonical({
+      format: 'int4',
+      shape: [1, 2],
+      zeroPoint: 'integer',
+      codes: new Uint8Array([0xf0]),
+      scales,
+      zeros,
+    })
+    expect([...dequantize(gptq)]).toEqual([-8, -0.5])
+    const codes = new Uint8Array([0x7c, 0xfc, 0x7f])
+    const fp8 = canonical({ format: 'fp8_e5m2', shape: [1, 3], codes, scales })
+    expect([...dequantize(fp8)]).toEqual([Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, Number.NaN])
+  })
+
+  test('an overwritten array is found when it is used', () => {
+    const q = make('int4')
+    ;(q.scales as Float32Array)[3] = Number.NaN
+    expect(() => dequantize(q)).toThrow('expected finite scales but got NaN at [1, 1]')
+  })
+})
+
+describe('misuse', () => {
+  const w = new Random(14).floats(4 * 128)
+  const at = (index: number, value: number) => w.map((x, i) => (i === index ? value : x))
+  const int4 = quantize(w, [4, 128], { format: 'int4' })
+  const int8 = quantize(w, [4, 128], { format: 'int8' })
+  const ternary = quantize(w.subarray(0, 10), [2, 5], { format: 'ternary' })
+  const change = <T extends Uint8Array | Float32Array>(
+    array: T | undefined,
+    index: number,
+    value: number,
+  ): T => {
+    const copy = (array as T).slice() as T
+    copy[index] = value
+    return copy
+  }
+  /** What TypeScript refuses at compile time. */
+  const wrong = (value: unknown): never => value as never
+
+  const cases: [string, () => unknown, string, RegExp][] = [
+    [
+      'weights that are a plain array',
+      () => quantize(wrong([1, 2]), [1, 2], { format: 'int8' }),
+      'ERR_TYPE',
+      /weights .* got an array/,
+    ],
+    [
+      'no weights',
+      () => quantize(wrong(undefined), [1, 2], { format: 'int8' }),
+      'ERR_TYPE',
+      /weights .* got undefined/,
+    ],
+    [
+      'weights of doubles',
+      () => quantize(new Float64Array(2), [1, 2], { format: 'int8' }),
+      'ERR_TYPE',
+      /Float64Array/,
+    ],
+    [
+      '16-bit weights of no dtype',
+      () => quantize(new Uint16Array(2), [1, 2], { format: 'int8' }),
+      'ERR_DTYPE',
+      /f16 or bf16/,
+    ],
+    [
+      '16-bit weights as f32',
+      () => quantize(new Uint16Array(2), [1, 2], { format: 'int8', dtype: 'f32' }),
+      'ERR_DTYPE',
+      /f16 or bf16/,
+    ],
+    [
+      'f32 weights as bf16',
+      () => quantize(w, [4, 128], { format: 'int8', dtype: 'bf16' }),
+      'ERR_DTYPE',
+      /which a Float32Array holds/,
+    ],
+    [
+      'too few weights',
+      () => quantize(w, [4, 129], { format: 'int8' }),
+      'ERR_SHAPE',
+      /expected 516 weights for \[4, 129\] but got 512/,
+    ],
+    ['a shape of one size', () => quantize(w, [512], { format: 'int8' }), 'ERR_SHAPE', /\[N, K\] but got 1/],
+    ['a negative size', () => quantize(w, [-4, -128], { format: 'int8' }), 'ERR_SHAPE', /shape\[0\] is -4/],
+    ['a broken size', () => quantize(w, [4.5, 128], { format: 'int8' }), 'ERR_SHAPE', /shape\[0\] is 4.5/],
+    [
+      'sizes beyond any memory',
+      () => quantize(w, [2 ** 25, 2 ** 25], { format: 'int8' }),
+      'ERR_',
+      /2\^44|asks for/,
+    ],
+    [
+      'no shape',
+      () => quantize(w, wrong(undefined), { format: 'int8' }),
+      'ERR_TYPE',
+      /shape to be an array of sizes/,
+    ],
+    ['no scheme', () => quantize(w, [4, 128], wrong(undefined)), 'ERR_TYPE', /scheme to be an object/],
+    [
+      'a format that there is not',
+      () => quantize(w, [4, 128], wrong({ format: 'int5' })),
+      'ERR_ARGUMENT',
+      /one of f32.* got 'int5'/,
+    ],
+    ['no format', () => quantize(w, [4, 128], wrong({})), 'ERR_TYPE', /format: expected a string/],
+    [
+      'an option that there is not',
+      () => quantize(w, [4, 128], wrong({ format: 'int4', groupsize: 64 })),
+      'ERR_ARGUMENT',
+      /got 'groupsize' too/,
+    ],
+    [
+      'a group of 48',
+      () => quantize(w, [4, 128], wrong({ format: 'int4', groupSize: 48 })),
+      'ERR_ARGUMENT',
+      /32, 64, 128, .* got 48/,
+    ],
+    [
+      'a group of 0',
+      () => quantize(w, [4, 128], wrong({ format: 'int4', groupSize: 0 })),
+      'ERR_ARGUMENT',
+      /got 0/,
+    ],
+    [
+      'blocks of int4',
+      () => quantize(w, [4, 128], { format: 'int4', groupSize: 'block' }),
+      'ERR_ARGUMENT',
+      /128 x 128/,
+    ],
+    [
+      'groups of bf16',
+      () => quantize(w, [4, 128], { format: 'bf16', groupSize: 64 }),
+      'ERR_ARGUMENT',
+      /bf16 has no scales/,
+    ],
+    [
+      'scales of int8',
+      () => quantize(w, [4, 128], wrong({ format: 'int8', scaleDtype: 'i8' })),
+      'ERR_ARGUMENT',
+      /f32, f16, bf16 but got 'i8'/,
+    ],
+    [
+      'zero points of int8',
+      () => quantize(w, [4, 128], { format: 'int8', zeroPoint: 'integer' }),
+      'ERR_ARGUMENT',
+      /int8 is symmetric/,
+    ],
+    [
+      'symmetric with zero points',
+      () => quantize(w, [4, 128], { format: 'int4', symmetric: true, zeroPoint: 'float' }),
+      'ERR_ARGUMENT',
+      /got both/,
+    ],
+    [
+      'asymmetric fp8',
+      () => quantize(w, [4, 128], { format: 'fp8_e4m3', symmetric: false }),
+      'ERR_ARGUMENT',
+      /no zero points/,
+    ],
+    [
+      'symmetric as a word',
+      () => quantize(w, [4, 128], wrong({ format: 'int4', symmetric: 'yes' })),
+      'ERR_TYPE',
+      /symmetric to be a boolean/,
+    ],
+    [
+      'clip as a number',
+      () => quantize(w, [4, 128], wrong({ format: 'int4', clip: 1 })),
+      'ERR_TYPE',
+      /clip to be a boolean/,
+    ],
+    [
+      'NaN',
+      () => quantize(at(130, Number.NaN), [4, 128], { format: 'int4' }),
+      'ERR_ARGUMENT',
+      /finite weights but got NaN at \[1, 2\]/,
+    ],
+    [
+      'inf',
+      () => quantize(at(511, Number.POSITIVE_INFINITY), [4, 128], { format: 'ternary' }),
+      'ERR_ARGUMENT',
+      /got inf at \[3, 127\]/,
+    ],
+    [
+      '-inf in a tensor with one scale',
+      () => quantize(at(3, Number.NEGATIVE_INFINITY), [4, 128], { format: 'fp8_e4m3', groupSize: 'tensor' }),
+      'ERR_ARGUMENT',
+      /got -inf at \[0, 3\]/,
+    ],
+    [
+      'NaN in what is only converted',
+      () => quantize(at(200, Number.NaN), [4, 128], { format: 'bf16' }),
+      'ERR_ARGUMENT',
+      /got NaN at \[1, 72\]/,
+    ],
+    [
+      'NaN as bf16',
+      () => quantize(new Uint16Array([0, 0x7fc0]), [1, 2], { format: 'int8', dtype: 'bf16' }),
+      'ERR_ARGUMENT',
+      /got NaN at \[0, 1\]/,
+    ],
+    [
+      'a number that f16 has not',
+      () => quantize(at(129, 65520), [4, 128], { format: 'f16' }),
+      'ERR_ARGUMENT',
+      /f16 can hold but got 65520 at \[1, 1\]/,
+    ],
+    ['dequantize of no weight', () => dequantize(wrong({})), 'ERR_TYPE', /QuantizedWeight/],
+    ['dequantize to i8', () => dequantize(int4, wrong('i8')), 'ERR_ARGUMENT', /f32, f16, bf16 but got 'i8'/],
+    ['canonical of nothing', () => canonical(wrong(null)), 'ERR_TYPE', /an object but got null/],
+    [
+      'canonical with a strange field',
+      () => canonical(wrong({ ...int4, group: 3 })),
+      'ERR_ARGUMENT',
+      /'group' too/,
+    ],
+    [
+      'codes that are an array',
+      () => canonical(wrong({ ...int4, codes: [1] })),
+      'ERR_TYPE',
+      /codes to be a typed array/,
+    ],
+    [
+      'too few codes',
+      () => canonical({ ...int4, codes: int4.codes.subarray(1) }),
+      'ERR_SHAPE',
+      /expected 256 bytes of codes but got 255/,
+    ],
+    [
+      'too many scales',
+      () => canonical({ ...int4, scales: new Float32Array(9) }),
+      'ERR_SHAPE',
+      /expected 32 bytes of scales but got 36/,
+    ],
+    [
+      'no scales',
+      () => canonical({ ...int4, scales: undefined }),
+      'ERR_SHAPE',
+      /expected 32 bytes of scales but got 0/,
+    ],
+    [
+      'scales for f32',
+      () =>
+        canonical({ format: 'f32', shape: [1, 1], codes: new Float32Array(1), scales: new Float32Array(1) }),
+      'ERR_',
+      /scales/,
+    ],
+    [
+      'scales of another dtype',
+      () => canonical({ ...int4, scales: new Uint16Array(8) }),
+      'ERR_DTYPE',
+      /scales to be a Float32Array/,
+    ],
+    [
+      'scales in doubles',
+      () => canonical({ ...int4, scales: new Float64Array(4) }),
+      'ERR_DTYPE',
+      /scales to be a Float32Array/,
+    ],
+    [
+      'no zeros',
+      () => canonical({ ...int4, zeros: undefined }),
+      'ERR_SHAPE',
+      /expected 8 bytes of zeros but got 0/,
+    ],
+    [
+      'zeros of a symmetric weight',
+      () => canonical({ ...int8, zeros: new Uint8Array(4) }),
+      'ERR_SHAPE',
+      /expected 0 bytes of zeros but got 4/,
+    ],
+    [
+      'float zeros as bytes',
+      () => canonical({ ...int4, zeroPoint: 'float' }),
+      'ERR_DTYPE',
+      /zeros to be a Float32Array/,
+    ],
+    [
+      'a NaN scale',
+      () => canonical({ ...int4, scales: change(int4.scales as Float32Array, 5, Number.NaN) }),
+      'ERR_ARGUMENT',
+      /finite scales but got NaN at \[2, 1\]/,
+    ],
+    [
+      'an infinite scale',
+      () => canonical({ ...int8, scales: change(int8.scales as Float32Array, 3, Number.POSITIVE_INFINITY) }),
+      'ERR_ARGUMENT',
+      /finite scales but got inf at \[3, 0\]/,
+    ],
+    [
+      'a NaN zero',
+      () => canonical({ ...int4, zeroPoint: 'float', zeros: new Float32Array(8).fill(Number.NaN) }),
+      'ERR_ARGUMENT',
+      /finite zeros but got NaN at \[0, 0\]/,
+    ],
+    [
+      'a zero beyond the codes',
+      () => canonical({ ...int4, zeros: change(int4.zeros as Uint8Array, 7, 17) }),
+      'ERR_ARGUMENT',
+      /zeros of 0 to 16 for int4 but got 17 at \[3, 1\]/,
+    ],
+    [
+      'the int8 code -128',
+      () => canonical({ ...int8, codes: change(int8.codes as Uint8Array, 129, 0x80) }),
+      'ERR_ARGUMENT',
+      /got -128 at \[1, 1\]/,
+    ],
+    [
+      'the ternary code 3',
+      () => canonical({ ...ternary, codes: change(ternary.codes as Uint8Array, 2, 0x0c) }),
+      'ERR_ARGUMENT',
+      /got 3 at \[1, 1\]/,
+    ],
+    [
+      'bits behind a row',
+      () => canonical({ ...ternary, codes: change(ternary.codes as Uint8Array, 3, 0x40) }),
+      'ERR_ARGUMENT',
+      /row 1 has others/,
+    ],
+  ]
+  test.each(cases)('%s', (_, call, code, sentence) => {
+    let error: unknown
+    try {
+      call()
+    } catch (caught) {
+      error = caught
+    }
+    expect(error).toBeInstanceOf(code === 'ERR_TYPE' ? TypeError : LowbitError)
+    expect((error as LowbitError).code).toMatch(code)
+    expect((error as LowbitError).message).toMatch(sentence)
+  })
+})
