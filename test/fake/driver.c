@@ -1,5 +1,5 @@
-// A driver's library for tests: as much of libcuda.so.1 as csrc/base/probe.cc asks for, with the answers that the
-// compiler's command line gives.
+// A driver's library for tests: as much of libcuda.so.1 as csrc/base/probe.cc asks for, with the
+// answers that the compiler's command line gives.
 #ifndef VERSION
 #define VERSION 13000
 #endif

@@ -1,5 +1,6 @@
-// liblowbit_cuda.so for tests: the table of cuda_api.h over host memory, with the answers that the compiler's command
-// line gives. What the addon does with a GPU's tensors can be tested with it where there is no GPU.
+// liblowbit_cuda.so for tests: the table of cuda_api.h over host memory, with the answers that the
+// compiler's command line gives. What the addon does with a GPU's tensors can be tested with it
+// where there is no GPU.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
