@@ -15,6 +15,7 @@ static constexpr Export kExports[] = {
     {"deviceInfo", device_info},
     {"setError", set_error},
     {"callNothing", call_nothing},
+    {"externalMemory", external_memory},
     {"probe", probe},
     {"chosenRow", chosen_row},
     {"peakRows", peak_rows},

@@ -56,6 +56,15 @@ napi_value set_error(napi_env env, napi_callback_info info) {
 // What bench/calls.ts holds the cost of an op against.
 napi_value call_nothing(napi_env, napi_callback_info) { return nullptr; }
 
+// What the garbage collector believes the library holds, in bytes; process.memoryUsage() does not say.
+napi_value external_memory(napi_env env, napi_callback_info) {
+  int64_t total = 0;
+  napi_adjust_external_memory(env, 0, &total);
+  napi_value out;
+  napi_create_double(env, static_cast<double>(total), &out);
+  return out;
+}
+
 // probe(library, driver): why CUDA can or can't be used.
 napi_value probe(napi_env env, napi_callback_info info) {
   Reader r(env, info, "probe");

@@ -98,6 +98,7 @@ export interface Native {
   deviceInfo(device: Handle): DeviceCounters
   setError(make: (code: string, text: string) => Error): void
   callNothing(): void
+  externalMemory(): number
   probe(library: string, driver?: string): CudaProbe
   /** The row that the last op chose. */
   chosenRow(): string
