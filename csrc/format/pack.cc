@@ -77,32 +77,59 @@ int64_t bytes_of_group(const Panels& p, int64_t g) {
   return left < p.group_bytes ? left : p.group_bytes;
 }
 
+// Words of one row that are moved before the next row's turn: sixteen rows of them are 4 KiB on
+// either side, which stay in L1 while each line of the panel is visited sixteen times.
+constexpr int64_t kTile = 64;
+
+// Calls f(r, byte of the row's group, bytes) for runs of at most kTile words of each row.
+template <class F>
+void tiles(int64_t rows, int64_t bytes, const F& f) {
+  for (int64_t at = 0; at < bytes; at += kTile * 4) {
+    const int64_t size = bytes - at < kTile * 4 ? bytes - at : kTile * 4;
+    for (int64_t r = 0; r < rows; ++r) f(r, at, size);
+  }
+}
+
+// A row's bytes to one lane of the vectors from `to` on, and back. The last word may be cut.
+void scatter_words(bool nibbles, const uint8_t* from, int64_t bytes, uint8_t* to) {
+  for (int64_t at = 0; at < bytes; at += 4, to += 64) {
+    uint32_t word = 0;
+    if (bytes - at >= 4) {
+      std::memcpy(&word, from + at, 4);
+    } else {
+      std::memcpy(&word, from + at, static_cast<size_t>(bytes - at));
+    }
+    word = nibbles ? interleave(word) : word;
+    std::memcpy(to, &word, 4);
+  }
+}
+void gather_words(bool nibbles, const uint8_t* from, int64_t bytes, uint8_t* to) {
+  for (int64_t at = 0; at < bytes; at += 4, from += 64) {
+    uint32_t word;
+    std::memcpy(&word, from, 4);
+    word = nibbles ? deinterleave(word) : word;
+    if (bytes - at >= 4) {
+      std::memcpy(to + at, &word, 4);
+    } else {
+      std::memcpy(to + at, &word, static_cast<size_t>(bytes - at));
+    }
+  }
+}
+
 void pack_panel(const Panels& p, const Canonical& c, int64_t panel, uint8_t* out) {
   const int64_t n0 = panel * kRows, rows = p.shape.n - n0 < kRows ? p.shape.n - n0 : kRows;
   const int64_t scale_size = p.cols > 0 ? dtype_bytes(p.format.scale_dtype) : 0;
   const int64_t zero_size = zero_bytes(p.format.zero_type);
   for (int64_t g = 0; g < p.block.groups; ++g, out += p.block.bytes) {
-    const int64_t bytes = bytes_of_group(p, g), words = bytes / 4;
-    if (rows < kRows || bytes < p.group_bytes || bytes % 4 != 0) {
-      std::memset(out, 0, static_cast<size_t>(p.block.bytes));
-    } else {
-      std::memset(out + words * 64, 0, static_cast<size_t>(p.block.bytes - words * 64));
-    }
+    const int64_t bytes = bytes_of_group(p, g);
+    // Full rows of full words are written over; all else of the block is padding.
+    const int64_t full = rows == kRows ? bytes / 4 * 64 : 0;
+    std::memset(out + full, 0, static_cast<size_t>(p.block.bytes - full));
+    const uint8_t* codes = c.codes + n0 * p.row_bytes + g * p.group_bytes;
+    tiles(rows, bytes, [&](int64_t r, int64_t at, int64_t size) {
+      scatter_words(p.nibbles, codes + r * p.row_bytes + at, size, out + at * 16 + r * 4);
+    });
     for (int64_t r = 0; r < rows; ++r) {
-      const uint8_t* from = c.codes + (n0 + r) * p.row_bytes + g * p.group_bytes;
-      uint8_t* to = out + r * 4;
-      for (int64_t j = 0; j < words; ++j) {
-        uint32_t word;
-        std::memcpy(&word, from + j * 4, 4);
-        word = p.nibbles ? interleave(word) : word;
-        std::memcpy(to + j * 64, &word, 4);
-      }
-      if (bytes % 4 != 0) {
-        uint32_t word = 0;
-        std::memcpy(&word, from + words * 4, static_cast<size_t>(bytes % 4));
-        word = p.nibbles ? interleave(word) : word;
-        std::memcpy(to + words * 64, &word, 4);
-      }
       const int64_t index = (n0 + r) * p.cols + g;
       if (scale_size > 0) {
         std::memcpy(out + p.block.scales + r * scale_size,
@@ -124,15 +151,11 @@ void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, uint8_t* co
   const int64_t scale_size = p.cols > 0 ? dtype_bytes(p.format.scale_dtype) : 0;
   const int64_t zero_size = zero_bytes(p.format.zero_type);
   for (int64_t g = 0; g < p.block.groups; ++g, in += p.block.bytes) {
-    const int64_t bytes = bytes_of_group(p, g);
+    uint8_t* to = codes + n0 * p.row_bytes + g * p.group_bytes;
+    tiles(rows, bytes_of_group(p, g), [&](int64_t r, int64_t at, int64_t size) {
+      gather_words(p.nibbles, in + at * 16 + r * 4, size, to + r * p.row_bytes + at);
+    });
     for (int64_t r = 0; r < rows; ++r) {
-      uint8_t* to = codes + (n0 + r) * p.row_bytes + g * p.group_bytes;
-      for (int64_t at = 0; at < bytes; at += 4) {
-        uint32_t word;
-        std::memcpy(&word, in + at * 16 + r * 4, 4);
-        word = p.nibbles ? deinterleave(word) : word;
-        std::memcpy(to + at, &word, static_cast<size_t>(bytes - at < 4 ? bytes - at : 4));
-      }
       const int64_t index = (n0 + r) * p.cols + g;
       if (scale_size > 0) {
         std::memcpy(static_cast<uint8_t*>(scales) + index * scale_size,
