@@ -186,7 +186,7 @@ function load(): { native: Native; file: string } {
     throw new LowbitError(
       'ERR_LOAD',
       `no lowbit addon for ${process.platform}-${process.arch} in ${root}: this package has prebuilds for linux-x64 (glibc); ` +
-        'elsewhere install a C++20 compiler, CMake and cmake-js, then run `npx cmake-js compile` in that folder',
+        `elsewhere install a C++20 compiler, CMake and \`npm i cmake-js\`, then run \`node ${path.join(root, 'scripts/build.cjs')}\``,
       { cause },
     )
   }
