@@ -41,29 +41,9 @@ static inline float scale_for(float largest, DType codes) {
   return scale < 1e-12f ? 1e-12f : scale;
 }
 
-// The code bits of x / scale as f32, by selects where f32_to_e4m3 and f32_to_e5m2 have branches;
-// |x / scale| is finite.
-static inline uint32_t fp8_bits(uint32_t u, bool e4m3) {
-  const uint32_t magnitude = u & 0x7fffffffu;
-  const int drop = e4m3 ? 20 : 21;
-  const uint32_t top = e4m3 ? 0x7eu : 0x7bu;
-  const uint32_t base = e4m3 ? 0x3c000000u : 0x38000000u;
-  // Below the smallest normal number the sum with `unit` rounds at the unit of the subnormal ones.
-  const float unit = e4m3 ? 0x1p14f : 0x1p7f;
-  const uint32_t small = float_bits(bits_float(magnitude) + unit) - float_bits(unit);
-  const uint32_t rounded =
-      (magnitude - base + ((1u << (drop - 1)) - 1u) + (magnitude >> drop & 1u)) >> drop;
-  const uint32_t normal = rounded > top ? top : rounded;
-  // A mask and not a select: compilers sink the sum above into a branch, which they then can't turn
-  // into vector code.
-  const uint32_t is_small =
-      0u - static_cast<uint32_t>(magnitude < (e4m3 ? 0x3c800000u : 0x38800000u));
-  return (u >> 24 & 0x80u) | (small & is_small) | (normal & ~is_small);
-}
-
 static inline void codes_of(const float* x, int64_t count, float scale, DType dtype, uint8_t* out) {
   if (scale != scale) {
-    std::memset(out, 0, static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) out[i] = 0;
   } else if (dtype == DType::i8) {
     for (int64_t i = 0; i < count; ++i) {
       // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits;
@@ -72,11 +52,11 @@ static inline void codes_of(const float* x, int64_t count, float scale, DType dt
     }
   } else if (dtype == DType::e4m3) {
     for (int64_t i = 0; i < count; ++i) {
-      out[i] = static_cast<uint8_t>(fp8_bits(float_bits(x[i] / scale), true));
+      out[i] = f32_to_e4m3(x[i] / scale);
     }
   } else {
     for (int64_t i = 0; i < count; ++i) {
-      out[i] = static_cast<uint8_t>(fp8_bits(float_bits(x[i] / scale), false));
+      out[i] = f32_to_e5m2(x[i] / scale);
     }
   }
 }
@@ -95,14 +75,10 @@ static inline float round_run(float* x, int64_t count, DType dtype) {
     for (int64_t i = 0; i < count; ++i) x[i] = 0.0f;
   } else if (dtype == DType::i8) {
     for (int64_t i = 0; i < count; ++i) x[i] = (x[i] / scale + 0x1.8p23f) - 0x1.8p23f;
+  } else if (dtype == DType::e4m3) {
+    for (int64_t i = 0; i < count; ++i) x[i] = e4m3_to_f32(f32_to_e4m3(x[i] / scale));
   } else {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t b = fp8_bits(float_bits(x[i] / scale), dtype == DType::e4m3);
-      // Finite codes only, so that no select for NaN is needed.
-      const float magnitude = dtype == DType::e4m3 ? bits_float((b & 0x7fu) << 20) * 0x1p120f
-                                                   : bits_float((b & 0x7fu) << 21) * 0x1p112f;
-      x[i] = bits_float(float_bits(magnitude) | (b & 0x80u) << 24);
-    }
+    for (int64_t i = 0; i < count; ++i) x[i] = e5m2_to_f32(f32_to_e5m2(x[i] / scale));
   }
   return scale;
 }

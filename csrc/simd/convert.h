@@ -16,6 +16,7 @@ namespace lowbit {
 // to[0..count) = elements [first, first + count) of `from`, exactly.
 static inline void load_floats(const void* from, DType dtype, int64_t first, int64_t count,
                                float* to) {
+  if (count <= 0) return;
   switch (dtype) {
     case DType::f32:
       std::memcpy(to, static_cast<const float*>(from) + first, static_cast<size_t>(count) * 4);
@@ -42,26 +43,14 @@ static inline void load_floats(const void* from, DType dtype, int64_t first, int
       for (int64_t i = 0; i < count; ++i) to[i] = p[i];
       return;
     }
-    // The same bits as e4m3_to_f32 and e5m2_to_f32, with masks where those have branches.
     case DType::e4m3: {
       const uint8_t* p = static_cast<const uint8_t*>(from) + first;
-      for (int64_t i = 0; i < count; ++i) {
-        const uint32_t magnitude = p[i] & 0x7fu;
-        const uint32_t nan = 0u - static_cast<uint32_t>(magnitude == 0x7fu);
-        const uint32_t finite = float_bits(bits_float(magnitude << 20) * 0x1p120f);
-        to[i] = bits_float((p[i] & 0x80u) << 24 | (finite & ~nan) | (0x7fc00000u & nan));
-      }
+      for (int64_t i = 0; i < count; ++i) to[i] = e4m3_to_f32(p[i]);
       return;
     }
     case DType::e5m2: {
       const uint8_t* p = static_cast<const uint8_t*>(from) + first;
-      for (int64_t i = 0; i < count; ++i) {
-        const uint32_t magnitude = p[i] & 0x7fu;
-        const uint32_t special = 0u - static_cast<uint32_t>(magnitude >= 0x7cu);
-        const uint32_t finite = float_bits(bits_float(magnitude << 21) * 0x1p112f);
-        const uint32_t top = 0x7f800000u | (magnitude & 3u) << 21;
-        to[i] = bits_float((p[i] & 0x80u) << 24 | (finite & ~special) | (top & special));
-      }
+      for (int64_t i = 0; i < count; ++i) to[i] = e5m2_to_f32(p[i]);
       return;
     }
     default:
@@ -73,18 +62,14 @@ static inline void load_floats(const void* from, DType dtype, int64_t first, int
 // floating dtype.
 static inline void store_floats(void* to, DType dtype, int64_t first, int64_t count,
                                 const float* from) {
+  if (count <= 0) return;
   switch (dtype) {
     case DType::f32:
       std::memcpy(static_cast<float*>(to) + first, from, static_cast<size_t>(count) * 4);
       return;
     case DType::bf16: {
       uint16_t* p = static_cast<uint16_t*>(to) + first;
-      for (int64_t i = 0; i < count; ++i) {  // f32_to_bf16 with a select in place of its branch
-        const uint32_t u = float_bits(from[i]);
-        const uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
-        const uint32_t nan = u >> 16 | 0x40u;
-        p[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-      }
+      for (int64_t i = 0; i < count; ++i) p[i] = f32_to_bf16(from[i]);
       return;
     }
     case DType::f16: {
