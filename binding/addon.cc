@@ -57,6 +57,10 @@ static constexpr Export kExports[] = {
     {"softmax", softmax},
     {"argmax", argmax},
     {"crossEntropy", cross_entropy},
+    {"linear", linear},
+    {"quantizeRows", quantize_rows},
+    {"dequantizeRows", dequantize_rows},
+    {"attention", attention},
 };
 
 }  // namespace lowbit::binding

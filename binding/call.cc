@@ -12,7 +12,7 @@ bool make_outputs(Reader& reader) {
     const Status status =
         storage_create(owner->device->memory, numel(*slot) * dtype_bytes(slot->dtype), &storage);
     if (!is_ok(status)) {
-      reader.fail(status);
+      reader.fail(error(status.code, "%s: %s", reader.op(), status.text));
       return false;
     }
     slot->data = storage->data;

@@ -60,7 +60,9 @@ napi_value open_cpu(napi_env env, napi_callback_info info) {
                       static_cast<long long>(threads)));
   }
   if (limit < 0) {
-    return fail(env, error(Code::argument, "openDevice: expected memoryLimit to be positive"));
+    return fail(
+        env, error(Code::argument, "openDevice: expected memoryLimit to be positive but got %lld",
+                   static_cast<long long>(limit)));
   }
   Env* state = env_of(env);
   const DeviceOptions options = {static_cast<int>(threads), limit, state->arch_cap.c_str(),

@@ -56,7 +56,8 @@ napi_value set_error(napi_env env, napi_callback_info info) {
 // What bench/calls.ts holds the cost of an op against.
 napi_value call_nothing(napi_env, napi_callback_info) { return nullptr; }
 
-// What the garbage collector believes the library holds, in bytes; process.memoryUsage() does not say.
+// What the garbage collector believes the library holds, in bytes; process.memoryUsage() does not
+// say.
 napi_value external_memory(napi_env env, napi_callback_info) {
   int64_t total = 0;
   napi_adjust_external_memory(env, 0, &total);

@@ -18,4 +18,6 @@ Callback load, unpack_weight, packed_bytes, weight_info, weight_disposed, weight
 Callback add, silu_mul, gelu_mul, copy, embedding, rms_norm, layer_norm, rope;
 Callback softmax, argmax, cross_entropy;
 
+Callback linear, quantize_rows, dequantize_rows, attention;
+
 }  // namespace lowbit::binding

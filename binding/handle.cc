@@ -10,6 +10,8 @@ template <class T>
 static T* unwrap(napi_env env, napi_value value, const napi_type_tag& tag) {
   bool is = false;
   void* handle = nullptr;
+  napi_valuetype type = napi_undefined;  // null and undefined would make the check below throw
+  if (napi_typeof(env, value, &type) != napi_ok || type != napi_object) return nullptr;
   if (napi_check_object_type_tag(env, value, &tag, &is) != napi_ok || !is) return nullptr;
   return napi_unwrap(env, value, &handle) == napi_ok ? static_cast<T*>(handle) : nullptr;
 }

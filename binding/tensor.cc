@@ -42,8 +42,12 @@ static Source read_source(Reader& r, const char* name, DType wanted, int64_t cou
   const DType from = array_dtype(type, wanted);
   const bool ambiguous = type == napi_uint16_array && wanted != DType::f16 && wanted != DType::bf16;
   if (from == DType::none || ambiguous || !convertible(wanted, from)) {
-    r.fail(error(Code::dtype, "%s: the elements of %s can't become %s", r.op(), name,
-                 dtype_name(wanted)));
+    static constexpr const char* kArrays[] = {
+        "Int8Array",    "Uint8Array",    "Uint8ClampedArray", "Int16Array",
+        "Uint16Array",  "Int32Array",    "Uint32Array",       "Float32Array",
+        "Float64Array", "BigInt64Array", "BigUint64Array",    "Float16Array"};
+    r.fail(error(Code::dtype, "%s: expected %s to hold elements of %s but got a %s", r.op(), name,
+                 dtype_name(wanted), kArrays[static_cast<int>(type) < 12 ? type : 0]));
     return {};
   }
   const int64_t got = bytes / dtype_bytes(from);
@@ -69,7 +73,7 @@ static void create(Reader& r, DeviceHandle* owner, napi_value object, DType dtyp
   const int64_t count = numel(t), bytes = count * dtype_bytes(dtype);
   Storage* storage = nullptr;
   Status status = storage_create(device->memory, bytes, &storage);
-  if (!is_ok(status)) return r.fail(status);
+  if (!is_ok(status)) return r.fail(error(status.code, "%s: %s", r.op(), status.text));
   t.data = storage->data;
   if (source != nullptr && device->cuda == nullptr) {
     convert(t.data, dtype, source->data, source->dtype, count);

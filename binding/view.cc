@@ -108,8 +108,9 @@ napi_value tensor_transpose(napi_env env, napi_callback_info info) {
   if (r.failed()) return nullptr;
   Tensor view = from->view;
   if (a < 0 || b < 0 || a >= view.rank || b >= view.rank) {
-    return fail(
-        env, error(Code::argument, "transpose: expected dimensions from 0 to %d", view.rank - 1));
+    return fail(env, error(Code::argument,
+                           "transpose: expected dimensions from 0 to %d but got %lld and %lld",
+                           view.rank - 1, static_cast<long long>(a), static_cast<long long>(b)));
   }
   std::swap(view.shape[a], view.shape[b]);
   std::swap(view.strides[a], view.strides[b]);

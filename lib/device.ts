@@ -1,6 +1,6 @@
 import { backends, cudaBackends, cudaFiles, probeCuda } from './backends'
-import { kindOf, LowbitError, LowbitTypeError, makeError, wordIndex } from './errors'
-import { native } from './native'
+import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
+import { native, nativeError } from './native'
 import type { QuantizedWeight } from './quantize'
 import { Tensor } from './tensor'
 import { type LoadOptions, loadWeight, type Weight } from './weight'
@@ -115,7 +115,7 @@ export class Device implements Disposable {
   async sync(): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       native.sync(this, (code, text) =>
-        code === undefined ? resolve() : reject(makeError(code, text ?? '')),
+        code === undefined ? resolve() : reject(nativeError(code, text ?? '')),
       )
     })
   }

@@ -1,5 +1,6 @@
 /** lowbit: low-precision GEMM and attention for Node.js. */
 
+export { type AttentionOptions, type AttentionResult, attention } from './attention'
 export { type Backend, backends } from './backends'
 export {
   Checkpoint,
@@ -29,6 +30,7 @@ export {
 export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } from './elementwise'
 export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
+export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
 export { layerNorm, type NormOptions, rmsNorm } from './norm'
 export { measurePeaks, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
 export {
@@ -42,6 +44,15 @@ export {
   type Scheme,
   type WeightArray,
 } from './quantize'
+export {
+  type CodeDType,
+  type DequantizeRowsOptions,
+  dequantizeRows,
+  QuantizedRows,
+  type QuantizeRowsOptions,
+  quantizeRows,
+  type RowQuantization,
+} from './quantize-rows'
 export { type Pairing, type RopeOptions, rope } from './rope'
 export { deserialize, serialize } from './serialize'
 export {

@@ -173,6 +173,41 @@ export interface Native {
   softmax(x: Handle, out: Handle, scale: number, row?: string): void
   argmax(x: Handle, out: Handle, row?: string): void
   crossEntropy(logits: Handle, targets: Handle, out: Handle, row?: string): void
+  linear(
+    x: Handle,
+    xScales: Handle | undefined,
+    w: Handle,
+    bias: Handle | undefined,
+    residual: Handle | undefined,
+    activation: number,
+    compute: number,
+    dtype: number,
+    block: boolean,
+    out: Handle,
+    outScales: Handle | undefined,
+    row?: string,
+  ): void
+  quantizeRows(x: Handle, dtype: number, block: boolean, codes: Handle, scales: Handle, row?: string): void
+  dequantizeRows(codes: Handle, scales: Handle, dtype: number, out: Handle, row?: string): void
+  attention(
+    q: Handle,
+    k: Handle,
+    v: Handle,
+    cuSeqlensQ: Handle | undefined,
+    cuSeqlensKv: Handle | undefined,
+    kvLens: Handle | undefined,
+    alibiSlopes: Handle | undefined,
+    sinks: Handle | undefined,
+    softmaxScale: number,
+    softcap: number,
+    windowLeft: number,
+    windowRight: number,
+    causal: boolean,
+    score: number,
+    out: Handle,
+    lse: Handle | undefined,
+    row?: string,
+  ): void
 }
 
 /** The folder of the package: the addon lies in its build/Release or prebuilds. */
@@ -234,4 +269,16 @@ if (difference !== undefined) {
     `${addonFile} is of another build of lowbit: ${difference}; run \`npm run build\``,
   )
 }
-native.setError(makeError)
+
+const { kernels, ...wordLists } = description
+const spelled = new Set<string>([...Object.values(wordLists).flat(), ...kernels.map((row) => row.name)])
+
+/** The error for a native code and text, with native names of arguments in the form that they have here. */
+export function nativeError(code: string, text: string): Error {
+  const camel = (word: string) => word.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase())
+  const said = text.replace(/\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b/g, (word) =>
+    spelled.has(word) ? word : camel(word),
+  )
+  return makeError(code, said)
+}
+native.setError(nativeError)

@@ -1,5 +1,5 @@
-import { kindOf, LowbitTypeError, makeError, wordIndex } from './errors'
-import { native, type TensorInfo } from './native'
+import { kindOf, LowbitTypeError, wordIndex } from './errors'
+import { native, nativeError, type TensorInfo } from './native'
 import { type DType, dtypes } from './words'
 
 /** The typed array that holds elements of a dtype in JavaScript. f16, bf16 and FP8 come as their bits. */
@@ -83,7 +83,7 @@ export class Tensor<D extends DType = DType> implements Disposable {
     const to = this.#room(dtype)
     await new Promise<void>((resolve, reject) => {
       native.read(this, wordIndex(dtypes, dtype ?? this.dtype, 'read: dtype'), to, (code, text) =>
-        code === undefined ? resolve() : reject(makeError(code, text ?? '')),
+        code === undefined ? resolve() : reject(nativeError(code, text ?? '')),
       )
     })
     return to

@@ -82,7 +82,7 @@ static inline bool overlaps(const Tensor& a, const Tensor& b) {
   const uint8_t* pa = static_cast<const uint8_t*>(a.data);
   const uint8_t* pb = static_cast<const uint8_t*>(b.data);
   const int64_t na = span_bytes(a), nb = span_bytes(b);
-  return na > 0 && nb > 0 && pa < pb + nb && pb < pa + na;
+  return pa != nullptr && pb != nullptr && na > 0 && nb > 0 && pa < pb + nb && pb < pa + na;
 }
 
 // "[7, 4096]", for messages.

@@ -1,0 +1,55 @@
+#include "csrc/linear/linear.h"
+
+#include "binding/call.h"
+#include "binding/export.h"
+#include "csrc/quantize/quantize.h"
+
+namespace lowbit::binding {
+namespace {
+
+// What the caller asks of outputs that the library makes.
+struct Wanted {
+  const LinearArgs& args;
+  DType dtype;    // none: as linear_infer says
+  bool by_block;  // out_scale has one value for each 128 columns
+};
+
+Status infer_out(const Wanted& wanted, Tensor* out) {
+  LB_TRY(linear_infer(wanted.args, out));
+  if (wanted.dtype != DType::none) out->dtype = wanted.dtype;
+  return ok();
+}
+
+Status infer_scale(const Wanted& wanted, Tensor* scale) {
+  Tensor codes;
+  return quantize_infer(wanted.args.out, wanted.dtype, wanted.by_block, &codes, scale);
+}
+
+struct Linear {
+  using Args = LinearArgs;
+  using Kernel = LinearKernel;
+  static constexpr const char* kName = "linear";
+  static constexpr auto check = linear_check;
+  static constexpr auto select = linear_select;
+  static constexpr auto workspace = linear_workspace;
+  static constexpr auto run = linear_run;
+  static void read(Reader& r, LinearArgs& args) {
+    args.x = r.input("x");
+    args.x_scale = r.optional("x.scales");
+    args.w = r.weight("w");
+    args.bias = r.optional("bias");
+    args.residual = r.optional("residual");
+    args.activation = static_cast<Activation>(r.word("activation", 8));
+    args.compute = static_cast<Compute>(r.word("compute", 3));
+    const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount + 1));
+    const Wanted wanted = {args, dtype, r.boolean("block")};
+    r.output("out", &args.out, infer_out, wanted);
+    r.output("outScales", &args.out_scale, infer_scale, wanted);
+  }
+};
+
+}  // namespace
+
+napi_value linear(napi_env env, napi_callback_info info) { return call_op<Linear>(env, info); }
+
+}  // namespace lowbit::binding
