@@ -18,6 +18,8 @@ static constexpr Export kExports[] = {
     {"externalMemory", external_memory},
     {"probe", probe},
     {"chosenRow", chosen_row},
+    {"selectLinear", select_linear},
+    {"selectAttention", select_attention},
     {"peakRows", peak_rows},
     {"measurePeaks", measure_peaks},
     {"openCpu", open_cpu},

@@ -102,6 +102,31 @@ export interface Native {
   probe(library: string, driver?: string): CudaProbe
   /** The row that the last op chose. */
   chosenRow(): string
+  /**
+   * The row that a call of linear would take on a device with these archs ('avx2', or several with commas; what they imply
+   * is added), and the layout: the one asked for, or with -1 the one that load() takes there.
+   */
+  selectLinear(
+    archs: string,
+    row: string | undefined,
+    m: number,
+    dtype: number,
+    compute: number,
+    layout: number,
+    ...format: NativeFormat
+  ): { row: string; layout: string }
+  selectAttention(
+    archs: string,
+    row: string | undefined,
+    dtype: number,
+    batch: number,
+    seqQ: number,
+    heads: number,
+    headDim: number,
+    seqKv: number,
+    kvHeads: number,
+    headDimV: number,
+  ): { row: string }
   peakRows(): { name: string; quantity: string; arch: string }[]
   measurePeaks(out: Handle): void
   openCpu(device: Handle, threads: number, memoryLimit: number): void

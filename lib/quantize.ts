@@ -92,7 +92,8 @@ function groupOf(size: GroupSize, op: string): readonly [number, number] {
   )
 }
 
-function formatOf(
+/** What a weight means, as the positions of a native call. */
+export function formatOf(
   fields: Pick<CanonicalFields, 'format' | 'shape' | 'groupSize' | 'zeroPoint' | 'scaleDtype'>,
   op: string,
 ): NativeFormat {
