@@ -21,8 +21,9 @@ Status infer_out(const Wanted& wanted, Tensor* out) {
 }
 
 Status infer_scale(const Wanted& wanted, Tensor* scale) {
-  Tensor codes;
-  return quantize_infer(wanted.args.out, wanted.dtype, wanted.by_block, &codes, scale);
+  Tensor codes, floats = wanted.args.out;
+  floats.dtype = DType::f32;  // what the row writes before it is re-quantised
+  return quantize_infer(floats, wanted.dtype, wanted.by_block, &codes, scale);
 }
 
 struct Linear {

@@ -146,7 +146,7 @@ static Status check_out(const LinearArgs& args) {
 // Do two row views share memory? Views of one matrix that take different columns do not.
 static bool overlap(const Tensor& a, const Tensor& b) {
   const int64_t a_bytes = span_bytes(a), b_bytes = span_bytes(b);
-  if (a_bytes == 0 || b_bytes == 0) return false;
+  if (a_bytes == 0 || b_bytes == 0 || a.data == nullptr || b.data == nullptr) return false;
   const uintptr_t pa = reinterpret_cast<uintptr_t>(a.data);
   const uintptr_t pb = reinterpret_cast<uintptr_t>(b.data);
   if (pa + static_cast<uintptr_t>(a_bytes) <= pb || pb + static_cast<uintptr_t>(b_bytes) <= pa) {
