@@ -1,0 +1,96 @@
+/** The whole of `lowbit bench`: devices, peaks, and the cases of each op. */
+import { type Device, openDevice } from '../device'
+import { description } from '../native'
+import { measurePeaks, type Peaks } from '../peaks'
+import { runCalls } from './calls'
+import { type BenchLine, type Origin, originOf, rounded } from './line'
+import { rowCases } from './rows'
+import { type BenchCase, type BenchContext, type BenchOptions, type BenchSink, runCases } from './run'
+
+const cases: Readonly<Record<string, (context: BenchContext) => Iterable<BenchCase>>> = {
+  rows: rowCases,
+}
+
+/** The measured peaks as lines. */
+function peakLines(peaks: Peaks, origin: Origin): BenchLine[] {
+  const lines: BenchLine[] = []
+  for (const { name, quantity, one, all } of peaks.rows) {
+    const unit = quantity === 'read' || quantity === 'copy' ? 'gbs' : 'gops'
+    const rates =
+      peaks.threads > 1
+        ? ([
+            [1, one],
+            [peaks.threads, all],
+          ] as const)
+        : ([[1, one]] as const)
+    for (const [threads, rate] of rates) {
+      if (rate > 0) {
+        lines.push({
+          op: 'peaks',
+          row: name,
+          case: quantity,
+          shape: '',
+          threads,
+          [unit]: rounded(rate),
+          ...origin,
+        })
+      }
+    }
+  }
+  return lines
+}
+
+/**
+ * Runs these ops, each with each number of threads. The peaks are measured anew for every op, because other tenants of
+ * a machine come and go within a minute.
+ *
+ * @returns how many cases were timed.
+ */
+export async function runBench(
+  ops: readonly string[],
+  threads: readonly number[],
+  options: BenchOptions,
+  batches: number,
+  sink: BenchSink,
+): Promise<number> {
+  const origin = originOf()
+  let lines = 0
+  const widest = Math.max(...threads)
+  for (const op of ops) {
+    const devices = new Map<number, Device>(threads.map((n) => [n, openDevice('cpu', { threads: n })]))
+    try {
+      const measured = new Map<number, Peaks>()
+      const peaksWith = async (n: number): Promise<Peaks> => {
+        const known = measured.get(n === 1 ? widest : n)
+        if (known !== undefined) return known
+        const device = devices.get(n === 1 ? widest : n) as Device
+        sink.progress(`${op}: peaks of the machine, ${device.info.threads} threads`)
+        const peaks = await measurePeaks(device)
+        measured.set(n === 1 ? widest : n, peaks)
+        sink.peaks(peaks, peakLines(peaks, origin))
+        if (op === 'peaks') lines++
+        return peaks
+      }
+      for (const [n, device] of devices) {
+        const casesOf = cases[op]
+        if (op === 'calls') {
+          lines += n === widest ? await runCalls(device, batches, origin, sink) : 0
+        } else {
+          const peaks = await peaksWith(n)
+          if (casesOf !== undefined) {
+            const context = { device, threads: n, options }
+            lines += runCases(casesOf(context), context, peaks, origin, sink)
+          }
+        }
+      }
+    } finally {
+      for (const device of devices.values()) device.close()
+    }
+  }
+  return lines
+}
+
+/** The names that --row takes. */
+export function rowNames(): string[] {
+  return description.kernels.map((row) => row.name)
+}

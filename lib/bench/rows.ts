@@ -1,0 +1,231 @@
+/** The ops that go over rows: 32 MB of them, from memory to memory. */
+import { native } from '../native'
+import type { Tensor } from '../tensor'
+import type { DType } from '../words'
+import { coldBytes, mostCopies, rowBytes, rowColumns } from './cases'
+import { difference, randomFloats, randomInts } from './random'
+import type { BenchCase, BenchContext } from './run'
+
+type FloatType = 'f32' | 'f16' | 'bf16'
+const widths: Readonly<Record<FloatType, number>> = { f32: 4, f16: 2, bf16: 2 }
+
+/** Small tensors that some of the ops read besides x. */
+interface Side {
+  readonly weight: Tensor
+  readonly bias: Tensor
+  readonly cos: Tensor
+  readonly sin: Tensor
+  readonly ids: Tensor
+}
+
+interface RowOp {
+  readonly name: string
+  /** The row that it is checked against. */
+  readonly reference: string
+  /** Tensors as large as x that it reads and writes. */
+  readonly inputs: number
+  readonly outputs: number
+  /** Its result where that is smaller: one value for each row. */
+  readonly result?: DType
+  /** Bytes that it reads besides x, for each row. */
+  readonly besides?: (columns: number) => number
+  readonly apply: (x: readonly Tensor[], out: readonly Tensor[], side: Side, row?: string) => void
+}
+
+const first = (list: readonly Tensor[]): Tensor => list[0] as Tensor
+const second = (list: readonly Tensor[]): Tensor => list[1] as Tensor
+// As many as rope needs: 128 columns each at the usual width, all columns of an odd one.
+const headsOf = (columns: number): number => (columns % 64 === 0 ? 32 : 1)
+
+const rowOps: readonly RowOp[] = [
+  {
+    name: 'rmsNorm',
+    reference: 'norm_ref',
+    inputs: 1,
+    outputs: 1,
+    apply: (x, out, side, row) =>
+      native.rmsNorm(first(x), side.weight, undefined, first(out), undefined, 1e-5, row),
+  },
+  {
+    name: 'rmsNorm+add',
+    reference: 'norm_ref',
+    inputs: 2,
+    outputs: 2,
+    apply: (x, out, side, row) =>
+      native.rmsNorm(first(x), side.weight, second(x), first(out), second(out), 1e-5, row),
+  },
+  {
+    name: 'layerNorm',
+    reference: 'norm_ref',
+    inputs: 1,
+    outputs: 1,
+    apply: (x, out, side, row) =>
+      native.layerNorm(first(x), side.weight, side.bias, undefined, first(out), undefined, 1e-5, row),
+  },
+  {
+    name: 'rope',
+    reference: 'rope_ref',
+    inputs: 1,
+    outputs: 1,
+    besides: (columns) => (columns / headsOf(columns)) * 4,
+    apply: (x, out, side, row) => {
+      using from = byHeads(first(x))
+      using to = byHeads(first(out))
+      native.rope(from, side.cos, side.sin, undefined, 0, 0, to, row)
+    },
+  },
+  {
+    name: 'embedding',
+    reference: 'embedding_ref',
+    inputs: 1,
+    outputs: 1,
+    besides: () => 4,
+    apply: (x, out, side, row) => {
+      using ids = side.ids.slice(0, 0, first(out).shape[0] ?? 0)
+      native.embedding(first(x), ids, first(out), row)
+    },
+  },
+  {
+    name: 'siluMul',
+    reference: 'elementwise_ref',
+    inputs: 2,
+    outputs: 1,
+    apply: (x, out, _, row) => native.siluMul(first(x), second(x), first(out), row),
+  },
+  {
+    name: 'add',
+    reference: 'elementwise_ref',
+    inputs: 2,
+    outputs: 1,
+    apply: (x, out, _, row) => native.add(first(x), second(x), first(out), row),
+  },
+  {
+    name: 'softmax',
+    reference: 'softmax_ref',
+    inputs: 1,
+    outputs: 1,
+    apply: (x, out, _, row) => native.softmax(first(x), first(out), 1, row),
+  },
+  {
+    name: 'argmax',
+    reference: 'softmax_ref',
+    inputs: 1,
+    outputs: 0,
+    result: 'i32',
+    apply: (x, out, _, row) => native.argmax(first(x), first(out), row),
+  },
+]
+
+/** [rows, D] as [rows, heads, D / heads]. */
+function byHeads(x: Tensor): Tensor {
+  const [rows = 0, columns = 0] = x.shape
+  const heads = headsOf(columns)
+  return x.reshape([rows, heads, columns / heads])
+}
+
+/** Names of the row ops, for the command's help and its messages. */
+export const rowOpNames: readonly string[] = rowOps.map((op) => op.name)
+
+function* casesOf(
+  context: BenchContext,
+  dtype: FloatType,
+  rows: number,
+  columns: number,
+): Generator<BenchCase> {
+  const { device, options } = context
+  const bytes = rows * columns * widths[dtype]
+  const copies = Math.min(mostCopies, 2 * Math.ceil(coldBytes / bytes / 2))
+  const count = options.hot ? 2 : copies
+  const shape = [rows, columns]
+  const made: Tensor[] = []
+  const keep = <T extends Tensor>(tensor: T): T => {
+    made.push(tensor)
+    return tensor
+  }
+  try {
+    const data = randomFloats(rows * columns)
+    const inputs = Array.from({ length: count }, () => keep(device.tensor(data, shape, dtype)))
+    const outputs = Array.from({ length: count }, () => keep(device.tensor(data, shape, dtype)))
+    const table = [rows, Math.max(1, Math.floor(columns / headsOf(columns) / 2))]
+    const angles = randomFloats(rows * (table[1] ?? 0), 2)
+    const side: Side = {
+      weight: keep(device.tensor(randomFloats(columns, 3), [columns])),
+      bias: keep(device.tensor(randomFloats(columns, 4), [columns])),
+      cos: keep(device.tensor(angles.map(Math.cos), table)),
+      sin: keep(device.tensor(angles.map(Math.sin), table)),
+      ids: keep(device.tensor(randomInts(rows, rows, 5), [rows], 'i32')),
+    }
+    const results = Array.from({ length: count }, () => keep(device.empty([rows], 'i32')))
+    for (const op of rowOps) {
+      if (op.name === 'rope' && columns % 2 !== 0) continue
+      const pick = (list: readonly Tensor[], index: number): Tensor[] => {
+        // Pairs, so that what the next launch reads is none of what this one read.
+        const at = options.hot ? 0 : (2 * index) % count
+        return [list[at] as Tensor, list[at + 1] as Tensor]
+      }
+      const outOf = (index: number): Tensor[] => pick(op.result === undefined ? outputs : results, index)
+      yield {
+        op: 'rows',
+        name: op.name,
+        shape: `${op.name} ${rows}x${columns} ${dtype}`,
+        properties: { x: dtype },
+        work: {
+          bytesRead: op.inputs * bytes + (op.besides?.(columns) ?? 0) * rows,
+          bytesWritten: op.outputs * bytes + (op.result === undefined ? 0 : 4 * rows),
+          operations: 0,
+          arithmetic: [],
+        },
+        launch: (index) => op.apply(pick(inputs, index), outOf(index), side),
+        check: () => checkRows(context, op, pick(inputs, 0), outOf(0), side),
+      }
+    }
+  } finally {
+    for (const tensor of made) tensor.dispose()
+  }
+}
+
+// The reference rows are slow, and each row of x is a case of its own.
+const checkedRows = 8
+
+function checkRows(
+  { device }: BenchContext,
+  op: RowOp,
+  x: readonly Tensor[],
+  out: readonly Tensor[],
+  side: Side,
+): string | undefined {
+  const rows = Math.min(checkedRows, x[0]?.shape[0] ?? 0)
+  const made: Tensor[] = []
+  const few = (tensor: Tensor): Tensor => {
+    const view = tensor.slice(0, 0, rows)
+    made.push(view)
+    return view
+  }
+  try {
+    const got = out.map(few)
+    const want = out.map((tensor) => {
+      const room = device.empty([rows, ...tensor.shape.slice(1)], tensor.dtype)
+      made.push(room)
+      return room
+    })
+    // The table of embedding is all of x; the other ops read the same rows that they write.
+    op.apply(op.name === 'embedding' ? x : x.map(few), want, side, op.reference)
+    for (let i = 0; i < Math.max(1, op.outputs); i++) {
+      const dtype = op.result === undefined ? 'f32' : 'i32'
+      const wrong = difference((got[i] as Tensor).readSync(dtype), (want[i] as Tensor).readSync(dtype))
+      if (wrong !== undefined) return wrong
+    }
+    return undefined
+  } finally {
+    for (const tensor of made) tensor.dispose()
+  }
+}
+
+/** All row ops, for each dtype. */
+export function* rowCases(context: BenchContext): Generator<BenchCase> {
+  const { options } = context
+  for (const dtype of options.x ?? (['f32', 'bf16'] as const)) {
+    const usual = [rowBytes / rowColumns / widths[dtype], rowColumns] as const
+    for (const [rows, columns] of options.rows ?? [usual]) yield* casesOf(context, dtype, rows, columns)
+  }
+}

@@ -1,0 +1,276 @@
+// lowbit bench: kernels against what the machine can do.
+
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import {
+  type AttentionShape,
+  attentionShapes,
+  defaultAttentionShapes,
+  defaultLinearShapes,
+  linearShapes,
+} from '../bench/cases'
+import type { BenchLine } from '../bench/line'
+import type { BenchOptions, BenchSink, Named } from '../bench/run'
+import type { Peaks, Rates } from '../peaks'
+import type { GroupSize } from '../quantize'
+import { type Compute, computes, type Format, formats } from '../words'
+import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
+
+const ops = ['linear', 'attention', 'rows', 'calls', 'peaks'] as const
+const groupSizes = ['32', '64', '128', 'channel', 'tensor', 'block']
+const floats = ['f32', 'f16', 'bf16'] as const
+
+const usage = `usage: lowbit bench [op] [options]
+
+Times the kernels of this machine and holds each against its bound: the time that memory or arithmetic needs at least,
+both as measured in the same run. Without an op all of them run, in under three minutes on two cores.
+
+  linear     x [M, K] times weights [N, K], in each format
+  attention  decode and prefill
+  rows       the ops that go over rows, 32 MB of them
+  calls      what a call costs the JavaScript thread
+  peaks      what the machine can do: bandwidth and multiply-adds
+
+  --format <list>    linear: ${formats.join(', ')}
+  --group <list>     linear: ${groupSizes.join(', ')}
+  --compute <list>   linear: ${computes.join(', ')}
+  --x <list>         dtype of the activations: ${floats.join(', ')}
+  --m <list>         linear: rows of x
+  --shape <list>     linear: ${Object.keys(linearShapes).join(', ')} or NxK
+                     attention: ${Object.keys(attentionShapes).join(', ')} or QxKVxD
+                     rows: ROWSxCOLUMNS; all: every shape of the op
+  --threads <list>   default: 1 and all cores
+  --row <name>       only this kernel row; see lowbit kernels
+  --hot              the same buffers again and again, instead of ones that no cache holds
+  --rounds <n>       rounds that count, default 9
+  --seconds <s>      length of a round, default 0.04
+  --json             one line of JSON for each case on stdout, nothing else
+  --save             append the lines to bench/results of the repository
+  --help
+
+'~' marks a case that other processes disturbed in most rounds.`
+
+const optionTypes = {
+  format: { type: 'string' },
+  group: { type: 'string' },
+  compute: { type: 'string' },
+  x: { type: 'string' },
+  m: { type: 'string' },
+  shape: { type: 'string' },
+  threads: { type: 'string' },
+  row: { type: 'string' },
+  hot: { type: 'boolean' },
+  rounds: { type: 'string' },
+  seconds: { type: 'string' },
+  json: { type: 'boolean' },
+  save: { type: 'boolean' },
+} as const
+
+/** The words of a list such as "int4,int8"; undefined where it was not given. */
+function wordsOption<W extends string>(
+  value: string | undefined,
+  name: string,
+  known: readonly W[],
+): W[] | undefined {
+  return value?.split(',').map((text) => {
+    const word = known.find((candidate) => candidate === text.trim())
+    if (word === undefined) throw new UsageError(`--${name} expects ${known.join(', ')} but got '${text}'`)
+    return word
+  })
+}
+
+/** The numbers of a list such as "1,64". */
+function numbersOption(value: string | undefined, name: string, most: number): number[] | undefined {
+  return value?.split(',').map((text) => numberOption(text, name, 1, most) as number)
+}
+
+/** "4096x14336" as numbers. */
+function sizesOf(text: string, form: string, names: readonly string[]): number[] {
+  const sizes = text.split('x').map(Number)
+  const right =
+    sizes.length === form.split('x').length && sizes.every((n) => Number.isSafeInteger(n) && n > 0)
+  if (right) return sizes
+  const known = names.length > 0 ? `all, ${names.join(', ')} or ` : ''
+  throw new UsageError(`--shape expects ${known}${form} but got '${text}'`)
+}
+
+/** The shapes of a list: names of the table, "all" of them, or sizes. */
+function shapesOption<S>(
+  value: string | undefined,
+  table: Readonly<Record<string, S>>,
+  usual: readonly string[],
+  form: string,
+  made: (sizes: number[]) => S,
+): Named<S>[] {
+  const names = Object.keys(table)
+  const list = value === undefined ? usual : value === 'all' ? names : value.split(',')
+  return list.map((text) => {
+    const shape = table[text]
+    return shape === undefined ? { name: '', shape: made(sizesOf(text, form, names)) } : { name: text, shape }
+  })
+}
+
+const columns: readonly Column[] = [
+  { title: 'row', width: 30 },
+  { title: 'shape', width: 32 },
+  { title: 'threads', width: 7 },
+  { title: 'us', width: 9 },
+  { title: 'GB/s', width: 7 },
+  { title: 'GOP/s', width: 7 },
+  { title: 'bound', width: 7 },
+  { title: '% of it', width: 7 },
+]
+
+const decimals = (value: number | undefined): string => {
+  if (value === undefined) return ''
+  return value >= 1000 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
+}
+
+function tableLine(line: BenchLine): string {
+  const { row, shape, threads, us, gbs, gops, bound, percent, rounds = 0, disturbed = 0, note } = line
+  const cells = [row, shape, String(threads), decimals(us), decimals(gbs), decimals(gops), bound ?? '']
+  const text = tableRow(columns, [...cells, percent === undefined ? '' : percent.toFixed(0)])
+  return `${text}${disturbed > rounds ? '  ~' : ''}${note === undefined ? '' : `  ${note}`}`
+}
+
+/** Prints lines as they come, and appends them to the results of the repository if asked to. */
+class Printer implements BenchSink {
+  private readonly shown = new Progress()
+  private op = ''
+  private headed = false
+  constructor(
+    private readonly json: boolean,
+    private readonly results: string | undefined,
+    /** Whether the table shows each row of the peaks. */
+    private readonly each: boolean,
+  ) {}
+
+  line(line: BenchLine): void {
+    this.write(line)
+    if (this.json) return
+    this.head(line)
+    if (line.op !== this.op) process.stdout.write(`\n${tableHead(columns)}\n`)
+    this.op = line.op
+    process.stdout.write(`${tableLine(line)}\n`)
+  }
+
+  peaks(peaks: Peaks, lines: readonly BenchLine[]): void {
+    for (const line of lines) if (!this.each || this.json) this.write(line)
+    const [first] = lines
+    if (this.json || first === undefined) return
+    this.head(first)
+    process.stdout.write('\n')
+    const rows: [string, Rates][] = [['1 thread', peaks.one]]
+    if (peaks.threads > 1) rows.push([`${peaks.threads} threads`, peaks.all])
+    for (const [threads, rates] of rows) {
+      const figures = Object.entries(rates)
+        .filter(([, rate]) => rate > 0)
+        .map(([quantity, rate]) => `${quantity} ${decimals(rate)}`)
+      process.stdout.write(`peaks, ${threads}, in GB/s and GOP/s: ${figures.join(', ')}\n`)
+    }
+    if (this.each) for (const line of lines) this.line(line)
+  }
+
+  /** To where the lines are kept. */
+  private write(line: BenchLine): void {
+    this.shown.clear()
+    const text = `${JSON.stringify(line)}\n`
+    if (this.results !== undefined) fs.appendFileSync(path.join(this.results, `${line.op}.jsonl`), text)
+    if (this.json) process.stdout.write(text)
+  }
+
+  private head(line: BenchLine): void {
+    if (this.headed) return
+    this.headed = true
+    process.stdout.write(`${line.machine}; lowbit ${line.commit}, Node ${line.node}\n`)
+  }
+
+  note(text: string): void {
+    this.shown.clear()
+    process.stderr.write(`lowbit: left out: ${text}\n`)
+  }
+
+  progress(text: string): void {
+    this.shown.show(text)
+  }
+
+  done(): void {
+    this.shown.clear()
+  }
+}
+
+/** The folder that --save appends to: the published package has none. */
+function resultsFolder(): string {
+  const folder = path.join(__dirname, '..', '..', 'bench', 'results')
+  if (!fs.existsSync(folder)) throw new UsageError(`--save needs the repository: there is no ${folder}`)
+  return folder
+}
+
+export async function run(argv: readonly string[]): Promise<number> {
+  return command(argv, usage, optionTypes, 1, async (values, [op]) => {
+    if (op !== undefined && !ops.some((known) => known === op)) {
+      throw new UsageError(`expected one of ${ops.join(', ')} but got '${op}'`)
+    }
+    if (values.shape !== undefined && (op === undefined || op === 'calls' || op === 'peaks')) {
+      throw new UsageError('--shape needs an op: linear, attention or rows')
+    }
+    const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
+    const groups = wordsOption(values.group, 'group', groupSizes)?.map(
+      (text) => (Number.isNaN(Number(text)) ? text : Number(text)) as GroupSize,
+    )
+    const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? 9
+    const seconds = numberOption(values.seconds, 'seconds', 0, 60, false) ?? 0.04
+    const given = {
+      formats: wordsOption<Format>(values.format, 'format', formats),
+      groups,
+      computes: wordsOption<Compute>(values.compute, 'compute', computes),
+      x: wordsOption(values.x, 'x', floats),
+      m: numbersOption(values.m, 'm', 2 ** 20),
+      rows: shapeOf('rows')
+        ?.split(',')
+        .map((text) => sizesOf(text, 'ROWSxCOLUMNS', []) as [number, number]),
+      row: values.row,
+    }
+    const present = Object.entries(given).filter(([, value]) => value !== undefined)
+    const options: BenchOptions = {
+      ...(Object.fromEntries(present) as Partial<BenchOptions>),
+      linear: shapesOption(
+        shapeOf('linear'),
+        linearShapes,
+        defaultLinearShapes,
+        'NxK',
+        (sizes) => sizes as [number, number],
+      ),
+      attention: shapesOption<AttentionShape>(
+        shapeOf('attention'),
+        attentionShapes,
+        defaultAttentionShapes,
+        'QxKVxD',
+        ([seqQ = 0, seqKv = 0, headDim = 0]) => ({ seqQ, seqKv, headDim }),
+      ),
+      hot: values.hot ?? false,
+      effort: { rounds, seconds },
+    }
+    const threads = numbersOption(values.threads, 'threads', 1024)
+    const printer = new Printer(
+      values.json ?? false,
+      values.save ? resultsFolder() : undefined,
+      op === 'peaks',
+    )
+
+    // The addon reads it once, when it is loaded.
+    if (values.row !== undefined) process.env.LB_KERNEL = values.row
+    const { runBench, rowNames } = require('../bench/bench') as typeof import('../bench/bench')
+    if (values.row !== undefined && !rowNames().includes(values.row)) {
+      throw new UsageError(`--row: there is no kernel row '${values.row}'; lowbit kernels lists them`)
+    }
+    const cores = Math.max(1, os.availableParallelism())
+    const list = [...new Set(threads ?? [1, cores])]
+    const chosen = op === undefined ? ops.filter((name) => name !== 'peaks') : [op]
+    const lines = await runBench(chosen, list, options, rounds * 20, printer)
+    printer.done()
+    if (lines === 0) process.stderr.write('lowbit: no case was timed\n')
+    return lines === 0 ? 1 : 0
+  })
+}
