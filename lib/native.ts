@@ -253,7 +253,9 @@ function load(): { native: Native; file: string } {
   try {
     return { native: require(file) as Native, file }
   } catch (cause) {
-    throw new LowbitError('ERR_LOAD', `${file} does not load: ${(cause as Error).message}`, { cause })
+    throw new LowbitError('ERR_LOAD', `${file} does not load: ${(cause as Error).message.split('\n')[0]}`, {
+      cause,
+    })
   }
 }
 
