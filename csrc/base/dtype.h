@@ -16,11 +16,11 @@ struct DTypeRow {
   bool floating;
 };
 
-inline constexpr DTypeRow kDTypes[] = {
+static constexpr DTypeRow kDTypes[] = {
     {"f32", 4, true}, {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
     {"i8", 1, false}, {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
 };
-inline constexpr int kDTypeCount = sizeof kDTypes / sizeof kDTypes[0];
+static constexpr int kDTypeCount = sizeof kDTypes / sizeof kDTypes[0];
 
 static inline int64_t dtype_bytes(DType d) { return kDTypes[static_cast<int>(d)].bytes; }
 static inline const char* dtype_name(DType d) {

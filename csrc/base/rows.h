@@ -85,6 +85,20 @@ static inline Walk walk_of(const Tensor* const* views, int count) {
   return w;
 }
 
+// The same with rows whose elements are neighbours in each of the `count` views; where the
+// innermost dimension is not, every element becomes a row.
+static inline Walk walk_rows(const Tensor* const* views, int count) {
+  Walk w = walk_of(views, count);
+  bool neighbours = true;
+  for (int v = 0; v < count; ++v) neighbours = neighbours && w.step[v] == 1;
+  if (neighbours || w.length == 1) return w;
+  for (int v = 0; v < count; ++v) w.strides[v][w.rank] = w.step[v];
+  w.shape[w.rank++] = w.length;
+  w.count *= w.length;
+  w.length = 1;
+  return w;
+}
+
 // Elements from view v's first to its first of the row.
 static inline int64_t walk_offset(const Walk& w, int v, int64_t row) {
   int64_t offset = 0;

@@ -63,11 +63,11 @@ static inline Tensor broadcast(const Tensor& b, const Tensor& a) {
   return t;
 }
 
-// a, b and out, in this order.
+// a, b and out, in this order; the elements of a row are neighbours.
 static inline Walk elementwise_walk(const ElementwiseArgs& args) {
   const Tensor b = broadcast(args.b, args.a);
   const Tensor* views[] = {&args.a, &b, &args.out};
-  return walk_of(views, 3);
+  return walk_rows(views, 3);
 }
 
 }  // namespace lowbit

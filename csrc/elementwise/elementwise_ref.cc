@@ -36,9 +36,9 @@ Status run(const ElementwiseArgs& args, const Ctx& ctx) {
   parallel_for(ctx.pool, w->count * w->length, 4096, [=](int64_t begin, int64_t end, int) {
     for (int64_t e = begin; e < end; ++e) {
       const int64_t row = e / w->length, i = e % w->length;
-      const double a = load_f32(g->a.data, g->a.dtype, walk_offset(*w, 0, row) + i * w->step[0]);
-      const double b = load_f32(g->b.data, g->b.dtype, walk_offset(*w, 1, row) + i * w->step[1]);
-      store_f32(g->out.data, g->out.dtype, walk_offset(*w, 2, row) + i * w->step[2],
+      const double a = load_f32(g->a.data, g->a.dtype, walk_offset(*w, 0, row) + i);
+      const double b = load_f32(g->b.data, g->b.dtype, walk_offset(*w, 1, row) + i);
+      store_f32(g->out.data, g->out.dtype, walk_offset(*w, 2, row) + i,
                 static_cast<float>(apply(g->function, a, b)));
     }
   });

@@ -14,10 +14,11 @@
 // out shares no memory otherwise. Any number of rows may be 0; classes may be 0 for softmax only.
 //
 // softmax: a row that is -inf throughout (after scaling) gives zeros; a NaN or, after scaling, a
-// +inf makes its row NaN. argmax: NaN counts as larger than every number, 0 and -0 are equal.
-// cross_entropy: NaN and inf spread as IEEE arithmetic has it (a target of -inf costs inf, a row
-// with +inf or of -inf throughout is NaN); the result is accurate in f32 for any number of classes.
-// A target below 0 or from `classes` on is found when the op runs, which then writes nothing.
+// +inf makes its row NaN; scale * x beyond the range of f32 is inf. argmax: NaN counts as larger
+// than every number, 0 and -0 are equal. cross_entropy: NaN and inf spread as IEEE arithmetic has
+// it (a target of -inf costs inf, a row with +inf or of -inf throughout is NaN); the result is
+// accurate in f32 for any number of classes. A target below 0 or from `classes` on is found when
+// the op runs, which then writes nothing.
 #pragma once
 
 #include "csrc/base/kernel.h"

@@ -16,11 +16,18 @@ namespace {
 
 double value(const SoftmaxArgs& a, int64_t index) { return load_f32(a.x.data, a.x.dtype, index); }
 
+// scale * x, exact but for the range of f32.
+double scaled(const SoftmaxArgs& a, int64_t index, double scale) {
+  const double v = scale * value(a, index);
+  const float rounded = static_cast<float>(v);
+  return std::isinf(rounded) ? static_cast<double>(rounded) : v;
+}
+
 // The largest of scale * x that is no NaN; -inf: there is none.
 double largest(const SoftmaxArgs& a, int64_t x, int64_t classes, double scale) {
   double max = -INFINITY;
   for (int64_t i = 0; i < classes; ++i) {
-    const double v = scale * value(a, x + i);
+    const double v = scaled(a, x + i, scale);
     if (v > max) max = v;
   }
   return max;
@@ -29,7 +36,7 @@ double largest(const SoftmaxArgs& a, int64_t x, int64_t classes, double scale) {
 // The sum of exp(scale * x - max). With max = -inf every term is exp(-inf - 0) = 0, or NaN.
 double sum_of_exp(const SoftmaxArgs& a, int64_t x, int64_t classes, double scale, double max) {
   double sum = 0;
-  for (int64_t i = 0; i < classes; ++i) sum += std::exp(scale * value(a, x + i) - max);
+  for (int64_t i = 0; i < classes; ++i) sum += std::exp(scaled(a, x + i, scale) - max);
   return sum;
 }
 
@@ -38,7 +45,7 @@ void softmax(const SoftmaxArgs& a, int64_t x, int64_t out, int64_t classes) {
   const double shift = max == -INFINITY ? 0 : max;
   const double sum = sum_of_exp(a, x, classes, scale, shift);
   for (int64_t i = 0; i < classes; ++i) {
-    const double p = sum == 0 ? 0 : std::exp(scale * value(a, x + i) - shift) / sum;
+    const double p = sum == 0 ? 0 : std::exp(scaled(a, x + i, scale) - shift) / sum;
     store_f32(a.out.data, a.out.dtype, out + i, static_cast<float>(p));
   }
 }

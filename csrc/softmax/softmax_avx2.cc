@@ -1,0 +1,21 @@
+// softmax_avx2: softmax, argmax and cross_entropy for every dtype; see softmax.h.
+//
+// Shapes    all of softmax.h.
+// Layout    any strides that the contract allows.
+// Bound     softmax and cross_entropy: the exponential; argmax: memory.
+// Method    the loops of body.h, which the compiler turns into vector code.
+// Source    softmax.h.
+// Measured  see NOTES.md.
+#include "csrc/softmax/body.h"
+
+namespace lowbit {
+namespace {
+
+Status run(const SoftmaxArgs& args, const Ctx& ctx) { return softmax_body(args, ctx); }
+
+}  // namespace
+
+extern const SoftmaxKernel softmax_avx2;
+const SoftmaxKernel softmax_avx2 = {"softmax_avx2", kArchAvx2, {kFloats}, nullptr, run};
+
+}  // namespace lowbit
