@@ -33,8 +33,11 @@ export interface Scheme {
   readonly dtype?: FloatDType
 }
 
-/** Typed arrays that weights come in. Float16Array (Node 24 and newer) works too. */
-export type WeightArray = Float32Array | Uint16Array | ArrayBufferView
+/** Typed arrays that weights come in; newer versions of Node have Float16Array. */
+export type WeightArray =
+  | Float32Array
+  | Uint16Array
+  | (ArrayBufferView & { readonly [Symbol.toStringTag]: 'Float16Array' })
 
 /** The fields of a {@link QuantizedWeight}, as {@link canonical} takes them. */
 export interface CanonicalFields {

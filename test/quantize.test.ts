@@ -477,7 +477,7 @@ describe('misuse', () => {
     ],
     [
       'weights of doubles',
-      () => quantize(new Float64Array(2), [1, 2], { format: 'int8' }),
+      () => quantize(wrong(new Float64Array(2)), [1, 2], { format: 'int8' }),
       'ERR_TYPE',
       /Float64Array/,
     ],
