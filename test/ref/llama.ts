@@ -4,7 +4,6 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseSafetensors, type SafetensorsTensor } from 'lowbit'
-import { roundEven } from './quantize'
 
 export interface RefConfig {
   vocab_size: number
@@ -23,20 +22,28 @@ export type WeightRounding = (w: Float64Array, n: number, k: number) => void
 /** Rounds one input row of such a layer in place. */
 export type RowRounding = (x: Float64Array) => void
 
-const f = Math.fround
+// jest runs tests in a context whose globals are looked up slowly: Math in a loop over weights costs seconds.
+const { abs, cos, exp, floor, fround: f, log, log2, max, min, sin, sqrt } = Math
+
+/** To the nearest integer, ties to even, for |x| < 2^51: above 2^52 float64 has integers only. */
+function roundEven(x: number): number {
+  return x + 6755399441055744 - 6755399441055744
+}
 
 function clamp(x: number, low: number, high: number): number {
-  return Math.min(high, Math.max(low, x))
+  return min(high, max(low, x))
 }
 
 function largest(w: Float64Array): number {
-  return w.reduce((most, x) => Math.max(most, Math.abs(x)), 0)
+  let most = 0
+  for (const x of w) most = max(most, abs(x))
+  return most
 }
 
 /** Nearest E4M3 value of |x| <= 448: three bits of fraction, exponents from -6, below that steps of 2^-9. */
 function e4m3(x: number): number {
   if (x === 0) return x
-  const step = 2 ** (Math.max(Math.floor(Math.log2(Math.abs(x))), -6) - 3)
+  const step = 2 ** (max(floor(log2(abs(x))), -6) - 3)
   return clamp(roundEven(x / step) * step, -448, 448)
 }
 
@@ -51,9 +58,13 @@ function affine(bits: number, group: number): WeightRounding {
   return (w) => {
     for (let g = 0; g < w.length; g += group) {
       const v = w.subarray(g, g + group)
-      const low = Math.min(0, ...v)
-      const high = Math.max(0, ...v)
-      const s = Math.max(f(f(high - low) / top), f(1e-12))
+      let low = 0
+      let high = 0
+      for (const x of v) {
+        low = min(low, x)
+        high = max(high, x)
+      }
+      const s = max(f(f(high - low) / top), f(1e-12))
       const zero = roundEven(f(-low / s))
       for (let i = 0; i < group; i++) v[i] = (clamp(roundEven(f((v[i] ?? 0) / s)) + zero, 0, top) - zero) * s
     }
@@ -71,7 +82,7 @@ function fp8Row(v: Float64Array): void {
 }
 
 function ternaryRow(v: Float64Array): void {
-  const s = f(v.reduce((sum, x) => sum + Math.abs(x), 0) / v.length)
+  const s = f(v.reduce((sum, x) => sum + abs(x), 0) / v.length)
   for (let i = 0; i < v.length; i++) v[i] = clamp(roundEven(f((v[i] ?? 0) / s)), -1, 1) * s
 }
 
@@ -103,6 +114,22 @@ function floats({ dtype, data }: SafetensorsTensor): Float64Array {
   return Float64Array.from(new Float32Array(bits.buffer))
 }
 
+const known = new Map<string, ReadonlyMap<string, Matrix>>()
+
+// Each folder is read once: the schemes share what they don't round.
+function readTensors(folder: string): ReadonlyMap<string, Matrix> {
+  const before = known.get(folder)
+  if (before !== undefined) return before
+  const out = new Map<string, Matrix>()
+  for (const file of readdirSync(folder).filter((entry) => /^model.*\.safetensors$/.test(entry))) {
+    for (const [name, tensor] of parseSafetensors(readFileSync(join(folder, file))).tensors) {
+      out.set(name, { n: tensor.shape[0] ?? 1, k: tensor.shape[1] ?? 1, w: floats(tensor) })
+    }
+  }
+  known.set(folder, out)
+  return out
+}
+
 export class RefLlama {
   readonly config: RefConfig
   private readonly tensors = new Map<string, Matrix>()
@@ -119,12 +146,11 @@ export class RefLlama {
     }
     this.config = { ...json, rope_theta: json.rope_parameters.rope_theta }
     this.rows = rounding.rows
-    for (const file of readdirSync(folder).filter((entry) => /^model.*\.safetensors$/.test(entry))) {
-      for (const [name, tensor] of parseSafetensors(readFileSync(join(folder, file))).tensors) {
-        const matrix = { n: tensor.shape[0] ?? 1, k: tensor.shape[1] ?? 1, w: floats(tensor) }
-        if (name.endsWith('_proj.weight')) rounding.weights?.(matrix.w, matrix.n, matrix.k)
-        this.tensors.set(name, matrix)
-      }
+    for (const [name, { n, k, w }] of readTensors(folder)) {
+      const round = name.endsWith('_proj.weight') ? rounding.weights : undefined
+      const rounded = round === undefined ? w : w.slice()
+      round?.(rounded, n, k)
+      this.tensors.set(name, { n, k, w: rounded })
     }
   }
 
@@ -154,7 +180,7 @@ export class RefLlama {
     const { w } = this.tensor(`${name}.weight`)
     return x.map((row) => {
       const mean = row.reduce((sum, v) => sum + v * v, 0) / row.length
-      return row.map((v, i) => (v / Math.sqrt(mean + this.config.rms_norm_eps)) * (w[i] ?? 0))
+      return row.map((v, i) => (v / sqrt(mean + this.config.rms_norm_eps)) * (w[i] ?? 0))
     })
   }
 
@@ -166,8 +192,8 @@ export class RefLlama {
         const angle = position * this.frequency(i)
         const a = row[h + i] ?? 0
         const b = row[h + i + d / 2] ?? 0
-        row[h + i] = a * Math.cos(angle) - b * Math.sin(angle)
-        row[h + i + d / 2] = b * Math.cos(angle) + a * Math.sin(angle)
+        row[h + i] = a * cos(angle) - b * sin(angle)
+        row[h + i + d / 2] = b * cos(angle) + a * sin(angle)
       }
     }
   }
@@ -177,14 +203,14 @@ export class RefLlama {
     return q.map((qRow, i) => {
       const out = new Float64Array(heads * d)
       for (let h = 0; h < heads; h++) {
-        const kv = Math.floor(h / (heads / kvHeads)) * d
+        const kv = floor(h / (heads / kvHeads)) * d
         const scores = k.slice(0, i + 1).map((kRow) => {
           let sum = 0
           for (let c = 0; c < d; c++) sum += (qRow[h * d + c] ?? 0) * (kRow[kv + c] ?? 0)
-          return sum / Math.sqrt(d)
+          return sum / sqrt(d)
         })
-        const most = Math.max(...scores)
-        const weights = scores.map((s) => Math.exp(s - most))
+        const most = max(...scores)
+        const weights = scores.map((s) => exp(s - most))
         const total = weights.reduce((a, b) => a + b, 0)
         for (const [j, weight] of weights.entries()) {
           for (let c = 0; c < d; c++) {
@@ -215,7 +241,7 @@ export class RefLlama {
       const m = this.norm(x, name('post_attention_layernorm'))
       const gate = this.linear(m, name('mlp.gate_proj'), this.rows)
       const up = this.linear(m, name('mlp.up_proj'), this.rows)
-      const h = gate.map((row, i) => row.map((g, c) => (g / (1 + Math.exp(-g))) * (up[i]?.[c] ?? 0)))
+      const h = gate.map((row, i) => row.map((g, c) => (g / (1 + exp(-g))) * (up[i]?.[c] ?? 0)))
       x = add(x, this.linear(h, name('mlp.down_proj'), this.rows))
     }
     const head = this.tensors.has('lm_head.weight') ? 'lm_head' : 'model.embed_tokens'
@@ -228,9 +254,9 @@ export function refPerplexity(logits: readonly Float64Array[], tokens: readonly 
   let nll = 0
   for (let i = 0; i + 1 < tokens.length; i++) {
     const row = logits[i] ?? new Float64Array(0)
-    const most = row.reduce((a, b) => Math.max(a, b))
-    const sum = row.reduce((total, v) => total + Math.exp(v - most), 0)
-    nll += most + Math.log(sum) - (row[tokens[i + 1] ?? 0] ?? 0)
+    const most = row.reduce((a, b) => max(a, b))
+    const sum = row.reduce((total, v) => total + exp(v - most), 0)
+    nll += most + log(sum) - (row[tokens[i + 1] ?? 0] ?? 0)
   }
-  return Math.exp(nll / (tokens.length - 1))
+  return exp(nll / (tokens.length - 1))
 }

@@ -1,0 +1,376 @@
+/** `lowbit eval`: quality and speed of a checkpoint under each scheme. */
+
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type Device, openDevice } from '../device'
+import { LowbitError } from '../errors'
+import { readJsonFile } from '../llama/config'
+import { generate } from '../llama/generate'
+import { Llama } from '../llama/model'
+import { perplexity } from '../llama/perplexity'
+import { type SchemeName, schemeOf, schemes } from '../llama/scheme'
+import { Tokenizer } from '../llama/tokenizer'
+import { root } from '../native'
+import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
+
+const usage = `usage: lowbit eval [checkpoint] [options]
+
+Loads a Llama checkpoint under each scheme and prints bits per weight, size, perplexity, and tokens per second.
+The text is the held-out one of reference.json in the checkpoint's folder, or --text. Where expected.json is there
+too, each perplexity is held against it, and the command fails if one is too far off.
+
+  checkpoint         a folder in Hugging Face's layout (default: test/checkpoints/small)
+  --schemes a,b      out of ${Object.keys(schemes).join(', ').replace('int4-g32', '\n                     int4-g32')}
+  --windows n        windows of text to read (default: all)
+  --text file        a text of one's own, in windows of 512 tokens
+  --device name      auto, cpu, cuda, cuda:N (default: auto)
+  --threads n        threads on the CPU (default: all cores)
+  --json             one JSON object on stdout instead of the table`
+
+const textWindow = 512
+const prefillTokens = 512
+const decodePrompt = 64
+const decodeTokens = 128
+
+/** How far a perplexity may be from the recorded one, as a fraction of it. */
+function allowed(scheme: SchemeName): number {
+  if (scheme === 'f32') return 0.0002
+  if (scheme === 'bf16') return 0.003
+  return scheme === 'int2-g64' || scheme === 'ternary' ? 0.02 : 0.005
+}
+
+interface Reference {
+  readonly windows: readonly (readonly number[])[]
+  readonly prompt: string | undefined
+  readonly promptTokens: readonly number[] | undefined
+  readonly greedyTokens: readonly number[] | undefined
+}
+
+function isTokens(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every((token) => Number.isSafeInteger(token))
+}
+
+function cut(tokens: readonly number[], window: number): number[][] {
+  const count = Math.floor(tokens.length / window)
+  return Array.from({ length: count }, (_, i) => tokens.slice(i * window, (i + 1) * window))
+}
+
+function readReference(folder: string): Reference | undefined {
+  const json = readJsonFile(folder, 'reference.json')
+  if (json === undefined) return undefined
+  const { heldout_tokens, window, prompt, prompt_tokens, greedy_tokens } = json as Record<string, unknown>
+  if (!isTokens(heldout_tokens) || typeof window !== 'number' || !(window >= 2)) {
+    throw new LowbitError('ERR_FILE', `${join(folder, 'reference.json')}: expected heldout_tokens and window`)
+  }
+  return {
+    windows: cut(heldout_tokens, window),
+    prompt: typeof prompt === 'string' ? prompt : undefined,
+    promptTokens: isTokens(prompt_tokens) ? prompt_tokens : undefined,
+    greedyTokens: isTokens(greedy_tokens) ? greedy_tokens : undefined,
+  }
+}
+
+function readExpected(folder: string): ReadonlyMap<string, number> {
+  const json = readJsonFile(folder, 'expected.json') ?? {}
+  const numbers = Object.entries(json as Record<string, unknown>).filter(
+    ([, value]) => typeof value === 'number',
+  )
+  return new Map(numbers as [string, number][])
+}
+
+function readText(folder: string, file: string): number[][] {
+  const tokenizer = Tokenizer.read(folder)
+  if (tokenizer === undefined) throw new LowbitError('ERR_FILE', `${folder}: --text needs a tokenizer.json`)
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new LowbitError('ERR_FILE', `--text: ${error instanceof Error ? error.message : String(error)}`)
+  }
+  const tokens = tokenizer.encode(text)
+  if (tokens.length < textWindow) {
+    throw new LowbitError(
+      'ERR_FILE',
+      `--text: expected at least ${textWindow} tokens but ${file} has ${tokens.length}`,
+    )
+  }
+  return cut(tokens, textWindow)
+}
+
+/** One line of the result. */
+interface SchemeResult {
+  scheme: SchemeName
+  bitsPerWeight: number
+  blockBytes: number
+  weightBytes: number
+  loadSeconds: number
+  perplexity: number | undefined
+  expected: number | undefined
+  ratio: number | undefined
+  allowed: number
+  withinAllowed: boolean | undefined
+  greedyTokensEqual: boolean | undefined
+  prefillTokensPerSecond: number
+  decodeTokensPerSecond: number
+}
+
+function median(values: number[]): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[sorted.length >> 1] ?? Number.NaN
+}
+
+// Tokens of the text, or made-up ones: speed does not depend on which they are.
+function someTokens(model: Llama, text: readonly number[] | undefined, count: number): number[] {
+  const { vocabSize } = model.config
+  return Array.from({ length: count }, (_, i) => text?.[i % text.length] ?? (i * 7919) % vocabSize)
+}
+
+async function measurePrefill(model: Llama, text: readonly number[] | undefined): Promise<number> {
+  const count = Math.min(prefillTokens, model.config.maxPositions)
+  const tokens = someTokens(model, text, count)
+  using session = model.session({ length: count, chunk: count })
+  using out = model.device.empty([1, model.config.vocabSize], 'f32')
+  const seconds: number[] = []
+  for (let i = 0; i < 4; i++) {
+    session.rewind(0)
+    const start = performance.now()
+    await session.prefill(tokens, { out })
+    await model.device.sync()
+    seconds.push((performance.now() - start) / 1000)
+  }
+  // The first run warms the caches and the arena.
+  return count / median(seconds.slice(1))
+}
+
+async function measureDecode(model: Llama, text: readonly number[] | undefined): Promise<number> {
+  const room = model.config.maxPositions
+  const prompt = someTokens(model, text, Math.min(decodePrompt, Math.ceil(room / 2)))
+  using session = model.session({ length: Math.min(room, prompt.length + decodeTokens) })
+  let tokens = 0
+  let start = 0
+  for await (const _ of generate(model, prompt, { session, maxTokens: decodeTokens, ignoreEos: true })) {
+    if (tokens++ === 0) start = performance.now()
+  }
+  return ((tokens - 1) * 1000) / (performance.now() - start)
+}
+
+async function continuation(model: Llama, prompt: readonly number[], count: number): Promise<number[]> {
+  const out: number[] = []
+  for await (const { token } of generate(model, prompt, { maxTokens: count })) out.push(token)
+  return out
+}
+
+async function sampleText(model: Llama, prompt: string): Promise<string> {
+  let text = ''
+  const options = { maxTokens: 64, temperature: 0.7, topP: 0.9, seed: 1 }
+  for await (const piece of generate(model, prompt, options)) text += piece.text
+  return text
+}
+
+const columns: Column[] = [
+  { title: 'scheme', width: 11 },
+  { title: 'bits/weight', width: 11 },
+  { title: 'MB', width: 7 },
+  { title: 'perplexity', width: 10 },
+  { title: 'expected', width: 9 },
+  { title: 'off by', width: 9 },
+  { title: 'prefill tok/s', width: 13 },
+  { title: 'decode tok/s', width: 12 },
+]
+
+function resultRow(r: SchemeResult): string {
+  const fixed = (value: number | undefined, digits: number) =>
+    value === undefined ? '-' : value.toFixed(digits)
+  const off = r.ratio === undefined ? '-' : `${r.ratio >= 1 ? '+' : ''}${((r.ratio - 1) * 100).toFixed(3)} %`
+  return tableRow(columns, [
+    r.scheme,
+    fixed(r.bitsPerWeight, 3),
+    fixed(r.weightBytes / 1e6, 2),
+    fixed(r.perplexity, 4),
+    fixed(r.expected, 4),
+    off,
+    fixed(r.prefillTokensPerSecond, 0),
+    fixed(r.decodeTokensPerSecond, 0),
+  ])
+}
+
+interface Job {
+  readonly folder: string
+  readonly device: Device
+  readonly windows: readonly (readonly number[])[] | undefined
+  readonly expected: ReadonlyMap<string, number>
+  readonly reference: Reference | undefined
+  readonly progress: Progress
+}
+
+async function evaluate(
+  name: SchemeName,
+  job: Job,
+): Promise<{ result: SchemeResult; text: string | undefined; model: string }> {
+  const { folder, device, windows, reference, progress } = job
+  const note = (what: string) => progress.show(`${name}: ${what}`)
+  const start = performance.now()
+  note('loading')
+  using model = await Llama.load(folder, {
+    device,
+    scheme: schemeOf(name),
+    onProgress: (done, total) => note(`layer ${done} of ${total}`),
+  })
+  const loadSeconds = (performance.now() - start) / 1000
+  const found =
+    windows === undefined
+      ? undefined
+      : await perplexity(model, windows, { onProgress: (done, total) => note(`window ${done} of ${total}`) })
+  const expected = found === undefined ? undefined : job.expected.get(name === 'bf16' ? 'f32' : name)
+  const ratio = found === undefined || expected === undefined ? undefined : found.perplexity / expected
+  note('prefill and decode')
+  const text = windows?.[0]
+  const prefillTokensPerSecond = await measurePrefill(model, text)
+  const decodeTokensPerSecond = await measureDecode(model, text)
+  let greedyTokensEqual: boolean | undefined
+  const { promptTokens, greedyTokens } = reference ?? {}
+  if (name === 'f32' && promptTokens !== undefined && greedyTokens !== undefined) {
+    const made = await continuation(model, promptTokens, greedyTokens.length - promptTokens.length)
+    greedyTokensEqual = [...promptTokens, ...made].join() === greedyTokens.join()
+  }
+  const prompt = reference?.prompt ?? 'The '
+  const sample = model.tokenizer === undefined ? undefined : await sampleText(model, prompt)
+  const usage = model.usage()
+  const { layers, hiddenSize } = model.config
+  const result: SchemeResult = {
+    scheme: name,
+    bitsPerWeight: usage.bitsPerWeight,
+    blockBytes: usage.blockBytes,
+    weightBytes: usage.deviceBytes,
+    loadSeconds,
+    perplexity: found?.perplexity,
+    expected,
+    ratio,
+    allowed: allowed(name),
+    withinAllowed: ratio === undefined ? undefined : Math.abs(ratio - 1) <= allowed(name),
+    greedyTokensEqual,
+    prefillTokensPerSecond,
+    decodeTokensPerSecond,
+  }
+  const millions = (count: number) => `${(count / 1e6).toFixed(1)} M`
+  return {
+    result,
+    text: sample === undefined ? undefined : prompt + sample,
+    model: `Llama, ${layers} layers of width ${hiddenSize}, ${millions(usage.parameters)} parameters, ${millions(usage.blockParameters)} of them in the layers that are quantised`,
+  }
+}
+
+function defaultCheckpoint(): string {
+  const beside = join(root, 'test', 'checkpoints', 'small')
+  if (existsSync(beside)) return beside
+  throw new UsageError('name a checkpoint: a folder with config.json and model.safetensors')
+}
+
+function schemeNames(list: string | undefined): SchemeName[] {
+  if (list === undefined) return Object.keys(schemes) as SchemeName[]
+  const names = list.split(',').map((name) => name.trim())
+  for (const name of names) {
+    if (!Object.hasOwn(schemes, name)) {
+      throw new UsageError(
+        `--schemes expects names out of ${Object.keys(schemes).join(', ')} but got '${name}'`,
+      )
+    }
+  }
+  return names as SchemeName[]
+}
+
+function complaints(results: readonly SchemeResult[]): string[] {
+  const out: string[] = []
+  for (const {
+    scheme,
+    withinAllowed,
+    perplexity: found,
+    expected,
+    allowed: most,
+    greedyTokensEqual,
+  } of results) {
+    if (withinAllowed === false) {
+      out.push(
+        `${scheme}: perplexity ${found?.toFixed(4)} is more than ${(most * 100).toFixed(2)} % from the recorded ${expected?.toFixed(4)}`,
+      )
+    }
+    if (greedyTokensEqual === false)
+      out.push(`${scheme}: the greedy continuation differs from the recorded one`)
+  }
+  return out
+}
+
+/** Runs the command; resolves to the exit code: 1 where a perplexity is too far from the recorded one. */
+export async function run(argv: string[]): Promise<number> {
+  const options = {
+    schemes: { type: 'string' },
+    windows: { type: 'string' },
+    text: { type: 'string' },
+    device: { type: 'string' },
+    threads: { type: 'string' },
+    json: { type: 'boolean' },
+  } as const
+  return command(argv, usage, options, 1, async (values, [path]) => {
+    const names = schemeNames(values.schemes)
+    const count = numberOption(values.windows, 'windows', 1)
+    const threads = numberOption(values.threads, 'threads', 1, 1024)
+    const folder = path ?? defaultCheckpoint()
+    const reference = readReference(folder)
+    const all = values.text === undefined ? reference?.windows : readText(folder, values.text)
+    const windows = count === undefined ? all : all?.slice(0, count)
+    // The recorded perplexities are of the whole held-out text.
+    const comparable = values.text === undefined && windows?.length === all?.length
+    const expected = comparable ? readExpected(folder) : new Map<string, number>()
+    using device = openDevice(values.device ?? 'auto', threads === undefined ? {} : { threads })
+    const progress = new Progress()
+    const { info } = device
+    const print = (line: string) => {
+      progress.clear()
+      if (!values.json) process.stdout.write(`${line}\n`)
+    }
+    const results: SchemeResult[] = []
+    let text: string | undefined
+    let textScheme: SchemeName | undefined
+    try {
+      for (const name of names) {
+        const done = await evaluate(name, { folder, device, windows, expected, reference, progress })
+        if (results.length === 0) {
+          const cpu = info.threads > 0 ? `, ${info.threads} threads` : ''
+          print(`checkpoint  ${folder}: ${done.model}`)
+          print(`device      ${info.device}: ${info.name}${cpu}, ${info.archs.join(' ')}`)
+          print(
+            `text        ${windows === undefined ? 'none: speed only' : `${windows.length} windows of ${windows[0]?.length ?? 0} tokens`}`,
+          )
+          print(`\n${tableHead(columns)}`)
+        }
+        results.push(done.result)
+        print(resultRow(done.result))
+        if (textScheme === undefined || name === 'int4-g64') {
+          text = done.text
+          textScheme = name
+        }
+      }
+    } finally {
+      progress.clear()
+    }
+    const wrong = complaints(results)
+    if (results.some(({ greedyTokensEqual }) => greedyTokensEqual === true)) {
+      print('\nThe greedy continuation under f32 is the recorded one, token for token.')
+    }
+    if (text !== undefined) print(`\nSampled under ${textScheme}:\n\n${text}`)
+    if (values.json) {
+      const report = {
+        checkpoint: folder,
+        device: info,
+        windows: windows?.length ?? 0,
+        schemes: results,
+        text,
+        textScheme,
+        failures: wrong,
+      }
+      process.stdout.write(`${JSON.stringify(report, undefined, 2)}\n`)
+    }
+    for (const sentence of wrong) process.stderr.write(`lowbit: eval: ${sentence}\n`)
+    return wrong.length > 0 ? 1 : 0
+  })
+}
