@@ -1,5 +1,5 @@
 // quantize() and dequantize(): float weights to canonical ones and back. What each kind does with a
-// group stands on its page (int8.h, int4.h, ternary.h, fp8.h); this file walks the groups.
+// group stands on its page (float.h, int8.h, int4.h, ternary.h, fp8.h); this file walks the groups.
 //
 // A region is the rectangle of values that share one scale. Its range is read, a scale is made of
 // it, its codes are written: two passes over values that the second time come from a cache. Regions
@@ -11,6 +11,7 @@
 
 #include "csrc/base/threads.h"
 #include "csrc/format/bits.h"
+#include "csrc/format/float.h"
 #include "csrc/format/fp8.h"
 #include "csrc/format/int4.h"
 #include "csrc/format/int8.h"
@@ -304,9 +305,8 @@ void convert_values(const void* values, DType from, uint8_t* out, DType to, int6
         bad->note(at + i);
         continue;
       }
-      // Half a unit above the largest number of the type is the first that rounds to inf.
-      const float limit = to == DType::f16 ? 65520.0f : 0x1.ffp127f;
-      if (to != DType::f32 && max_abs(range) >= limit) {
+      const float limit = float_overflow(to);
+      if (max_abs(range) >= limit) {
         int i = 0;
         while (bits_float(float_bits(w[i]) & 0x7fffffffu) < limit) ++i;
         large->note(at + i);
@@ -315,10 +315,6 @@ void convert_values(const void* values, DType from, uint8_t* out, DType to, int6
       store_chunk(out, to, at, size, w);
     }
   });
-}
-
-DType dtype_of(Kind kind) {
-  return kind == Kind::f16 ? DType::f16 : kind == Kind::bf16 ? DType::bf16 : DType::f32;
 }
 
 }  // namespace
@@ -336,7 +332,7 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
   if (n == 0 || k == 0) return ok();
   FirstBad bad, large;
   if (!kind_row(kind).scaled) {
-    convert_values(values, dtype, codes, dtype_of(kind), n * k, pool, &bad, &large);
+    convert_values(values, dtype, codes, float_dtype(kind), n * k, pool, &bad, &large);
   } else {
     job.values = values;
     job.dtype = dtype;
@@ -387,7 +383,7 @@ Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool) {
       for (int64_t col = 0; col < c.k;) {
         int64_t stop = col + kChunk < c.k ? col + kChunk : c.k;
         if (!scaled) {
-          load_chunk(c.codes, dtype_of(f.kind), row * c.k + col, static_cast<int>(stop - col),
+          load_chunk(c.codes, float_dtype(f.kind), row * c.k + col, static_cast<int>(stop - col),
                      value);
         } else {
           const int64_t g = col / f.group_k;
