@@ -23,14 +23,16 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   // 12 sums, two vectors of keys and one broadcast fill 15 of 16 registers.
   static constexpr int kMR = 6;
-  // At head_dim 128 a block's q, o and scores and a tile's K and V are 184 KiB: they stay in an L2
+  // At head_dim 128 a block's q, o and scores and a tile's K and V are 250 KiB: they stay in an L2
   // of 256 KiB.
-  static constexpr int kBlockRows = 96;
+  static constexpr int kBlockRows = 144;
   static constexpr int kBlockKeys = 64;
   // Up to here reading K and V in place for each four rows beats copying them first.
   static constexpr int kStepRows = 8;
-  // Eight sums hide the latency of FMA (four cycles, two a cycle).
-  static constexpr int kStepSums = 8;
+  // Sums of a step: at least eight, to hide the latency of FMA (four cycles, two a cycle), and at
+  // most twelve, to leave registers for what is multiplied.
+  static constexpr int step_keys(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 3; }
+  static constexpr int step_pairs(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
   static inline F zero() { return _mm256_setzero_ps(); }
   static inline F set1(float x) { return _mm256_set1_ps(x); }
@@ -38,6 +40,22 @@ struct Avx2 {
   template <class T>
   static inline F load(const T* p) {
     return load8(p);
+  }
+  // Half of sixteen elements in pair order.
+  template <int kHalf, class T>
+  static inline F load_half(const T* p) {
+    return load8(p + 8 * kHalf);
+  }
+  template <int kHalf>
+  static inline F load_half(const Bf16* p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_castsi256_ps(kHalf == 0 ? _mm256_slli_epi32(x, 16)
+                                          : _mm256_and_si256(x, _mm256_set1_epi32(-65536)));
+  }
+  static inline void interleave(F& a, F& b) {
+    const F low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    a = _mm256_permute2f128_ps(low, high, 0x20);
+    b = _mm256_permute2f128_ps(low, high, 0x31);
   }
   // The first n < 8 elements; the lanes after them are zero.
   template <class T>

@@ -18,8 +18,8 @@
 // step sees; where rows differ, values are added row by row, because P = 0 times a NaN in a value
 // that the row must not see would be NaN.
 //
-// V: F, kLanes, kMR, kBlockRows, kBlockKeys, kStepRows, kStepSums and the functions used below.
-// This header needs AVX2 for the transposes.
+// V: F, kLanes, kMR, kBlockRows, kBlockKeys, kStepRows, step_keys, step_pairs and the functions
+// used below. This header needs AVX2 for the transposes.
 #pragma once
 
 #include <immintrin.h>
@@ -69,7 +69,7 @@ static size_t carve(const Plan& p, float* at, Scratch* out) {
     return here;
   };
   Scratch s = {};
-  s.q = take(rows * p.head_dim_pad);
+  s.q = take(rows * p.head_dim_pad + 8);
   s.k = take(V::kBlockKeys * p.head_dim);
   s.v = take((V::kBlockKeys + 1) * (p.head_dim_v_pad / kNR) * kNR);
   s.s = take(rows * V::kBlockKeys);
@@ -97,6 +97,10 @@ struct Call {
 struct Edges {
   int begin, full_begin, full_end, end;
 };
+
+static inline bool is_ragged(const Edges& e) {
+  return e.begin != e.full_begin || e.full_end != e.end;
+}
 
 static inline Edges edges_of(const int* low, const int* high, int rows) {
   Edges e = {1 << 30, 0, 1 << 30, 0};
@@ -269,11 +273,41 @@ static void merge(const Call& c, const Share& share, int64_t first_state, int64_
 
 // ---------------------------------------------------------------- products
 
+// A pair of vectors: 2 * kLanes elements in the order in which T is cheapest to convert. For bf16
+// those are the even and the odd elements, a shift and a mask apart; else the first and the second
+// half. What is multiplied with a pair, or adds pairs up, is in pair order too.
+template <class V, bool kPart, class T>
+static inline void load_pair(const T* p, int part, typename V::F& a, typename V::F& b) {
+  if constexpr (kPart) {
+    T all[2 * V::kLanes] = {};
+    __builtin_memcpy(all, p, static_cast<size_t>(part) * sizeof(T));
+    a = V::template load_half<0>(all);
+    b = V::template load_half<1>(all);
+  } else {
+    a = V::template load_half<0>(p);
+    b = V::template load_half<1>(p);
+  }
+}
+
+// From pair order to the natural one, n a multiple of a pair.
+template <class V>
+static inline void unpair(const Bf16*, float* x, int64_t n) {
+  for (int64_t d = 0; d < n; d += 2 * V::kLanes) {
+    typename V::F a = V::load(x + d), b = V::load(x + d + V::kLanes);
+    V::interleave(a, b);
+    V::store(x + d, a);
+    V::store(x + d + V::kLanes, b);
+  }
+}
+template <class V, class T>
+static inline void unpair(const T*, float*, int64_t) {}
+
 // s[r][j] = q[r] . k[j] for kMR rows and two vectors of keys.
 template <class V>
 static void score_tile(const float* q, const float* k, int64_t head_dim, float* s) {
   using F = typename V::F;
   F acc[V::kMR][2];
+#pragma GCC unroll 16
   for (int r = 0; r < V::kMR; ++r) acc[r][0] = acc[r][1] = V::zero();
   for (int64_t d = 0; d < head_dim; ++d) {
     const F k0 = V::load(k), k1 = V::load(k + V::kLanes);
@@ -286,77 +320,83 @@ static void score_tile(const float* q, const float* k, int64_t head_dim, float* 
     q += V::kMR;
     k += 2 * V::kLanes;
   }
+#pragma GCC unroll 16
   for (int r = 0; r < V::kMR; ++r) {
     V::store(s + r * V::kBlockKeys, acc[r][0]);
     V::store(s + r * V::kBlockKeys + V::kLanes, acc[r][1]);
   }
 }
 
-// o[r] = o[r] * shrink[r] + sum over keys of p[r][j] * v[j], for kRows rows and kVectors vectors of
-// head_dim_v, or with kPart for the last `part` lanes of it. Row r takes keys in [low, high) only.
-template <class V, int kRows, int kVectors, bool kPart, class T>
-static void value_tile(const Edges& e, const int* low, const int* high, const float* p,
-                       const float* shrink, const T* v, int64_t v_stride, float* o,
-                       int64_t o_stride, int part) {
+// o[r] = o[r] * shrink[r] + sum of p[r][j] * v[j] over the keys [e.full_begin, e.full_end), for
+// kRows rows and kPairs pairs of vectors of head_dim_v, or with kPart for one pair of which `part`
+// elements are there.
+template <class V, int kRows, int kPairs, bool kPart, class T>
+static inline void value_tile(const Edges& e, const float* p, const float* shrink, const T* v,
+                              int64_t v_stride, float* o, int64_t o_stride, int part) {
   using F = typename V::F;
+  constexpr int kVectors = 2 * kPairs;
   F acc[kRows][kVectors];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
       acc[r][i] = V::mul(V::load(o + r * o_stride + i * V::kLanes), V::set1(shrink[r]));
     }
   }
-  const auto load = [&](int64_t j, int i) {
-    const T* at = v + j * v_stride + i * V::kLanes;
-    return kPart ? V::load_n(at, part) : V::load(at);
-  };
-  const auto ragged = [&](int begin, int end) {
-    for (int j = begin; j < end; ++j) {
-      for (int i = 0; i < kVectors; ++i) {
-        const F x = load(j, i);
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          if (j < low[r] || j >= high[r]) continue;
-          acc[r][i] = V::fma(V::set1(p[r * V::kBlockKeys + j]), x, acc[r][i]);
-        }
-      }
-    }
-  };
-  ragged(e.begin, e.full_begin);
   for (int j = e.full_begin; j < e.full_end; ++j) {
     F x[kVectors];
-    for (int i = 0; i < kVectors; ++i) x[i] = load(j, i);
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors; i += 2) {
+      load_pair<V, kPart>(v + j * v_stride + i * V::kLanes, part, x[i], x[i + 1]);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const F w = V::set1(p[r * V::kBlockKeys + j]);
+#pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) acc[r][i] = V::fma(w, x[i], acc[r][i]);
     }
   }
-  ragged(e.full_end, e.end);
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) V::store(o + r * o_stride + i * V::kLanes, acc[r][i]);
+  }
+}
+
+// The keys that value_tile leaves out: row r adds its own in [low, high), no other row's. `width`
+// elements of head_dim_v; o is padded to whole pairs.
+template <class V, class T>
+static void value_edges(const Edges& e, const int* low, const int* high, int rows, const float* p,
+                        const T* v, int64_t v_stride, float* o, int64_t o_stride, int64_t width) {
+  using F = typename V::F;
+  for (int r = 0; r < rows; ++r) {
+    const int ends[2][2] = {{low[r], high[r] < e.full_begin ? high[r] : e.full_begin},
+                            {low[r] > e.full_end ? low[r] : e.full_end, high[r]}};
+    for (const auto& [begin, end] : ends) {
+      for (int64_t d = 0; d < width && begin < end; d += 2 * V::kLanes) {
+        const int part = static_cast<int>(width - d);
+        float* to = o + r * o_stride + d;
+        F a = V::load(to), b = V::load(to + V::kLanes);
+        for (int j = begin; j < end; ++j) {
+          F x, y;
+          if (part >= 2 * V::kLanes)
+            load_pair<V, false>(v + j * v_stride + d, part, x, y);
+          else
+            load_pair<V, true>(v + j * v_stride + d, part, x, y);
+          const F w = V::set1(p[r * V::kBlockKeys + j]);
+          a = V::fma(w, x, a);
+          b = V::fma(w, y, b);
+        }
+        V::store(to, a);
+        V::store(to + V::kLanes, b);
+      }
+    }
   }
 }
 
 // ---------------------------------------------------------------- block: many rows
 
-template <class V, class T>
-static void pack_q(const Call& c, const Item& item, int rows, float* out) {
-  const AttentionArgs& a = *c.args;
-  const int64_t head_dim = c.plan.head_dim;
-  for (int r = 0; r < rows; ++r) {
-    float* to = out + r / V::kMR * V::kMR * head_dim + r % V::kMR;
-    if (r >= item.rows) {
-      for (int64_t d = 0; d < head_dim; ++d) to[d * V::kMR] = 0;
-      continue;
-    }
-    const T* q = static_cast<const T*>(a.q.data) + item.s.q +
-                 (item.first + r / item.heads_here) * token_stride(a.q) +
-                 (item.head + r % item.heads_here) * head_stride(a.q);
-    for (int64_t d = 0; d < head_dim; ++d) to[d * V::kMR] = to_f32(q[d]);
-  }
-}
-
-// Eight keys x eight dimensions, transposed.
+// Eight rows of eight elements, transposed.
 static inline void transpose8(__m256 (&x)[8]) {
   __m256 t[8], u[8];
   for (int i = 0; i < 4; ++i) {
@@ -375,25 +415,55 @@ static inline void transpose8(__m256 (&x)[8]) {
   }
 }
 
+// Columns of eight rows: out[d * stride + i] = row[i][d].
+template <class T>
+static inline void pack_columns(const T* const* row, int64_t n, float* out, int64_t stride) {
+  int64_t d = 0;
+  for (; d + 8 <= n; d += 8) {
+    __m256 x[8];
+    for (int i = 0; i < 8; ++i) x[i] = load8(row[i] + d);
+    transpose8(x);
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(out + (d + i) * stride, x[i]);
+  }
+  for (; d < n; ++d) {
+    for (int i = 0; i < 8; ++i) out[d * stride + i] = to_f32(row[i][d]);
+  }
+}
+
+template <class T>
+static inline const T* query_row(const Call& c, const Item& item, int r) {
+  const Tensor& q = c.args->q;
+  return static_cast<const T*>(q.data) + item.s.q +
+         (item.first + r / item.heads_here) * token_stride(q) +
+         (item.head + r % item.heads_here) * head_stride(q);
+}
+
+// The rows that fill up the last step repeat the last real one. Eight rows are written at a time
+// where kMR may leave room for fewer: what hangs over is the next column's or the next step's
+// beginning, which the order, backwards within a step, writes later. Scratch ends 8 floats later.
+template <class V, class T>
+static void pack_q(const Call& c, const Item& item, int steps, float* out) {
+  for (int i = 0; i < steps; ++i, out += V::kMR * c.plan.head_dim) {
+    for (int at = (V::kMR - 1) / 8 * 8; at >= 0; at -= 8) {
+      const T* row[8];
+      for (int r = 0; r < 8; ++r) {
+        const int real = i * V::kMR + at + r;
+        row[r] = query_row<T>(c, item, real < item.rows ? real : item.rows - 1);
+      }
+      pack_columns(row, c.plan.head_dim, out + at, V::kMR);
+    }
+  }
+}
+
 // Transposes the tile's keys into panels. Lanes past the last key repeat it; nobody sees them.
 template <class V, class T>
 static void pack_k(const T* k, int64_t stride, int count, int64_t head_dim, float* out) {
   constexpr int kNR = 2 * V::kLanes;
   const int padded = (count + kNR - 1) / kNR * kNR;
   for (int j = 0; j < padded; j += 8) {
-    float* to = out + j / kNR * kNR * head_dim + j % kNR;
     const T* row[8];
     for (int i = 0; i < 8; ++i) row[i] = k + (j + i < count ? j + i : count - 1) * stride;
-    int64_t d = 0;
-    for (; d + 8 <= head_dim; d += 8) {
-      __m256 x[8];
-      for (int i = 0; i < 8; ++i) x[i] = load8(row[i] + d);
-      transpose8(x);
-      for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + (d + i) * kNR, x[i]);
-    }
-    for (; d < head_dim; ++d) {
-      for (int i = 0; i < 8; ++i) to[d * kNR + i] = to_f32(row[i][d]);
-    }
+    pack_columns(row, head_dim, out + j / kNR * kNR * head_dim + j % kNR, kNR);
   }
 }
 
@@ -401,14 +471,18 @@ static void pack_k(const T* k, int64_t stride, int count, int64_t head_dim, floa
 template <class V, class T>
 static void pack_v(const T* v, int64_t stride, int count, const Plan& p, float* out) {
   constexpr int64_t kNR = 2 * V::kLanes, kPanel = (V::kBlockKeys + 1) * kNR;
-  for (int64_t j = 0; j < count; ++j) {
-    const T* row = v + j * stride;
-    for (int64_t d = 0; d < p.head_dim_v_pad; d += V::kLanes) {
-      float* to = out + d / kNR * kPanel + j * kNR + d % kNR;
-      const int64_t left = p.head_dim_v - d;
-      V::store(to, left >= V::kLanes ? V::load(row + d)
-                   : left > 0        ? V::load_n(row + d, static_cast<int>(left))
-                                     : V::zero());
+  for (int64_t j = 0; j < count; ++j, v += stride, out += kNR) {
+    float* to = out;
+    int64_t d = 0;
+    for (; d + kNR <= p.head_dim_v; d += kNR, to += kPanel) {
+      V::store(to, V::load(v + d));
+      V::store(to + V::kLanes, V::load(v + d + V::kLanes));
+    }
+    for (int64_t i = 0; d + i < p.head_dim_v_pad; i += V::kLanes) {
+      const int64_t left = p.head_dim_v - d - i;
+      V::store(to + i, left >= V::kLanes ? V::load(v + d + i)
+                       : left > 0        ? V::load_n(v + d + i, static_cast<int>(left))
+                                         : V::zero());
     }
   }
 }
@@ -422,7 +496,7 @@ static void run_block(const Call& c, const Item& item, const Scratch& t) {
   const T* k = static_cast<const T*>(a.k.data) + item.s.k + item.kv_head * head_stride(a.k);
   const T* v = static_cast<const T*>(a.v.data) + item.s.v + item.kv_head * head_stride(a.v);
   const int steps = (item.rows + V::kMR - 1) / V::kMR, rows = steps * V::kMR;
-  pack_q<V, T>(c, item, rows, t.q);
+  pack_q<V, T>(c, item, steps, t.q);
   start_states<V>(c, item, t);
   // Rows that fill up the last register tile go through the products too: give them numbers.
   for (int64_t i = item.rows * p.head_dim_v_pad; i < rows * p.head_dim_v_pad; ++i) t.o[i] = 0;
@@ -453,9 +527,14 @@ static void run_block(const Call& c, const Item& item, const Scratch& t) {
       for (int i = 0; i < steps; ++i) {
         if (edges[i].begin == edges[i].end) continue;
         const int r = i * V::kMR;
-        value_tile<V, V::kMR, 2, false>(edges[i], t.low + r, t.high + r, t.s + r * V::kBlockKeys,
-                                        t.shrink + r, panel, kNR, t.o + r * p.head_dim_v_pad + d,
-                                        p.head_dim_v_pad, 0);
+        const float* s = t.s + r * V::kBlockKeys;
+        float* o = t.o + r * p.head_dim_v_pad + d;
+        value_tile<V, V::kMR, 1, false>(edges[i], s, t.shrink + r, panel, kNR, o, p.head_dim_v_pad,
+                                        0);
+        if (is_ragged(edges[i])) {
+          value_edges<V>(edges[i], t.low + r, t.high + r, V::kMR, s, panel, kNR, o,
+                         p.head_dim_v_pad, kNR);
+        }
       }
     }
   }
@@ -464,49 +543,71 @@ static void run_block(const Call& c, const Item& item, const Scratch& t) {
 
 // ---------------------------------------------------------------- step: few rows
 
-// s[r][j] = q[r] . k[j] for kRows rows and kKeys keys, dimensions in lanes.
-template <class V, int kRows, int kKeys, class T>
-static void score_step(const float* q, int64_t q_stride, const T* k, int64_t k_stride,
-                       int64_t head_dim, float* s) {
+// Adds one half of a pair of dimensions to the scores of kRows rows and kKeys keys. Each key and
+// each row is loaded once for all the others: with both from memory the loads would be the bound.
+template <class V, int kHalf, int kRows, int kKeys, class T>
+static inline void score_half(const float* q, int64_t q_stride, const T* k, int64_t k_stride,
+                              typename V::F (&acc)[kRows][kKeys]) {
   using F = typename V::F;
-  F acc[kRows][kKeys];
+  F x[kKeys];
+#pragma GCC unroll 16
+  for (int j = 0; j < kKeys; ++j) x[j] = V::template load_half<kHalf>(k + j * k_stride);
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    const F a = V::load(q + r * q_stride + kHalf * V::kLanes);
+
+#pragma GCC unroll 16
+    for (int j = 0; j < kKeys; ++j) acc[r][j] = V::fma(a, x[j], acc[r][j]);
+  }
+}
+
+// s[r][j] = q[r] . k[j] for kRows rows and kKeys keys, dimensions in lanes; q in pair order.
+template <class V, int kRows, int kKeys, class T>
+static inline void score_step(const float* q, int64_t q_stride, const T* k, int64_t k_stride,
+                              int64_t head_dim, float* s) {
+  using F = typename V::F;
+  constexpr int kPair = 2 * V::kLanes;
+  F acc[kRows][kKeys];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int j = 0; j < kKeys; ++j) acc[r][j] = V::zero();
   }
   int64_t d = 0;
-  for (; d + V::kLanes <= head_dim; d += V::kLanes) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kKeys; ++j) {
-      const F x = V::load(k + j * k_stride + d);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][j] = V::fma(V::load(q + r * q_stride + d), x, acc[r][j]);
-      }
-    }
+  for (; d + kPair <= head_dim; d += kPair) {
+    score_half<V, 0>(q + d, q_stride, k + d, k_stride, acc);
+    score_half<V, 1>(q + d, q_stride, k + d, k_stride, acc);
   }
-  if (d < head_dim) {  // q is padded with zeros
+  if (d < head_dim) {
+    T rest[kKeys][kPair] = {};
     for (int j = 0; j < kKeys; ++j) {
-      const F x = V::load_n(k + j * k_stride + d, static_cast<int>(head_dim - d));
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][j] = V::fma(V::load(q + r * q_stride + d), x, acc[r][j]);
-      }
+      __builtin_memcpy(rest[j], k + j * k_stride + d,
+                       static_cast<size_t>(head_dim - d) * sizeof(T));
     }
+    score_half<V, 0>(q + d, q_stride, rest[0], kPair, acc);
+    score_half<V, 1>(q + d, q_stride, rest[0], kPair, acc);
   }
   if constexpr (kKeys % 4 == 0) {
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
       for (int j = 0; j < kKeys; j += 4) {
         V::reduce_add4(acc[r][j], acc[r][j + 1], acc[r][j + 2], acc[r][j + 3],
                        s + r * V::kBlockKeys + j);
       }
     }
   } else if constexpr (kRows == 4) {
+#pragma GCC unroll 16
     for (int j = 0; j < kKeys; ++j) {
       float sums[4];
       V::reduce_add4(acc[0][j], acc[1][j], acc[2][j], acc[3][j], sums);
+#pragma GCC unroll 16
       for (int r = 0; r < 4; ++r) s[r * V::kBlockKeys + j] = sums[r];
     }
   } else {
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
       for (int j = 0; j < kKeys; ++j) s[r * V::kBlockKeys + j] = V::reduce_add(acc[r][j]);
     }
   }
@@ -515,7 +616,9 @@ static void score_step(const float* q, int64_t q_stride, const T* k, int64_t k_s
 template <class T>
 static inline void prefetch_row(const T* row, int64_t n) {
   const char* at = reinterpret_cast<const char*>(row);
-  for (int64_t b = 0; b < n * static_cast<int64_t>(sizeof(T)); b += 64) __builtin_prefetch(at + b);
+  for (int64_t b = 0; b < n * static_cast<int64_t>(sizeof(T)); b += 64) {
+    __builtin_prefetch(at + b, 0, 2);  // into L2
+  }
 }
 
 // The tile of one item whose keys are read in place.
@@ -526,23 +629,19 @@ struct Source {
   int count;
 };
 
-// While the scores of a key are formed, its value and the key one tile ahead are on their way: each
-// stream is asked for at the pace at which it is used.
+// While the scores of a key are formed, the key and the value one tile ahead are on their way to
+// L2. (Into L1 there is room for fewer requests than it takes to hide the latency of memory, and
+// the tile would not stay: rows of a packed tensor fall on few cache sets.)
 template <class V, int kRows, class T>
 static void score_steps(const Plan& p, const Source<T>& from, const Edges& e, const float* q,
                         bool prefetch, float* s) {
-  constexpr int kKeys = V::kStepSums / kRows >= 8   ? 8
-                        : V::kStepSums / kRows >= 4 ? 4
-                        : V::kStepSums / kRows >= 2 ? 2
-                                                    : 1;
+  constexpr int kKeys = V::step_keys(kRows);
   const int64_t q_stride = p.head_dim_pad;
   int j = e.begin;
   for (; j + kKeys <= e.end; j += kKeys) {
-    if (prefetch) {
-      for (int i = j; i < j + kKeys; ++i) {
-        prefetch_row(from.v + i * from.v_stride, p.head_dim_v);
-        prefetch_row(from.k + (i + V::kBlockKeys) * from.k_stride, p.head_dim);
-      }
+    for (int i = j + V::kBlockKeys; prefetch && i < j + V::kBlockKeys + kKeys; ++i) {
+      prefetch_row(from.k + i * from.k_stride, p.head_dim);
+      prefetch_row(from.v + i * from.v_stride, p.head_dim_v);
     }
     score_step<V, kRows, kKeys>(q, q_stride, from.k + j * from.k_stride, from.k_stride, p.head_dim,
                                 s + j);
@@ -554,37 +653,40 @@ static void score_steps(const Plan& p, const Source<T>& from, const Edges& e, co
 }
 
 template <class V, int kRows, class T>
-static void value_steps(const Plan& p, const Source<T>& from, const Edges& e, const int* low,
-                        const int* high, const float* s, const float* shrink, float* o) {
-  constexpr int kVectors = V::kStepSums / kRows;
+static void value_steps(const Plan& p, const Source<T>& from, const Edges& e, const float* s,
+                        const float* shrink, float* o) {
+  constexpr int kPairs = V::step_pairs(kRows), kWidth = 2 * kPairs * V::kLanes;
   const int64_t n = p.head_dim_v, stride = p.head_dim_v_pad;
   int64_t d = 0;
-  for (; d + kVectors * V::kLanes <= n; d += kVectors * V::kLanes) {
-    value_tile<V, kRows, kVectors, false>(e, low, high, s, shrink, from.v + d, from.v_stride, o + d,
-                                          stride, 0);
+  for (; d + kWidth <= n; d += kWidth) {
+    value_tile<V, kRows, kPairs, false>(e, s, shrink, from.v + d, from.v_stride, o + d, stride, 0);
   }
-  for (; d + V::kLanes <= n; d += V::kLanes) {
-    value_tile<V, kRows, 1, false>(e, low, high, s, shrink, from.v + d, from.v_stride, o + d,
-                                   stride, 0);
+  for (; d + 2 * V::kLanes <= n; d += 2 * V::kLanes) {
+    value_tile<V, kRows, 1, false>(e, s, shrink, from.v + d, from.v_stride, o + d, stride, 0);
   }
   if (d < n) {
-    value_tile<V, kRows, 1, true>(e, low, high, s, shrink, from.v + d, from.v_stride, o + d, stride,
+    value_tile<V, kRows, 1, true>(e, s, shrink, from.v + d, from.v_stride, o + d, stride,
                                   static_cast<int>(n - d));
   }
 }
 
 template <class V, class T>
 static void run_step(const Call& c, const Item& item, const Scratch& t) {
+  using F = typename V::F;
   const AttentionArgs& a = *c.args;
   const Plan& p = c.plan;
   const T* k = static_cast<const T*>(a.k.data) + item.s.k + item.kv_head * head_stride(a.k);
   const T* v = static_cast<const T*>(a.v.data) + item.s.v + item.kv_head * head_stride(a.v);
   for (int r = 0; r < item.rows; ++r) {
-    const T* q = static_cast<const T*>(a.q.data) + item.s.q +
-                 (item.first + r / item.heads_here) * token_stride(a.q) +
-                 (item.head + r % item.heads_here) * head_stride(a.q);
+    const T* q = query_row<T>(c, item, r);
     float* to = t.q + r * p.head_dim_pad;
-    for (int64_t d = 0; d < p.head_dim_pad; ++d) to[d] = d < p.head_dim ? to_f32(q[d]) : 0.0f;
+    for (int64_t d = 0; d < p.head_dim_pad; d += 2 * V::kLanes) {
+      const int64_t left = p.head_dim - d, pair = 2 * V::kLanes;
+      F x, y;
+      load_pair<V, true>(q + d, static_cast<int>(left < pair ? left : pair), x, y);
+      V::store(to + d, x);
+      V::store(to + d + V::kLanes, y);
+    }
   }
   start_states<V>(c, item, t);
 
@@ -615,13 +717,18 @@ static void run_step(const Call& c, const Item& item, const Scratch& t) {
       const float *s = t.s + r * V::kBlockKeys, *shrink = t.shrink + r;
       float* o = t.o + r * p.head_dim_v_pad;
       switch (n) {
-        case 1: value_steps<V, 1>(p, from, e, low, high, s, shrink, o); break;
-        case 2: value_steps<V, 2>(p, from, e, low, high, s, shrink, o); break;
-        case 3: value_steps<V, 3>(p, from, e, low, high, s, shrink, o); break;
-        default: value_steps<V, 4>(p, from, e, low, high, s, shrink, o); break;
+        case 1: value_steps<V, 1>(p, from, e, s, shrink, o); break;
+        case 2: value_steps<V, 2>(p, from, e, s, shrink, o); break;
+        case 3: value_steps<V, 3>(p, from, e, s, shrink, o); break;
+        default: value_steps<V, 4>(p, from, e, s, shrink, o); break;
+      }
+      if (is_ragged(e)) {
+        value_edges<V>(e, low, high, n, s, from.v, from.v_stride, o, p.head_dim_v_pad,
+                       p.head_dim_v);
       }
     }
   }
+  unpair<V>(v, t.o, item.rows * p.head_dim_v_pad);
   finish<V>(c, item, t);
 }
 
