@@ -1,0 +1,93 @@
+// TypeScript and native code in step: the word lists, the exports, and the rule that every op has its files.
+import fs from 'node:fs'
+import path from 'node:path'
+import * as lowbit from 'lowbit'
+import { contractDifference, description, native } from 'lowbit/native'
+import * as words from 'lowbit/words'
+
+const root = path.join(__dirname, '..', '..', '..')
+const read = (...parts: string[]) => fs.readFileSync(path.join(root, ...parts), 'utf8')
+
+test('the word lists are those of the native tables', () => {
+  expect(contractDifference(description)).toBeUndefined()
+  expect(description.dtypes).toEqual([...words.dtypes])
+  expect(description.formats).toEqual([...words.formats])
+})
+
+test('a difference is named', () => {
+  const stale = {
+    ...description,
+    formats: [...description.formats.slice(0, 4), 'int5', ...description.formats.slice(5)],
+  }
+  expect(contractDifference(stale)).toBe("formats[4] is 'int4' in JavaScript and 'int5' in the addon")
+  expect(contractDifference({ ...description, scores: ['softmax'] })).toContain('scores[1]')
+})
+
+test('every function of the addon stands in the interface of native.ts, and no other', () => {
+  const source = read('lib', 'native.ts')
+  const body = source.slice(source.indexOf('export interface Native {'))
+  const declared = [...body.slice(0, body.indexOf('\n}')).matchAll(/^ {2}(\w+)\(/gm)].map((match) => match[1])
+  expect(declared.sort()).toEqual(Object.keys(native).sort())
+})
+
+test('every op folder has a contract, a check, a reference row, a registry and notes', () => {
+  const ops = fs
+    .readdirSync(path.join(root, 'csrc'))
+    .filter((name) => fs.existsSync(path.join(root, 'csrc', name, 'kernels.inc')))
+  expect(ops.length).toBeGreaterThanOrEqual(8)
+  for (const op of ops) {
+    const files = fs.readdirSync(path.join(root, 'csrc', op))
+    for (const file of [`${op}.h`, `${op}.cc`, 'kernels.inc', 'NOTES.md'])
+      expect([op, files]).toEqual([op, expect.arrayContaining([file])])
+    // Each line of the registry is a row that describe() reports, in the same order.
+    const lines = [...read('csrc', op, 'kernels.inc').matchAll(/^KERNEL\((\w+)\)/gm)].map((match) => match[1])
+    const rows = description.kernels.map((row) => row.name).filter((name) => lines.includes(name))
+    expect(rows).toEqual(process.arch === 'x64' ? lines : expect.anything())
+  }
+})
+
+test('every row is named after its op and its instruction set, once', () => {
+  const names = description.kernels.map((row) => row.name)
+  expect(new Set(names).size).toBe(names.length)
+  for (const { op, name, arch } of description.kernels) {
+    expect([name, typeof op]).toEqual([name, 'string'])
+    expect(arch).toHaveLength(1)
+    expect(description.archs).toContain(arch[0])
+    if (arch[0] !== 'cpu') expect(name).toContain(`_${arch[0]}`)
+  }
+})
+
+test('every op has a function in lib and a test', () => {
+  const faces: Record<string, string> = {
+    norm: 'rmsNorm',
+    elementwise: 'add',
+    quantize: 'quantizeRows',
+    peak: 'measurePeaks',
+  }
+  const tests = fs
+    .readdirSync(path.join(root, 'test'))
+    .filter((name) => name.endsWith('.test.ts') && name !== 'misuse.test.ts')
+    .map((name) => read('test', name))
+    .join('\n')
+  for (const op of new Set(description.kernels.map((row) => row.op))) {
+    const face = faces[op] ?? op
+    expect(Object.keys(lowbit)).toContain(face)
+    expect(tests).toMatch(new RegExp(`\\b${face}\\(`))
+  }
+})
+
+test('errors are made in the caller’s realm', () => {
+  const device = lowbit.openDevice('cpu', { threads: 1 })
+  const failure = (act: () => unknown) => {
+    try {
+      act()
+    } catch (error) {
+      return error
+    }
+    throw new Error('expected an error')
+  }
+  expect(failure(() => device.empty([-1]))).toBeInstanceOf(lowbit.LowbitError)
+  expect(failure(() => device.empty([-1]))).toBeInstanceOf(Error)
+  expect(failure(() => device.tensor([] as never, [0]))).toBeInstanceOf(TypeError)
+  device.close()
+})
