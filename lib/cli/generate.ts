@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { openDevice } from '../device'
 import { generate } from '../llama/generate'
 import { Llama } from '../llama/model'
-import { schemeOf, schemes } from '../llama/scheme'
+import { schemeList, schemeOf, schemes } from '../llama/scheme'
 import { root } from '../native'
 import { command, numberOption, Progress, UsageError } from './terminal'
 
@@ -17,7 +17,7 @@ Continues a prompt; the text streams to stdout, the speed goes to stderr where t
   --prompt text      what to continue; may be empty
   --tokens n         tokens to make at most (default: 128)
   --scheme name      how the weights are stored (default: bf16); out of
-                     ${Object.keys(schemes).join(', ')}
+                     ${schemeList(21)}
   --temperature t    0 takes the likeliest token (default: 0.8)
   --top-k n          only the n likeliest tokens (default: all)
   --top-p p          only the likeliest tokens that make up p (default: 0.95)

@@ -25,6 +25,11 @@ export async function command<T extends Options>(
   positionals: number,
   body: (values: Parsed<T>['values'], positionals: readonly string[]) => Promise<number>,
 ): Promise<number> {
+  // `lowbit ... | head` closes the pipe early: no reason for a stack trace.
+  process.stdout.once('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(0)
+    throw error
+  })
   if (argv.includes('--help') || argv.includes('-h')) {
     process.stdout.write(`${usage}\n`)
     return 0

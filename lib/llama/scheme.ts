@@ -49,3 +49,10 @@ export function schemeOf(name: string): LlamaScheme {
     `expected a scheme out of ${Object.keys(schemes).join(', ')} but got '${name}'`,
   )
 }
+
+/** The names of {@link schemes} for the usage of a command, in two lines. */
+export function schemeList(indent: number): string {
+  return Object.keys(schemes)
+    .join(', ')
+    .replace(' int4-g32', `\n${' '.repeat(indent)}int4-g32`)
+}

@@ -1,0 +1,227 @@
+import { spawn, spawnSync } from 'node:child_process'
+import * as fs from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+const main = join(process.cwd(), 'dist/cli/main.js')
+const small = join(process.cwd(), 'test/checkpoints/small')
+const reference = JSON.parse(fs.readFileSync(join(small, 'reference.json'), 'utf8')) as Record<
+  string,
+  unknown
+> & {
+  heldout_tokens: number[]
+}
+let folder: string
+
+function lowbit(...args: string[]) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], { encoding: 'utf8' })
+  return { status, stdout, stderr }
+}
+
+/** The small checkpoint with files of one's own beside the weights. */
+function checkpoint(files: Record<string, unknown>): string {
+  const place = fs.mkdtempSync(join(folder, 'checkpoint-'))
+  for (const name of ['config.json', 'model.safetensors', 'tokenizer.json']) {
+    fs.symlinkSync(join(small, name), join(place, name))
+  }
+  for (const [name, value] of Object.entries(files)) {
+    fs.writeFileSync(join(place, name), typeof value === 'string' ? value : JSON.stringify(value))
+  }
+  return place
+}
+
+interface Report {
+  checkpoint: string
+  device: { device: string; threads: number }
+  windows: number
+  text: string
+  failures: string[]
+  schemes: Record<string, number | string | boolean>[]
+}
+
+beforeAll(() => {
+  folder = fs.mkdtempSync(join(tmpdir(), 'lowbit-eval-'))
+})
+afterAll(() => fs.rmSync(folder, { recursive: true, force: true }))
+
+describe('lowbit eval', () => {
+  // Two short windows, so that the reference rows are quick about it too.
+  const short = {
+    ...reference,
+    heldout_tokens: reference.heldout_tokens.slice(0, 96),
+    window: 48,
+    windows: 2,
+  }
+  let own: string
+  let report: Report
+
+  test('--json: one object on stdout, nothing on stderr', () => {
+    own = checkpoint({ 'reference.json': short })
+    const { status, stdout, stderr } = lowbit(
+      'eval',
+      own,
+      '--schemes',
+      'f32,int4-g64',
+      '--threads',
+      '2',
+      '--json',
+    )
+    expect(stderr).toBe('')
+    expect(status).toBe(0)
+    report = JSON.parse(stdout)
+    expect(report).toMatchObject({
+      checkpoint: own,
+      windows: 2,
+      failures: [],
+      device: { device: 'cpu', threads: 2 },
+    })
+    expect(report.schemes.map(({ scheme }) => scheme)).toEqual(['f32', 'int4-g64'])
+    expect(report.schemes[0]).toMatchObject({ bitsPerWeight: 32, greedyTokensEqual: true })
+    expect(report.schemes[1]?.bitsPerWeight).toBeCloseTo(4.625, 6)
+    for (const row of report.schemes) {
+      expect(row.perplexity).toBeGreaterThan(5)
+      expect(row.expected).toBeUndefined()
+      expect(row.prefillTokensPerSecond).toBeGreaterThan(1)
+      expect(row.decodeTokensPerSecond).toBeGreaterThan(1)
+    }
+    expect(report.text).toMatch(/^def fibonacci\(n\):/)
+  })
+
+  test('the table, and perplexities held against expected.json', () => {
+    const [f32, int4] = report.schemes.map(({ perplexity }) => Number(perplexity))
+    fs.writeFileSync(join(own, 'expected.json'), JSON.stringify({ f32, 'int4-g64': int4 }))
+    const good = lowbit('eval', own, '--schemes', 'f32,int4-g64')
+    expect(good.stderr).toBe('')
+    expect(good.status).toBe(0)
+    expect(good.stdout).toMatch(/^checkpoint {2}.*2\.9 M parameters/)
+    expect(good.stdout).toMatch(/\ndevice {6}cpu: .*threads/)
+    expect(good.stdout).toMatch(/\ntext {8}2 windows of 48 tokens\n/)
+    expect(good.stdout).toMatch(
+      /\nscheme +bits\/weight +MB +perplexity +expected +off by +prefill tok\/s +decode tok\/s\n/,
+    )
+    expect(good.stdout).toMatch(/\nint4-g64 +4\.625 +\d+\.\d+ +\d+\.\d+ +\d+\.\d+ +[+-]0\.000 % +\d+ +\d+\n/)
+    expect(good.stdout).toContain('greedy continuation under f32 is the recorded one')
+    expect(good.stdout).toContain('Sampled under int4-g64:\n\ndef fibonacci(n):')
+
+    fs.writeFileSync(join(own, 'expected.json'), JSON.stringify({ f32, 'int4-g64': (int4 ?? 0) * 1.006 }))
+    const bad = lowbit('eval', own, '--schemes', 'int4-g64')
+    expect(bad.status).toBe(1)
+    expect(bad.stderr).toMatch(
+      /^lowbit: eval: int4-g64: perplexity \d+\.\d{4} is more than 0\.50 % from the recorded \d+\.\d{4}\n$/,
+    )
+    // Part of the text has no recorded perplexity.
+    expect(lowbit('eval', own, '--schemes', 'int4-g64', '--windows', '1').status).toBe(0)
+    fs.rmSync(join(own, 'expected.json'))
+  })
+
+  test('another greedy continuation than the recorded one is a failure', () => {
+    const tokens = [...(reference.greedy_tokens as number[])]
+    tokens[20] = (tokens[20] ?? 0) + 1
+    const place = checkpoint({ 'reference.json': { ...short, greedy_tokens: tokens } })
+    const { status, stderr } = lowbit('eval', place, '--schemes', 'f32', '--windows', '1')
+    expect(stderr).toBe('lowbit: eval: f32: the greedy continuation differs from the recorded one\n')
+    expect(status).toBe(1)
+  })
+
+  test("without a reference: speed only, or a text of one's own", () => {
+    const place = checkpoint({})
+    const plain = lowbit('eval', place, '--schemes', 'int8')
+    expect(plain.status).toBe(0)
+    expect(plain.stdout).toContain('none: speed only')
+    expect(plain.stdout).toMatch(/\nint8 +8\.111 +\d+\.\d+ +- +- +- +\d+ +\d+\n/)
+    const text = join(folder, 'text.py')
+    fs.writeFileSync(text, 'import sys\n\n\ndef main(argv):\n    return len(argv)\n'.repeat(40))
+    const read = lowbit('eval', place, '--schemes', 'int8', '--text', text, '--windows', '1', '--json')
+    expect(read.status).toBe(0)
+    expect((JSON.parse(read.stdout) as Report).schemes[0]?.perplexity).toBeLessThan(3)
+  })
+
+  test('misuse: a sentence and an exit code, never a stack', () => {
+    const cases: [string[], number, string][] = [
+      [['eval', '--schemes', 'int5'], 2, '--schemes expects names out of f32, bf16'],
+      [['eval', '--windows', '0'], 2, "--windows expects an integer of at least 1 but got '0'"],
+      [['eval', '--threads', 'many'], 2, "--threads expects an integer from 1 to 1024 but got 'many'"],
+      [['eval', '--fast'], 2, "Unknown option '--fast'"],
+      [['eval', 'a', 'b'], 2, "'b' is one argument too many"],
+      [['eval', join(folder, 'nowhere')], 1, 'config.json: there is no such file (ERR_FILE)'],
+      [
+        ['eval', small, '--device', 'gpu'],
+        1,
+        "expected 'auto', 'cpu', 'cuda' or 'cuda:N' but got 'gpu' (ERR_ARGUMENT)",
+      ],
+      [['eval', small, '--text', join(folder, 'no-text')], 1, 'ENOENT'],
+      [
+        ['eval', checkpoint({ 'reference.json': { window: 5 } })],
+        1,
+        'expected heldout_tokens and window (ERR_FILE)',
+      ],
+      [['eval', checkpoint({ 'reference.json': '{' })], 1, 'not JSON'],
+      [['generate'], 2, '--prompt is missing'],
+      [['generate', '--prompt', 'x', '--scheme', 'int5'], 2, '--scheme expects one of f32, bf16'],
+      [['generate', '--prompt', 'x', '--top-p', '2'], 2, '--top-p expects a number from'],
+      [['generate', '--prompt', 'x', '--temperature', '-1'], 2, 'argument is ambiguous'],
+      [['generate', join(folder, 'nowhere'), '--prompt', 'x'], 1, 'there is no such file'],
+    ]
+    for (const [args, code, sentence] of cases) {
+      const { status, stderr, stdout } = lowbit(...args)
+      expect(stderr).toContain(sentence)
+      expect(stderr).not.toMatch(/\n {4}at /)
+      expect(stdout.trim()).toBe('')
+      expect(status).toBe(code)
+    }
+  })
+
+  test('--help', () => {
+    for (const name of ['eval', 'generate']) {
+      const { status, stdout, stderr } = lowbit(name, '--help')
+      expect(status).toBe(0)
+      expect(stdout).toContain(`usage: lowbit ${name} [checkpoint]`)
+      expect(Math.max(...stdout.split('\n').map((line) => line.length))).toBeLessThanOrEqual(120)
+      expect(stderr).toBe('')
+    }
+  })
+})
+
+describe('lowbit generate', () => {
+  test('streams the prompt and its continuation; the seed decides', () => {
+    const args = ['generate', small, '--prompt', 'import os', '--tokens', '12', '--seed', '7']
+    const first = lowbit(...args)
+    expect(first.status).toBe(0)
+    expect(first.stderr).toBe('')
+    expect(first.stdout).toMatch(/^import os/)
+    expect(lowbit(...args).stdout).toBe(first.stdout)
+    const json = JSON.parse(lowbit(...args, '--json').stdout)
+    expect(`${json.prompt}${json.text}\n`).toBe(first.stdout)
+    expect(json).toMatchObject({ scheme: 'bf16', seed: 7, temperature: 0.8, topP: 0.95, maxTokens: 12 })
+    expect(json.tokens.length).toBeLessThanOrEqual(12)
+  })
+
+  test('Ctrl-C ends the text with exit code 130, a closed pipe without a word', async () => {
+    const start = () =>
+      spawn(process.execPath, [
+        main,
+        'generate',
+        small,
+        '--prompt',
+        'def',
+        '--tokens',
+        '1500',
+        '--scheme',
+        'f32',
+      ])
+    const interrupted = start()
+    let errors = ''
+    interrupted.stderr.on('data', (text) => {
+      errors += text
+    })
+    interrupted.stdout.once('data', () => interrupted.kill('SIGINT'))
+    expect(await new Promise((resolve) => interrupted.on('close', resolve))).toBe(130)
+    const closed = start()
+    closed.stderr.on('data', (text) => {
+      errors += text
+    })
+    closed.stdout.once('data', () => closed.stdout.destroy())
+    expect(await new Promise((resolve) => closed.on('close', resolve))).toBe(0)
+    expect(errors).toBe('')
+  })
+})
