@@ -6,8 +6,8 @@
 // Bound     12 FMA for 8 loads: the two FMA pipes are the limit while the slice stays in L1.
 #pragma once
 
+#include "csrc/linear/panel_avx2.h"
 #include "csrc/linear/panels.h"
-#include "csrc/simd/avx2.h"
 
 namespace lowbit::avx2 {
 

@@ -24,8 +24,8 @@
 //   floating   x is never rounded beyond its dtype (codes are used exactly); products and sums in
 //              f32 or better
 //   int8       x is quantised per row: scale = max(max|x| / 127, 1e-12), round to nearest even, all
-//              in f32. Products of codes are exact; so are their sums within a group where w is
-//              int8 or int4. x may already be i8 codes with one scale a row
+//              in f32. Products of codes are exact, sums in f32 or better (exact within a group in
+//              the integer rows). x may already be i8 codes with one scale a row
 //   fp8        x is quantised per row to e4m3: scale = max(max|x| / 448, 1e-12); products and sums
 //              in f32 or better. x may already be e4m3 or e5m2 codes
 // Where x is quantised, a row that holds NaN or inf becomes NaN.

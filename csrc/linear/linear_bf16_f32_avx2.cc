@@ -74,7 +74,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 
 extern const LinearKernel linear_bf16_f32_avx2;
 const LinearKernel linear_bf16_f32_avx2 = {
-    "linear_bf16_f32_avx2", kArchAvx2, float_spec(bit(Kind::bf16), true), workspace_f32, run,
+    "linear_bf16_f32_avx2", kArchAvx2, float_spec(bit(Kind::bf16), Layout::panel16, true),
+    workspace_f32,          run,
 };
 
 }  // namespace lowbit

@@ -82,7 +82,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 
 extern const LinearKernel linear_f16_f32_avx2;
 const LinearKernel linear_f16_f32_avx2 = {
-    "linear_f16_f32_avx2", kArchAvx2, float_spec(bit(Kind::f16), true), workspace_f32, run,
+    "linear_f16_f32_avx2", kArchAvx2, float_spec(bit(Kind::f16), Layout::panel16, true),
+    workspace_f32,         run,
 };
 
 }  // namespace lowbit

@@ -53,7 +53,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 
 extern const LinearKernel linear_f32_avx2;
 const LinearKernel linear_f32_avx2 = {
-    "linear_f32_avx2", kArchAvx2, float_spec(bit(Kind::f32), true), workspace_f32, run,
+    "linear_f32_avx2", kArchAvx2, float_spec(bit(Kind::f32), Layout::panel16, true),
+    workspace_f32,     run,
 };
 
 }  // namespace lowbit

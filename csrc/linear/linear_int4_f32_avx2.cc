@@ -169,7 +169,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   float shrink = 1.0f;
   const auto prepare = [&](float* x) {
     const int64_t k = args.w.k;
-    const float largest = run_largest(x, k);
+    const float largest = largest_of(x, k);
     // An inf would meet the whole and the rest of a zero point apart and make NaN of their
     // difference.
     if (largest != largest && args.w.format.zero_type == ZeroType::f32) return false;
@@ -196,7 +196,11 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 
 extern const LinearKernel linear_int4_f32_avx2;
 const LinearKernel linear_int4_f32_avx2 = {
-    "linear_int4_f32_avx2", kArchAvx2, float_spec(bit(Kind::int4), false), workspace, run,
+    "linear_int4_f32_avx2",
+    kArchAvx2,
+    float_spec(bit(Kind::int4), Layout::panel16, false),
+    workspace,
+    run,
 };
 
 }  // namespace lowbit

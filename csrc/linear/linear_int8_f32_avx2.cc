@@ -97,7 +97,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 
 extern const LinearKernel linear_int8_f32_avx2;
 const LinearKernel linear_int8_f32_avx2 = {
-    "linear_int8_f32_avx2", kArchAvx2, float_spec(bit(Kind::int8), false), workspace_f32, run,
+    "linear_int8_f32_avx2", kArchAvx2, float_spec(bit(Kind::int8), Layout::panel16, false),
+    workspace_f32,          run,
 };
 
 }  // namespace lowbit

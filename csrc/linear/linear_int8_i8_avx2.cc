@@ -12,7 +12,7 @@
 //           sum and a change of sign take. Tile of 16 rows of w by 4 rows of x: 8 int32 sums, 4
 //           vectors of w and 2 broadcasts in 16 registers; the f32 sums stay in L1.
 #include "csrc/linear/codes.h"
-#include "csrc/simd/avx2.h"
+#include "csrc/linear/panel_avx2.h"
 
 namespace lowbit {
 namespace {

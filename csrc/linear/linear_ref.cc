@@ -105,8 +105,7 @@ extern const LinearKernel linear_ref;
 const LinearKernel linear_ref = {
     "linear_ref",
     kArchCpu,
-    {kAllKinds, bit(Layout::rows) | bit(Layout::panel16),
-     kFloats | bit(DType::i8) | bit(DType::e4m3) | bit(DType::e5m2),
+    {kAllKinds, bit(Layout::rows) | bit(Layout::panel16), kFloats | kCodeDTypes,
      bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8), true, 0, 1, 1, 1},
     workspace,
     run,

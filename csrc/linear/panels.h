@@ -60,13 +60,13 @@ static inline void for_blocks(const LinearArgs& args, Pool* pool, int64_t m_firs
   });
 }
 
-// What a float kernel over panel16 serves: every dtype of x and every compute that leaves sums in
+// What a float kernel serves: every dtype of x and every compute that leaves sums in
 // f32 (with `codes`, x may be quantised to int8 on the way; integer kinds have integer rows for
 // that).
-static constexpr LinearSpec float_spec(KindSet kinds, bool codes) {
+static constexpr LinearSpec float_spec(KindSet kinds, Layout layout, bool codes) {
   return {kinds,
-          bit(Layout::panel16),
-          kFloats | bit(DType::i8) | bit(DType::e4m3) | bit(DType::e5m2),
+          bit(layout),
+          kFloats | kCodeDTypes,
           bit(Compute::floating) | bit(Compute::fp8) | (codes ? bit(Compute::int8) : 0),
           true,
           0,

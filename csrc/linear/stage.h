@@ -27,7 +27,7 @@ static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
   load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, to);
   if (!is_code_dtype(args.x.dtype)) {
     if (args.compute == Compute::floating) return 1.0f;
-    return round_run(to, k, args.compute == Compute::int8 ? DType::i8 : DType::e4m3);
+    return round_span(to, k, args.compute == Compute::int8 ? DType::i8 : DType::e4m3);
   }
   const float* scale = static_cast<const float*>(args.x_scale.data);
   if (args.x_scale.rank == 1) return scale[m * args.x_scale.strides[0]];
@@ -50,7 +50,7 @@ static inline float stage_codes(const LinearArgs& args, int64_t m, float* floats
     return static_cast<const float*>(args.x_scale.data)[m * args.x_scale.strides[0]];
   }
   load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, floats);
-  return quantize_run(floats, k, DType::i8, to);
+  return quantize_span(floats, k, DType::i8, to);
 }
 
 }  // namespace lowbit

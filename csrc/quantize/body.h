@@ -24,7 +24,7 @@ static inline float quantize_converted(const Tensor& from, int64_t first, int64_
   for (int64_t i = 0; i < count; i += kBuffer) {
     const int64_t width = count - i < kBuffer ? count - i : kBuffer;
     load_floats(from.data, from.dtype, first + i, width, buffer);
-    const float piece = run_largest(buffer, width);
+    const float piece = largest_of(buffer, width);
     finite = finite && piece == piece;
     largest = piece > largest ? piece : largest;
   }
@@ -65,8 +65,8 @@ static inline void quantize_row(const QuantizeArgs& args, int64_t m) {
     const int64_t first = m * args.floats.strides[0] + k0;
     uint8_t* codes = static_cast<uint8_t*>(args.codes.data) + m * args.codes.strides[0] + k0;
     scale[r] = args.floats.dtype == DType::f32
-                   ? quantize_run(static_cast<const float*>(args.floats.data) + first, count,
-                                  args.codes.dtype, codes)
+                   ? quantize_span(static_cast<const float*>(args.floats.data) + first, count,
+                                   args.codes.dtype, codes)
                    : quantize_converted(args.floats, first, count, args.codes.dtype, codes);
   }
 }
@@ -80,7 +80,6 @@ static inline Status quantize_rows_body(const QuantizeArgs& args, const Ctx& ctx
   return ok();
 }
 
-inline constexpr QuantizeSpec kQuantizeAll = {kFloats,
-                                              bit(DType::i8) | bit(DType::e4m3) | bit(DType::e5m2)};
+inline constexpr QuantizeSpec kQuantizeAll = {kFloats, kCodeDTypes};
 
 }  // namespace lowbit

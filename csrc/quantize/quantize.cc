@@ -1,6 +1,9 @@
 // The table of the rows of quantize_rows and dequantize_rows, the check, and the call.
 #include "csrc/quantize/quantize.h"
 
+#include <initializer_list>
+
+#include "csrc/base/check.h"
 #include "csrc/base/select.h"
 #include "csrc/format/format.h"
 
@@ -18,97 +21,55 @@ static constexpr const QuantizeKernel* kRows[] = {
 
 QuantizeTable quantize_table() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
 
-static long long ll(int64_t v) { return static_cast<long long>(v); }
-
-static Status check_floats(const char* op, const Tensor& floats) {
-  if (!present(floats)) {
-    return error(Code::argument, "%s: %s is missing", op, op[0] == 'q' ? "x" : "out");
-  }
-  if (!has(kFloats, floats.dtype)) {
-    return error(Code::dtype, "%s: expected %s of f32, f16 or bf16 but got %s", op,
-                 op[0] == 'q' ? "x" : "out", dtype_name(floats.dtype));
-  }
-  if (floats.rank != 2) {
-    return error(Code::shape, "%s: expected %s of shape [M, K] but got %s", op,
-                 op[0] == 'q' ? "x" : "out", shape_text(floats).text);
-  }
-  return ok();
-}
-
-static Status check_code_dtype(const char* op, DType codes) {
-  if (is_code_dtype(codes)) return ok();
-  return error(Code::dtype, "%s: expected codes of i8, e4m3 or e5m2 but got %s", op,
-               dtype_name(codes));
+static Status check_matrix(const char* op, const Named& n, DTypeSet dtypes) {
+  LB_TRY(check_present(op, n));
+  LB_TRY(check_dtype(op, n, dtypes));
+  if (n.tensor->rank == 2) return ok();
+  return error(Code::shape, "%s: expected %s of shape [M, K] but got %s", op, n.name,
+               shape_text(*n.tensor).text);
 }
 
 Status quantize_infer(const Tensor& floats, DType codes, bool by_block, Tensor* out_codes,
                       Tensor* out_scale) {
-  LB_TRY(check_floats("quantize_rows", floats));
-  LB_TRY(check_code_dtype("quantize_rows", codes));
+  LB_TRY(check_matrix("quantizeRows", {"x", &floats}, kFloats));
   const int64_t shape[2] = {floats.shape[0], ceil_div(floats.shape[1], kScaleBlock)};
   *out_codes = make_tensor(nullptr, codes, floats.device, floats.shape, 2);
   *out_scale = make_tensor(nullptr, DType::f32, floats.device, shape, by_block ? 2 : 1);
-  return ok();
+  return check_dtype("quantizeRows", {"out.codes", out_codes}, kCodeDTypes);
 }
 
-Status quantize_check(const QuantizeArgs& args) {
-  const char* op = args.inverse ? "dequantize_rows" : "quantize_rows";
-  const Tensor &floats = args.floats, &codes = args.codes, &scale = args.scale;
-  LB_TRY(check_floats(op, floats));
-  if (!present(codes)) return error(Code::argument, "%s: codes is missing", op);
-  if (!present(scale)) return error(Code::argument, "%s: scale is missing", op);
-  LB_TRY(check_code_dtype(op, codes.dtype));
-  if (scale.dtype != DType::f32) {
-    return error(Code::dtype, "%s: expected scale of f32 but got %s", op, dtype_name(scale.dtype));
-  }
-  if (!same_shape(codes, floats)) {
-    return error(Code::shape, "%s: expected codes of shape %s but got %s", op,
-                 shape_text(floats).text, shape_text(codes).text);
-  }
-  const int64_t m = floats.shape[0], blocks = ceil_div(floats.shape[1], kScaleBlock);
-  const bool by_row = scale.rank == 1 && scale.shape[0] == m;
-  const bool by_block = scale.rank == 2 && scale.shape[0] == m && scale.shape[1] == blocks;
+Status quantize_check(const QuantizeArgs& a) {
+  const char* op = a.inverse ? "dequantizeRows" : "quantizeRows";
+  const Named floats = {a.inverse ? "out" : "x", &a.floats};
+  const Named codes = {a.inverse ? "x.codes" : "out.codes", &a.codes};
+  const Named scale = {a.inverse ? "x.scales" : "out.scales", &a.scale};
+  LB_TRY(check_matrix(op, floats, kFloats));
+  LB_TRY(check_matrix(op, codes, kCodeDTypes));
+  LB_TRY(check_present(op, scale));
+  LB_TRY(check_dtype(op, scale, bit(DType::f32)));
+  LB_TRY(a.inverse ? check_shape(op, floats, a.codes, "as x.codes")
+                   : check_shape(op, codes, a.floats, "as x"));
+  const int64_t m = a.codes.shape[0], blocks = ceil_div(a.codes.shape[1], kScaleBlock);
+  const bool by_row = a.scale.rank == 1 && a.scale.shape[0] == m;
+  const bool by_block = a.scale.rank == 2 && a.scale.shape[0] == m && a.scale.shape[1] == blocks;
   if (!by_row && !by_block) {
-    return error(Code::shape, "%s: expected scale of shape [%lld] or [%lld, %lld] but got %s", op,
-                 ll(m), ll(m), ll(blocks), shape_text(scale).text);
+    return error(Code::shape, "%s: expected %s of shape [%lld] or [%lld, %lld] but got %s", op,
+                 scale.name, ll(m), ll(m), ll(blocks), shape_text(a.scale).text);
   }
-  const struct {
-    const char* name;
-    const Tensor* tensor;
-    bool written;
-  } tensors[] = {{args.inverse ? "out" : "x", &floats, args.inverse},
-                 {"codes", &codes, !args.inverse},
-                 {"scale", &scale, !args.inverse}};
-  for (const auto& t : tensors) {
-    const Tensor& view = *t.tensor;
-    if (!same_device(view.device, floats.device)) {
-      return error(Code::device, "%s: expected %s on the device of %s but it is on another one", op,
-                   t.name, tensors[0].name);
-    }
-    if (view.rank == 2 && !rows_contiguous(view)) {
-      return error(Code::strides,
-                   "%s: expected %s with contiguous rows but got a view of stride %lld along its "
-                   "last dimension",
-                   op, t.name, ll(view.strides[1]));
-    }
-    const int64_t width = view.rank == 2 ? view.shape[1] : 1;
-    if (t.written && view.shape[0] > 1 && view.strides[0] < width) {
-      return error(Code::strides, "%s: expected rows of %s apart but its row stride is %lld", op,
-                   t.name, ll(view.strides[0]));
-    }
+  for (const Named& n : {floats, codes, scale}) {
+    LB_TRY(check_rows(op, n));
+    LB_TRY(check_same_device(op, n, a.inverse ? codes : floats));
   }
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < i; ++j) {
-      if (!tensors[i].written && !tensors[j].written) continue;
-      const uint8_t* a = static_cast<const uint8_t*>(tensors[i].tensor->data);
-      const uint8_t* b = static_cast<const uint8_t*>(tensors[j].tensor->data);
-      if (a < b + span_bytes(*tensors[j].tensor) && b < a + span_bytes(*tensors[i].tensor)) {
-        return error(Code::argument, "%s: %s shares memory with %s", op, tensors[i].name,
-                     tensors[j].name);
-      }
-    }
+  if (a.inverse) {
+    LB_TRY(check_injective(op, floats));
+    for (const Named& n : {codes, scale}) LB_TRY(check_apart(op, floats, n));
+    return ok();
   }
-  return ok();
+  for (const Named& n : {codes, scale}) {
+    LB_TRY(check_injective(op, n));
+    LB_TRY(check_apart(op, n, floats));
+  }
+  return check_apart(op, codes, scale);
 }
 
 static bool fits(const QuantizeArgs& args, const QuantizeSpec& spec) {
@@ -117,7 +78,8 @@ static bool fits(const QuantizeArgs& args, const QuantizeSpec& spec) {
 
 Status quantize_select(const QuantizeArgs& args, const Choice& choice, const QuantizeKernel** row) {
   const QuantizeTable table = quantize_table();
-  return select_row(table.rows, table.count, choice, fits, args, "quantize_rows", row);
+  return select_row(table.rows, table.count, choice, fits, args,
+                    args.inverse ? "dequantizeRows" : "quantizeRows", row);
 }
 
 size_t quantize_workspace(const QuantizeArgs& args, const QuantizeKernel& row, int threads) {

@@ -13,6 +13,7 @@
 
 namespace lowbit {
 
+inline constexpr DTypeSet kCodeDTypes = bit(DType::i8) | bit(DType::e4m3) | bit(DType::e5m2);
 static inline bool is_code_dtype(DType d) {
   return d == DType::i8 || d == DType::e4m3 || d == DType::e5m2;
 }
@@ -25,7 +26,7 @@ static inline float code_limit(DType codes) {
 }
 
 // max|x|, or NaN where there is a NaN or an inf.
-static inline float run_largest(const float* x, int64_t count) {
+static inline float largest_of(const float* x, int64_t count) {
   // Magnitudes compare as integers, so NaN and inf come out on top and the loop has no order.
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -61,16 +62,16 @@ static inline void codes_of(const float* x, int64_t count, float scale, DType dt
   }
 }
 
-static inline float quantize_run(const float* x, int64_t count, DType dtype, void* codes) {
-  const float scale = scale_for(run_largest(x, count), dtype);
+static inline float quantize_span(const float* x, int64_t count, DType dtype, void* codes) {
+  const float scale = scale_for(largest_of(x, count), dtype);
   codes_of(x, count, scale, dtype, static_cast<uint8_t*>(codes));
   return scale;
 }
 
 // x[i] becomes the float value of its code: what a float kernel multiplies when x is to be
 // quantised on the way.
-static inline float round_run(float* x, int64_t count, DType dtype) {
-  const float scale = scale_for(run_largest(x, count), dtype);
+static inline float round_span(float* x, int64_t count, DType dtype) {
+  const float scale = scale_for(largest_of(x, count), dtype);
   if (scale != scale) {
     for (int64_t i = 0; i < count; ++i) x[i] = 0.0f;
   } else if (dtype == DType::i8) {

@@ -1,0 +1,222 @@
+// linear_any_f32_avx2: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) + residual; any kind, f32
+// products.
+//
+// Shapes    any; any group shape, ragged ends.
+// Layout    w in rows: codes of a row end to end.
+// Bound     M = 1: decoding, 4 to 8 instructions for 8 products; from M of about 8 the FMA pipes.
+// Method    eight codes at a time become a vector of eight columns of one row: a broadcast word, a
+//           shift by lane and a mask for 4 bits and fewer, a widening for 8 and 16. M = 1: products
+//           with x, sums per group, then the scale; a sum over lanes at the end of the row. Else
+//           blocks of 8 rows by 8 columns are scaled and transposed into slices of f32 panels for
+//           the tiles of gemm_f32_avx2.h. Columns behind the last eighth, and all of a weight whose
+//           groups are no multiple of 8, are decoded one by one.
+#include "csrc/linear/gemm_f32_avx2.h"
+
+namespace lowbit {
+namespace {
+
+using namespace avx2;
+
+// How eight neighbouring codes are read; compile time, so that loops over them hold no branches.
+enum class Coding { narrow, int8, e4m3, e5m2, floats };
+
+struct Source {
+  Weight w;
+  Shape shape;
+  int64_t row_bytes;
+  int bits;
+  DType dtype;     // of floats
+  __m256i shifts;  // of narrow codes: the lowest bit of each of eight
+  __m256i mask;
+  bool grouped;  // scales belong to whole eighths of columns
+};
+
+Source source_of(const Weight& w) {
+  Source s = {};
+  s.w = w;
+  s.shape = {w.n, w.k};
+  s.bits = kind_row(w.format.kind).bits;
+  s.row_bytes = code_row_bytes(w.format.kind, w.k);
+  s.dtype = w.format.kind == Kind::f32   ? DType::f32
+            : w.format.kind == Kind::f16 ? DType::f16
+                                         : DType::bf16;
+  s.shifts =
+      _mm256_mullo_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set1_epi32(s.bits));
+  s.mask = _mm256_set1_epi32((1 << (s.bits & 7)) - 1);
+  s.grouped =
+      !kind_row(w.format.kind).scaled || w.format.group_k >= w.k || w.format.group_k % 8 == 0;
+  return s;
+}
+
+// Codes k .. k + 7 of the row at `row` as numbers; k is a multiple of 8. Narrow codes are read as a
+// word, up to three bytes past the row: the scales that follow all codes keep that inside.
+template <Coding C>
+[[gnu::always_inline]] inline __m256 eight(const Source& s, const uint8_t* row, int64_t k) {
+  if constexpr (C == Coding::narrow) {
+    const __m256i word = broadcast_4(row + k / 8 * s.bits);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(word, s.shifts), s.mask));
+  } else if constexpr (C == Coding::floats) {
+    return load_8(row + k * (s.dtype == DType::f32 ? 4 : 2), s.dtype);
+  } else {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + k));
+    if constexpr (C == Coding::int8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    const __m128i words = _mm_cvtepu8_epi16(bytes);
+    if constexpr (C == Coding::e5m2) return _mm256_cvtph_ps(_mm_slli_epi16(words, 8));
+    // e4m3 in the place of an f16's bits is 2^-8 of its value, subnormals included.
+    const __m128i magnitude = _mm_and_si128(words, _mm_set1_epi16(0x7f));
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(words, _mm_set1_epi16(0x80)), 8);
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+    const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+  }
+}
+
+// value = (code - zero) * scale, for every kind.
+void scale_of(const Source& s, int64_t n, int64_t group, float* scale, float* zero) {
+  const Format& f = s.w.format;
+  const KindRow& row = kind_row(f.kind);
+  *scale = 1.0f;
+  *zero = 0.0f;
+  if (!row.scaled) return;
+  *scale = load_f32(s.w.data + scale_at(Layout::rows, f, s.shape, n, group), f.scale_dtype, 0);
+  if (f.kind == Kind::int1) {  // codes 0 and 1 are -1 and 1
+    *scale *= 2.0f;
+    *zero = 0.5f;
+  } else if (f.zero_type == ZeroType::none) {
+    *zero = static_cast<float>(row.mid);
+  } else {
+    const uint8_t* at = s.w.data + zero_at(Layout::rows, f, s.shape, n, group);
+    *zero = f.zero_type == ZeroType::u8 ? static_cast<float>(*at) : load_f32(at, DType::f32, 0);
+  }
+}
+
+// Columns [k, k + count) of row n one by one, then zeros up to `to_count`.
+void decode_slowly(const Source& s, int64_t n, int64_t k, int64_t count, int64_t to_count,
+                   float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = weight_value(s.w, n, k + i);
+  for (int64_t i = count; i < to_count; ++i) to[i] = 0.0f;
+}
+
+template <Coding C>
+float dot(const Source& s, int64_t n, const float* x) {
+  const uint8_t* row = s.w.data + n * s.row_bytes;
+  const int64_t whole = s.grouped ? s.w.k / 8 * 8 : 0;
+  const int64_t group_k = s.w.format.group_k < s.w.k ? s.w.format.group_k : s.w.k;
+  __m256 total = _mm256_setzero_ps();
+  for (int64_t k = 0; k < whole;) {
+    float scale, zero;
+    scale_of(s, n, k / group_k, &scale, &zero);
+    const int64_t group_end = (k / group_k + 1) * group_k;
+    const int64_t end = group_end < whole ? group_end : whole;
+    const __m256 z = _mm256_set1_ps(zero);
+    __m256 acc[4];
+    for (__m256& a : acc) a = _mm256_setzero_ps();
+    for (; k + 32 <= end; k += 32) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256 v = _mm256_sub_ps(eight<C>(s, row, k + 8 * i), z);
+        acc[i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + k + 8 * i), acc[i]);
+      }
+    }
+    for (; k < end; k += 8) {
+      const __m256 v = _mm256_sub_ps(eight<C>(s, row, k), z);
+      acc[0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + k), acc[0]);
+    }
+    const __m256 sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+    total = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), total);
+  }
+  for (int64_t k = whole; k < s.w.k; k += 8) {
+    float values[8];
+    decode_slowly(s, n, k, s.w.k - k < 8 ? s.w.k - k : 8, 8, values);
+    total = _mm256_fmadd_ps(_mm256_loadu_ps(values), _mm256_loadu_ps(x + k), total);
+  }
+  return sum_of(total);
+}
+
+// Eight rows of eight columns to eight columns of eight rows.
+void store_transposed(const __m256 (&v)[8], float* to) {
+  const __m256 a0 = _mm256_unpacklo_ps(v[0], v[1]), a1 = _mm256_unpackhi_ps(v[0], v[1]);
+  const __m256 a2 = _mm256_unpacklo_ps(v[2], v[3]), a3 = _mm256_unpackhi_ps(v[2], v[3]);
+  const __m256 a4 = _mm256_unpacklo_ps(v[4], v[5]), a5 = _mm256_unpackhi_ps(v[4], v[5]);
+  const __m256 a6 = _mm256_unpacklo_ps(v[6], v[7]), a7 = _mm256_unpackhi_ps(v[6], v[7]);
+  const __m256 b[8] = {_mm256_shuffle_ps(a0, a2, 0x44), _mm256_shuffle_ps(a0, a2, 0xee),
+                       _mm256_shuffle_ps(a1, a3, 0x44), _mm256_shuffle_ps(a1, a3, 0xee),
+                       _mm256_shuffle_ps(a4, a6, 0x44), _mm256_shuffle_ps(a4, a6, 0xee),
+                       _mm256_shuffle_ps(a5, a7, 0x44), _mm256_shuffle_ps(a5, a7, 0xee)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * 16, _mm256_permute2f128_ps(b[i], b[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * 16, _mm256_permute2f128_ps(b[i], b[i + 4], 0x31));
+  }
+}
+
+// Columns [k0, k0 + kc) of 16 rows from n0 on as (kc rounded up to 8, 16); zeros for rows behind N.
+template <Coding C>
+void decode(const Source& s, int64_t n0, int64_t k0, int64_t kc, float* to) {
+  const int64_t group_k = s.w.format.group_k < s.w.k ? s.w.format.group_k : s.w.k;
+  const int64_t rows = s.w.n - n0 < kPanel ? s.w.n - n0 : kPanel;
+  float scale[kPanel] = {}, zero[kPanel] = {};
+  int64_t known = -1;  // the group whose scales stand above
+  for (int64_t k = k0; k < k0 + kc; k += 8) {
+    const bool plain = s.grouped && k + 8 <= s.w.k;
+    if (plain && k / group_k != known) {
+      known = k / group_k;
+      for (int64_t r = 0; r < rows; ++r) scale_of(s, n0 + r, known, &scale[r], &zero[r]);
+    }
+    for (int64_t half = 0; half < kPanel; half += 8) {
+      __m256 v[8];
+      for (int64_t i = 0; i < 8; ++i) {
+        const int64_t r = half + i;
+        if (r >= rows) {
+          v[i] = _mm256_setzero_ps();
+        } else if (plain) {
+          const __m256 code = eight<C>(s, s.w.data + (n0 + r) * s.row_bytes, k);
+          v[i] = _mm256_mul_ps(_mm256_sub_ps(code, _mm256_broadcast_ss(&zero[r])),
+                               _mm256_broadcast_ss(&scale[r]));
+        } else {
+          float values[8];
+          decode_slowly(s, n0 + r, k, s.w.k - k < 8 ? s.w.k - k : 8, 8, values);
+          v[i] = _mm256_loadu_ps(values);
+        }
+      }
+      store_transposed(v, to + (k - k0) * kPanel + half);
+    }
+  }
+}
+
+template <Coding C>
+Status run_coding(const LinearArgs& args, const Ctx& ctx) {
+  const Source s = source_of(args.w);
+  return run_f32(
+      args, ctx,
+      [&](int64_t p, int64_t k0, int64_t kc, float* to) {
+        decode<C>(s, p * kPanel, k0, kc, to);
+        return to;
+      },
+      [&](int64_t p, const float* x, float* sums) {
+        for (int64_t r = 0; r < kPanel && p * kPanel + r < s.w.n; ++r) {
+          sums[r] = dot<C>(s, p * kPanel + r, x);
+        }
+      });
+}
+
+Status run(const LinearArgs& args, const Ctx& ctx) {
+  switch (args.w.format.kind) {
+    case Kind::f32:
+    case Kind::f16:
+    case Kind::bf16: return run_coding<Coding::floats>(args, ctx);
+    case Kind::int8: return run_coding<Coding::int8>(args, ctx);
+    case Kind::fp8_e4m3: return run_coding<Coding::e4m3>(args, ctx);
+    case Kind::fp8_e5m2: return run_coding<Coding::e5m2>(args, ctx);
+    default: return run_coding<Coding::narrow>(args, ctx);
+  }
+}
+
+}  // namespace
+
+extern const LinearKernel linear_any_f32_avx2;
+const LinearKernel linear_any_f32_avx2 = {
+    "linear_any_f32_avx2", kArchAvx2, float_spec(kAllKinds, Layout::rows, true), workspace_f32, run,
+};
+
+}  // namespace lowbit
