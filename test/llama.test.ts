@@ -229,6 +229,7 @@ describe('sessions', () => {
       [() => session.forward([]), 'expected 1 to 4 tokens but got 0'],
       [() => session.forward([1, 2, 3, 4, 5]), 'expected 1 to 4 tokens but got 5'],
       [() => session.forward([1, 2048]), 'expected tokens from 0 to 2047 but got 2048'],
+      [() => session.forward([1.5]), 'but got 1.5'],
       [() => session.forward([-1]), 'expected tokens from 0 to 2047 but got -1'],
       [() => session.rewind(1), 'expected a position from 0 to 0 but got 1'],
       [() => session.prefill([]), 'expected at least one token but got none'],
@@ -687,6 +688,18 @@ describe('other shapes of Llama', () => {
     }
     expect(largestDifference(found[0] as Float32Array, expected)).toBeLessThan(1e-4)
     expect(found[1]).toEqual(found[0])
+  })
+
+  test('NaN among the weights is refused by name', async () => {
+    const all = tensors(8)
+    const place = fs.mkdtempSync(join(folder, 'nan-'))
+    fs.writeFileSync(join(place, 'config.json'), JSON.stringify(tiny))
+    const bad = all.get('model.layers.1.mlp.up_proj.weight')?.data as Float32Array
+    bad[5] = Number.NaN
+    fs.writeFileSync(join(place, 'model.safetensors'), serializeSafetensors(all))
+    const error = await refusal(() => Llama.load(place, { device, scheme: schemeOf('int8') }))
+    expect(error.code).toBe('ERR_ARGUMENT')
+    expect(error.message).toContain('model.layers.1.mlp.up_proj.weight: quantize:')
   })
 
   test('the numbers do not depend on the number of threads', async () => {

@@ -52,7 +52,7 @@ function promptTokens(model: Llama, prompt: string | readonly number[]): readonl
 
 /** Options of {@link generate}. */
 export interface GenerateOptions extends SampleOptions {
-  /** Tokens to make at most. Default: as many as the session holds. */
+  /** Tokens to make at most. Default: as many as the session holds, or the model was trained for. */
   readonly maxTokens?: number | undefined
   /** Go on after an end-of-text token. Default false: it is the last one that comes. */
   readonly ignoreEos?: boolean | undefined
@@ -100,7 +100,8 @@ export async function* generate(
     return thing
   }
   if (maxTokens === 0) return
-  const session = options.session ?? keep(model.session())
+  const length = Math.min(config.maxPositions, tokens.length + maxTokens)
+  const session = options.session ?? keep(model.session({ length: Math.max(1, length) }))
   const start = session.position + tokens.length
   const count = Math.min(maxTokens, session.length - start)
   let steps = 0

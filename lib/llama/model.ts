@@ -296,15 +296,14 @@ export class LlamaSession implements Disposable {
     const pass = this.pass(rows)
     let ids = tokens as Tensor<'i32'>
     if (!onDevice) {
-      const list = Int32Array.from(tokens as readonly number[])
-      const wrong = list.findIndex((token) => token < 0 || token >= config.vocabSize)
-      if (wrong >= 0) {
-        throw new LowbitError(
-          'ERR_ARGUMENT',
-          `forward: expected tokens from 0 to ${config.vocabSize - 1} but got ${list[wrong]}`,
-        )
+      const list = tokens as readonly number[] | Int32Array
+      for (const token of list) {
+        if (!(Number.isInteger(token) && token >= 0 && token < config.vocabSize)) {
+          const range = `tokens from 0 to ${config.vocabSize - 1}`
+          throw new LowbitError('ERR_ARGUMENT', `forward: expected ${range} but got ${token}`)
+        }
       }
-      ids = pass.ids.write(list)
+      ids = pass.ids.write(Int32Array.from(list))
     }
     const { x, normed, qkv, q, qk, kv, attended, attendedHeads, hidden } = pass
     const compute = scheme.compute ?? 'float'
@@ -363,12 +362,11 @@ export class LlamaSession implements Disposable {
     tokens: readonly number[] | Int32Array,
     options: { readonly signal?: AbortSignal | undefined; readonly out?: Tensor | undefined } = {},
   ): Promise<Tensor<'f32'>> {
-    const list = Int32Array.from(tokens)
     let hidden: Tensor | undefined
-    for (let begin = 0; begin < list.length; begin += this.chunk) {
+    for (let begin = 0; begin < tokens.length; begin += this.chunk) {
       if (hidden !== undefined) await this.model.device.sync()
       options.signal?.throwIfAborted()
-      hidden = this.forward(list.subarray(begin, begin + this.chunk))
+      hidden = this.forward(tokens.slice(begin, begin + this.chunk))
     }
     if (hidden === undefined)
       throw new LowbitError('ERR_ARGUMENT', 'prefill: expected at least one token but got none')

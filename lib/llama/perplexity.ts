@@ -20,7 +20,7 @@ export interface Perplexity {
   readonly tokens: number
 }
 
-// Logits of one piece of a window take at most 16 MiB, whatever the vocabulary.
+// Logits are made for as many rows at a time as fit into 16 MiB, whatever the vocabulary.
 const pieceElements = 4 << 20
 
 /**
@@ -42,22 +42,29 @@ export async function perplexity(
     throw new LowbitError('ERR_ARGUMENT', 'perplexity: expected windows of at least two tokens')
   }
   const longest = windows.reduce((most, window) => Math.max(most, window.length), 0)
-  const rows = Math.max(1, Math.min(longest, 512, Math.floor(pieceElements / config.vocabSize)))
-  using session = model.session({ length: longest, chunk: rows })
+  const chunk = Math.min(longest, 512)
+  const rows = Math.max(1, Math.min(chunk, Math.floor(pieceElements / config.vocabSize)))
+  using session = model.session({ length: longest, chunk })
   using logits = device.empty([rows, config.vocabSize], 'f32')
   let nll = 0
   let tokens = 0
 
-  // Queues one piece of a window; resolves to the negative log-likelihoods of its targets.
+  // Queues one pass over a part of a window; resolves to the negative log-likelihoods of the tokens after each of its.
   const score = (ids: Int32Array, begin: number): Promise<Float32Array> => {
-    const hidden = session.forward(ids.subarray(begin, begin + rows))
+    const hidden = session.forward(ids.subarray(begin, begin + chunk))
+    // The last token of a window has no successor.
     const next = ids.slice(begin + 1, begin + 1 + (hidden.shape[0] ?? 0))
-    // The last token of a window has no successor: its row is left out.
-    using known = hidden.slice(0, 0, next.length)
-    using out = logits.slice(0, 0, next.length)
     using targets = device.tensor(next, [next.length], 'i32')
-    session.logits(known, out)
-    using losses = crossEntropy(out, targets)
+    using losses = device.empty([next.length], 'f32')
+    for (let first = 0; first < next.length; first += rows) {
+      const end = Math.min(first + rows, next.length)
+      using states = hidden.slice(0, first, end)
+      using scores = logits.slice(0, 0, end - first)
+      using wanted = targets.slice(0, first, end)
+      using out = losses.slice(0, first, end)
+      session.logits(states, scores)
+      crossEntropy(scores, wanted, { out })
+    }
     return losses.read()
   }
   const collect = async (pending: readonly Promise<Float32Array>[]): Promise<void> => {
@@ -73,7 +80,7 @@ export async function perplexity(
     const ids = Int32Array.from(window)
     session.rewind(0)
     const pending: Promise<Float32Array>[] = []
-    for (let begin = 0; begin + 1 < ids.length; begin += rows) pending.push(score(ids, begin))
+    for (let begin = 0; begin + 1 < ids.length; begin += chunk) pending.push(score(ids, begin))
     const queued = collect(pending)
     queued.catch(() => {})
     await running

@@ -49,6 +49,7 @@ export interface LoadOptions {
 
 type FloatDType = 'f32' | 'f16' | 'bf16'
 interface Matrix {
+  readonly name: string
   readonly data: Float32Array | Uint16Array
   readonly dtype: FloatDType
   readonly rows: number
@@ -81,7 +82,7 @@ class Loader {
       )
     }
     const { data } = await this.checkpoint.read(name, { signal: this.signal })
-    return { data: data as Float32Array | Uint16Array, dtype, rows, columns: columns ?? 1 }
+    return { name, data: data as Float32Array | Uint16Array, dtype, rows, columns: columns ?? 1 }
   }
 
   private keep<T extends Disposable>(made: T): T {
@@ -110,13 +111,27 @@ class Loader {
 
   private project(matrix: Matrix, scheme: LlamaScheme, bias: Tensor | undefined): Projection {
     const { format, groupSize, symmetric } = scheme
-    const stored = quantize(matrix.data, [matrix.rows, matrix.columns], {
-      format,
-      ...(matrix.dtype === 'f32' ? {} : { dtype: matrix.dtype }),
-      ...(groupSize === undefined ? {} : { groupSize }),
-      ...(symmetric === undefined ? {} : { symmetric }),
-    })
+    const stored = this.naming(matrix.name, () =>
+      quantize(matrix.data, [matrix.rows, matrix.columns], {
+        format,
+        ...(matrix.dtype === 'f32' ? {} : { dtype: matrix.dtype }),
+        ...(groupSize === undefined ? {} : { groupSize }),
+        ...(symmetric === undefined ? {} : { symmetric }),
+      }),
+    )
     return { weight: this.keep(this.device.load(stored)), bias, storedBytes: stored.byteLength }
+  }
+
+  // NaN in a file is found by quantize, which knows no names.
+  private naming<T>(name: string, make: () => T): T {
+    try {
+      return make()
+    } catch (error) {
+      if (!(error instanceof LowbitError)) throw error
+      throw new LowbitError(error.code, `checkpoint: ${this.checkpoint.path}: ${name}: ${error.message}`, {
+        cause: error,
+      })
+    }
   }
 
   /** In the format of its own elements, which no rounding touches; f32 where the scheme is. */
@@ -146,7 +161,7 @@ function arrange(parts: readonly Matrix[], place: (part: number, row: number) =>
       data.set(part.data.subarray(row * columns, (row + 1) * columns), place(index, row) * columns)
     }
   }
-  return { data, dtype, rows, columns }
+  return { name: parts.map(({ name }) => name).join(', '), data, dtype, rows, columns }
 }
 
 function stack(parts: readonly Matrix[]): Matrix {
