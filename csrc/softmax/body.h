@@ -57,7 +57,9 @@ static inline void softmax_row(const SoftmaxArgs& a, const ScoreRow& r) {
     exp_run(x, width, a.scale, shift, 1.0f, e);
     sum += sum_run(e, width, [](auto v) { return v; });
   }
-  const float factor = sum == 0 ? 0.0f : static_cast<float>(1 / sum);
+  // A score of +inf: its own term would be inf - inf, but the product below may not have been
+  // rounded to inf before the difference was taken.
+  const float factor = max == INFINITY ? NAN : sum == 0 ? 0.0f : static_cast<float>(1 / sum);
   for (int64_t i = 0; i < r.length; i += kRun) {
     const int64_t width = r.length - i < kRun ? r.length - i : kRun;
     float* e = run_room(a.out, r.out + i, room);
