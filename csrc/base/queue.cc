@@ -94,13 +94,14 @@ static void execute(Queue* q, Task* t) {
     Ctx ctx = {q->device->pool, nullptr, q->device->cuda_stream};
     const size_t bytes = t->workspace != nullptr ? t->workspace(*t, q->device->threads) : 0;
     if (bytes > 0 && !reserve(q, bytes)) {
-      status = error(Code::memory, "%s: out of memory for %llu bytes of scratch", t->row_name,
+      status = error(Code::memory, "out of memory for %llu bytes of scratch",
                      static_cast<unsigned long long>(bytes));
     } else {
       ctx.scratch = q->scratch;
       status = t->run(*t, ctx);
     }
     if (!is_ok(status)) {
+      status = error(status.code, "%s (in %s)", status.text, t->row_name);
       q->failed.fetch_add(1, std::memory_order_relaxed);
       if (is_ok(q->failure)) q->failure = status;
     }
