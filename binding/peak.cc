@@ -25,12 +25,13 @@ napi_value peak_rows(napi_env env, napi_callback_info) {
   return rows;
 }
 
-// measurePeaks(out): queued like an op; the figures are there when `out` is read.
+// measurePeaks(out, seconds): queued like an op; the figures are there when `out` is read.
 napi_value measure_peaks(napi_env env, napi_callback_info info) {
   Reader r(env, info, "measurePeaks");
   const TensorHandle* out = r.tensor("out");
-  if (out == nullptr) return nullptr;
-  const Status status = peak_check(out->view);
+  const double seconds = r.number("seconds");
+  if (r.failed()) return nullptr;
+  const Status status = peak_check(out->view, seconds);
   if (!is_ok(status)) return fail(env, status);
   Device* device = out->device->device;
   Task* task = task_new(device->queue);
@@ -38,8 +39,9 @@ napi_value measure_peaks(napi_env env, napi_callback_info info) {
   struct Peaks {
     Tensor out;
     ArchSet arch;
+    double seconds;
   };
-  const Peaks args = {out->view, device->arch};
+  const Peaks args = {out->view, device->arch, seconds};
   std::memcpy(task->args, &args, sizeof args);
   task->row_name = "measurePeaks";
   task->writes = 1;
@@ -47,7 +49,7 @@ napi_value measure_peaks(napi_env env, napi_callback_info info) {
   storage_retain(out->storage);
   task->run = [](Task& t, const Ctx& ctx) {
     const Peaks& p = *reinterpret_cast<Peaks*>(t.args);
-    return peak_measure(p.out, p.arch, ctx);
+    return peak_measure(p.out, p.arch, p.seconds, ctx);
   };
   queue_push(device->queue, task);
   return nullptr;

@@ -32,7 +32,7 @@ export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
 export { layerNorm, type NormOptions, rmsNorm } from './norm'
-export { measurePeaks, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
+export { measurePeaks, type PeakOptions, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
 export {
   type CanonicalFields,
   canonical,

@@ -128,7 +128,7 @@ export interface Native {
     headDimV: number,
   ): { row: string }
   peakRows(): { name: string; quantity: string; arch: string }[]
-  measurePeaks(out: Handle): void
+  measurePeaks(out: Handle, seconds: number): void
   openCpu(device: Handle, threads: number, memoryLimit: number): void
   openCuda(
     device: Handle,

@@ -46,17 +46,23 @@ export function bestRates(rows: readonly PeakRow[], threads: 'one' | 'all'): Rat
   return best
 }
 
+/** Options of {@link measurePeaks}. */
+export interface PeakOptions {
+  /** How long each figure is measured, above 0 and up to 10. Default 0.08; the less, the rougher. */
+  readonly seconds?: number
+}
+
 /**
  * Measures what a CPU device can do at best: the figures that `lowbit bench` holds kernels against. It is queued behind
  * the ops called before, takes two to three seconds, and keeps the device busy for as long; other load on the machine
  * makes the figures smaller. A quarter of a gigabyte, or four times the last cache if that is more, is in use meanwhile.
  *
- * @throws LowbitError ERR_UNSUPPORTED on a GPU, ERR_MEMORY.
+ * @throws LowbitError ERR_ARGUMENT; ERR_UNSUPPORTED on a GPU; ERR_MEMORY.
  */
-export async function measurePeaks(device: Device): Promise<Peaks> {
+export async function measurePeaks(device: Device, options: PeakOptions = {}): Promise<Peaks> {
   const rows = native.peakRows()
   using out = device.empty([rows.length, 2], 'f32')
-  native.measurePeaks(out)
+  native.measurePeaks(out, options.seconds ?? 0.08)
   const figures = await out.read()
   const measured = rows.map((row, i) => ({
     name: row.name,

@@ -4,6 +4,7 @@ import { LowbitError, measurePeaks, openDevice } from 'lowbit'
 import { boundOf, ratesOf } from 'lowbit/bench/bound'
 import type { BenchLine } from 'lowbit/bench/line'
 import { difference, randomFloats, randomInts } from 'lowbit/bench/random'
+import { rowOpNames } from 'lowbit/bench/rows'
 import { percentile, timeLaunches } from 'lowbit/bench/time'
 import { native, root } from 'lowbit/native'
 import { bestRates, type PeakRow, type Peaks, quantities } from 'lowbit/peaks'
@@ -65,7 +66,7 @@ describe('lowbit bench --json', () => {
     lines.forEach(checkBound)
     const named = lines.map((line) => `${line.case} ${line.x}`)
     expect(new Set(named).size).toBe(lines.length)
-    for (const name of ['rmsNorm', 'layerNorm', 'rope', 'embedding', 'siluMul', 'add', 'softmax', 'argmax']) {
+    for (const name of rowOpNames) {
       expect(named).toContain(`${name} f32`)
       expect(named).toContain(`${name} bf16`)
     }
@@ -73,6 +74,84 @@ describe('lowbit bench --json', () => {
     const measured = new Set(peaks.map((line) => line.case))
     for (const quantity of ['read', 'copy', 'f32', 'int8']) expect(measured).toContain(quantity)
     for (const { gbs, gops } of peaks) expect(gbs ?? gops).toBeGreaterThan(0)
+  })
+
+  test('linear: one line for each configuration and number of rows', () => {
+    const { lines } = linesOf('linear', '--shape', '48x64,200x128', '--m', '1,9')
+    lines.forEach(checkBound)
+    expect(lines).toHaveLength(6 * 2 * 2)
+    for (const line of lines) {
+      expect(line.row).toMatch(/^linear_/)
+      const { m, n, k, bitsPerWeight, x, us, gbs, gops } = line
+      expect([`M${m}`, `${n}x${k}`]).toEqual(line.shape.split(' ').slice(0, 2))
+      const bytes = ((n as number) * (k as number) * (bitsPerWeight as number)) / 8
+      const width = x === 'f32' ? 4 : 2
+      const moved = bytes + (m as number) * ((n as number) + (k as number)) * width
+      expect(((gbs as number) * (us as number) * 1e3) / moved).toBeCloseTo(1, 2)
+      const operations = 2 * (m as number) * (n as number) * (k as number)
+      expect(((gops as number) * (us as number) * 1e3) / operations).toBeCloseTo(1, 2)
+    }
+    const kinds = new Set(lines.map((line) => [line.format, line.group, line.compute].join(' ')))
+    expect(kinds).toContain('int4 32 int8')
+    expect(kinds).toContain('bf16  float')
+  })
+
+  test('linear: every format, group and zero point that is asked for, a shape by name', () => {
+    const all = ['--shape', '33x64', '--m', '2']
+    const { lines } = linesOf(
+      'linear',
+      ...all,
+      '--format',
+      'f32,f16,int3,int2,int1,ternary,fp8_e4m3,fp8_e5m2',
+    )
+    lines.forEach(checkBound)
+    expect(lines).toHaveLength(2 + 6 * 2)
+    const zeros = linesOf(
+      'linear',
+      ...all,
+      '--group',
+      '64,tensor',
+      '--zeros',
+      'integer,float',
+      '--compute',
+      'float',
+    )
+    expect(zeros.lines.map(({ group, zeros }) => `${group} ${zeros}`)).toEqual([
+      '64 integer',
+      '64 float',
+      'tensor integer',
+      'tensor float',
+    ])
+    const named = linesOf(
+      'linear',
+      '--shape',
+      'o',
+      '--m',
+      '1',
+      '--format',
+      'int8',
+      '--compute',
+      'int8',
+      '--hot',
+    )
+    expect(named.lines).toMatchObject([{ case: 'o', n: 4096, k: 4096, hot: true }])
+  })
+
+  test('attention: decode and prefill', () => {
+    const { lines } = linesOf('attention', '--shape', '1x40x16,9x12x32', '--x', 'f32,bf16')
+    lines.forEach(checkBound)
+    expect(lines.map(({ x, seqQ, seqKv, headDim }) => `${x} ${seqQ} ${seqKv} ${headDim}`)).toEqual([
+      'f32 1 40 16',
+      'f32 9 12 32',
+      'bf16 1 40 16',
+      'bf16 9 12 32',
+    ])
+    // One query sees all 40 keys; nine see 4 to 12 of them, 72 pairs.
+    for (const [i, pairs] of [40, 72].entries()) {
+      const { us = 0, gops = 0, headDim } = lines[i] as BenchLine
+      const operations = 4 * 32 * (headDim as number) * pairs
+      expect((gops * us * 1e3) / operations).toBeCloseTo(1, 2)
+    }
   })
 
   test('calls: the cost of a call, with the bar where there is one', () => {
@@ -93,7 +172,7 @@ describe('lowbit bench --json', () => {
 })
 
 test('a table for people: the machine, the peaks, a line for each case', () => {
-  const { stdout, status } = bench('peaks', '--threads', '1')
+  const { stdout, status } = bench('peaks', '--threads', '1', '--seconds', '0.001')
   expect(status).toBe(0)
   expect(stdout).toMatch(/^.+, \d+ cores?, .+; lowbit .+, Node v/)
   expect(stdout).toContain('peaks, 1 thread, in GB/s and GOP/s: read ')
@@ -144,7 +223,7 @@ describe('lowbit bench refuses', () => {
 describe('measurePeaks', () => {
   test('has a figure for each row that the device can run', async () => {
     using device = openDevice('cpu', { threads: 2 })
-    const peaks = await measurePeaks(device)
+    const peaks = await measurePeaks(device, { seconds: 0.001 })
     const { archs } = device.info
     expect(peaks.threads).toBe(2)
     expect(peaks.rows.map((row) => row.name)).toEqual(native.peakRows().map((row) => row.name))
@@ -164,12 +243,16 @@ describe('measurePeaks', () => {
   test('refuses another tensor than its own, and a closed device', async () => {
     const device = openDevice('cpu', { threads: 1 })
     const rows = native.peakRows().length
-    expect(() => native.measurePeaks(device.empty([rows, 2], 'bf16'))).toThrow(
+    expect(() => native.measurePeaks(device.empty([rows, 2], 'bf16'), 1)).toThrow(
       'expected out as f32 but got bf16',
     )
-    expect(() => native.measurePeaks(device.empty([rows, 3]))).toThrow(`expected out as [${rows}, 2] but got`)
+    expect(() => native.measurePeaks(device.empty([rows, 3]), 1)).toThrow(
+      `expected out as [${rows}, 2] but got`,
+    )
     const strided = device.empty([2, rows]).transpose(0, 1)
-    expect(() => native.measurePeaks(strided)).toThrow('expected out contiguous')
+    expect(() => native.measurePeaks(strided, 1)).toThrow('expected out contiguous')
+    await expect(measurePeaks(device, { seconds: 0 })).rejects.toMatchObject({ code: 'ERR_ARGUMENT' })
+    await expect(measurePeaks(device, { seconds: Number.NaN })).rejects.toThrow('expected seconds above 0')
     device.close()
     await expect(measurePeaks(device)).rejects.toThrow(LowbitError)
   })

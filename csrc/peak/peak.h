@@ -53,9 +53,9 @@ PeakTable peak_table();
 // Shape and dtype of the result: f32 [rows, 2], in units of 1e9 per second, for one thread and for
 // all threads of the pool; 0 where the device lacks the row's instruction set.
 Tensor peak_result();
-Status peak_check(const Tensor& out);
-// Measures every row that `arch` allows: about 100 ms for each of the two figures, best of several
-// passes. Allocates four times the last cache for as long as it runs.
-Status peak_measure(const Tensor& out, ArchSet arch, const Ctx& ctx);
+Status peak_check(const Tensor& out, double seconds);
+// Measures every row that `arch` allows, each of the two figures for about `seconds` (at least one
+// pass), and keeps the best pass. Allocates four times the last cache for as long as it runs.
+Status peak_measure(const Tensor& out, ArchSet arch, double seconds, const Ctx& ctx);
 
 }  // namespace lowbit

@@ -2,12 +2,16 @@
 import { type Device, openDevice } from '../device'
 import { description } from '../native'
 import { measurePeaks, type Peaks } from '../peaks'
+import { attentionCases } from './attention'
 import { runCalls } from './calls'
 import { type BenchLine, type Origin, originOf, rounded } from './line'
+import { linearCases } from './linear'
 import { rowCases } from './rows'
 import { type BenchCase, type BenchContext, type BenchOptions, type BenchSink, runCases } from './run'
 
 const cases: Readonly<Record<string, (context: BenchContext) => Iterable<BenchCase>>> = {
+  linear: linearCases,
+  attention: attentionCases,
   rows: rowCases,
 }
 
@@ -65,7 +69,9 @@ export async function runBench(
         if (known !== undefined) return known
         const device = devices.get(n === 1 ? widest : n) as Device
         sink.progress(`${op}: peaks of the machine, ${device.info.threads} threads`)
-        const peaks = await measurePeaks(device)
+        const peaks = await measurePeaks(device, {
+          seconds: Math.min(10, 2 * options.effort.seconds || 1e-3),
+        })
         measured.set(n === 1 ? widest : n, peaks)
         sink.peaks(peaks, peakLines(peaks, origin))
         if (op === 'peaks') lines++

@@ -4,8 +4,10 @@
  */
 import type { Device } from '../device'
 import { add } from '../elementwise'
+import { linear } from '../linear'
 import { native } from '../native'
 import { rmsNorm } from '../norm'
+import { quantize } from '../quantize'
 import { type BenchLine, type Origin, rounded } from './line'
 import { randomFloats } from './random'
 import type { BenchSink } from './run'
@@ -57,11 +59,13 @@ export async function runCalls(
   using y = device.tensor(randomFloats(64, 2), [1, 64])
   using weight = device.tensor(randomFloats(64, 3), [64])
   using out = device.empty([1, 64])
+  using w = device.load(quantize(randomFloats(64 * 64, 4), [64, 64], { format: 'int8' }))
   const cases: CallCase[] = [
     { name: 'empty native call', barred: false, call: () => native.callNothing() },
     { name: 'add, out given', barred: true, call: () => void add(x, y, { out }) },
     { name: 'add, new out, disposed', barred: false, call: () => add(x, y).dispose() },
     { name: 'rmsNorm, out given', barred: true, call: () => void rmsNorm(x, weight, { eps: 1e-5, out }) },
+    { name: 'linear, out given', barred: true, call: () => void linear(x, w, { compute: 'int8', out }) },
   ]
   const { threads } = device.info
   const emit = (name: string, us: number[], properties: Partial<BenchLine>): void => {

@@ -1,6 +1,6 @@
 /** What is timed: the shapes that models of 7 to 9 billion parameters have, in one list. */
-import type { GroupSize } from '../quantize'
-import type { Compute, Format } from '../words'
+import type { FloatDType, GroupSize } from '../quantize'
+import type { Compute, Format, ZeroPoint } from '../words'
 
 /** [N, K] of the matrices of a Llama-3-8B or Mistral-7B layer, and a square one. */
 export const linearShapes: Readonly<Record<string, readonly [number, number]>> = {
@@ -19,9 +19,11 @@ export const defaultM = [1, 8, 64] as const
 export interface LinearConfig {
   readonly format: Format
   readonly groupSize?: GroupSize
+  /** Default: 'none', symmetric. */
+  readonly zeros?: ZeroPoint
   readonly compute: Compute
   /** The dtype of x and of the output. */
-  readonly x: 'f32' | 'f16' | 'bf16'
+  readonly x: FloatDType
 }
 
 /** Those that a bench without arguments takes. */
@@ -72,6 +74,6 @@ export const rowBytes = 32 << 20
 /** Buffers that a case rotates over add up to more than this, so that each launch finds them in no cache. */
 export const coldBytes = 320 << 20
 /** At most so many of them: what is smaller than a cache by far is for tests, not for figures. */
-export const mostCopies = 64
+export const mostCopies = 128
 /** Up to so many rows of x a weight is read once a launch, and must come from memory as it does in a model. */
 export const coldM = 64

@@ -35,6 +35,7 @@ export interface BenchLine extends Origin {
   readonly rounds?: number
   readonly calls?: number
   readonly disturbed?: number
+  readonly noisy?: boolean
   readonly waitPercent?: number
   readonly stealPercent?: number
   /** Bytes moved and operations done, in 1e9 per second. */

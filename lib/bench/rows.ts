@@ -1,13 +1,23 @@
 /** The ops that go over rows: 32 MB of them, from memory to memory. */
 import { native } from '../native'
+import type { FloatDType } from '../quantize'
 import type { Tensor } from '../tensor'
-import type { DType } from '../words'
+import { type DType, dtypes } from '../words'
 import { coldBytes, mostCopies, rowBytes, rowColumns } from './cases'
 import { difference, randomFloats, randomInts } from './random'
 import type { BenchCase, BenchContext } from './run'
 
-type FloatType = 'f32' | 'f16' | 'bf16'
-const widths: Readonly<Record<FloatType, number>> = { f32: 4, f16: 2, bf16: 2 }
+/** Bytes of an element. */
+export const widths: Readonly<Record<DType, number>> = {
+  f32: 4,
+  f16: 2,
+  bf16: 2,
+  i32: 4,
+  i8: 1,
+  u8: 1,
+  e4m3: 1,
+  e5m2: 1,
+}
 
 /** Small tensors that some of the ops read besides x. */
 interface Side {
@@ -18,15 +28,20 @@ interface Side {
   readonly ids: Tensor
 }
 
+/** A tensor of results: of x's dtype if none is said, with a value for each element of x or for each of its rows. */
+interface Output {
+  readonly dtype?: DType
+  readonly perRow?: boolean
+}
+
 interface RowOp {
   readonly name: string
   /** The row that it is checked against. */
   readonly reference: string
-  /** Tensors as large as x that it reads and writes. */
+  /** Tensors as large as x that it reads. */
   readonly inputs: number
-  readonly outputs: number
-  /** Its result where that is smaller: one value for each row. */
-  readonly result?: DType
+  /** What it writes: default one tensor like x. */
+  readonly outputs?: readonly Output[]
   /** Bytes that it reads besides x, for each row. */
   readonly besides?: (columns: number) => number
   readonly apply: (x: readonly Tensor[], out: readonly Tensor[], side: Side, row?: string) => void
@@ -42,7 +57,6 @@ const rowOps: readonly RowOp[] = [
     name: 'rmsNorm',
     reference: 'norm_ref',
     inputs: 1,
-    outputs: 1,
     apply: (x, out, side, row) =>
       native.rmsNorm(first(x), side.weight, undefined, first(out), undefined, 1e-5, row),
   },
@@ -50,7 +64,7 @@ const rowOps: readonly RowOp[] = [
     name: 'rmsNorm+add',
     reference: 'norm_ref',
     inputs: 2,
-    outputs: 2,
+    outputs: [{}, {}],
     apply: (x, out, side, row) =>
       native.rmsNorm(first(x), side.weight, second(x), first(out), second(out), 1e-5, row),
   },
@@ -58,7 +72,6 @@ const rowOps: readonly RowOp[] = [
     name: 'layerNorm',
     reference: 'norm_ref',
     inputs: 1,
-    outputs: 1,
     apply: (x, out, side, row) =>
       native.layerNorm(first(x), side.weight, side.bias, undefined, first(out), undefined, 1e-5, row),
   },
@@ -66,7 +79,6 @@ const rowOps: readonly RowOp[] = [
     name: 'rope',
     reference: 'rope_ref',
     inputs: 1,
-    outputs: 1,
     besides: (columns) => (columns / headsOf(columns)) * 4,
     apply: (x, out, side, row) => {
       using from = byHeads(first(x))
@@ -78,7 +90,6 @@ const rowOps: readonly RowOp[] = [
     name: 'embedding',
     reference: 'embedding_ref',
     inputs: 1,
-    outputs: 1,
     besides: () => 4,
     apply: (x, out, side, row) => {
       using ids = side.ids.slice(0, 0, first(out).shape[0] ?? 0)
@@ -89,30 +100,34 @@ const rowOps: readonly RowOp[] = [
     name: 'siluMul',
     reference: 'elementwise_ref',
     inputs: 2,
-    outputs: 1,
     apply: (x, out, _, row) => native.siluMul(first(x), second(x), first(out), row),
   },
   {
     name: 'add',
     reference: 'elementwise_ref',
     inputs: 2,
-    outputs: 1,
     apply: (x, out, _, row) => native.add(first(x), second(x), first(out), row),
   },
   {
     name: 'softmax',
     reference: 'softmax_ref',
     inputs: 1,
-    outputs: 1,
     apply: (x, out, _, row) => native.softmax(first(x), first(out), 1, row),
   },
   {
     name: 'argmax',
     reference: 'softmax_ref',
     inputs: 1,
-    outputs: 0,
-    result: 'i32',
+    outputs: [{ dtype: 'i32', perRow: true }],
     apply: (x, out, _, row) => native.argmax(first(x), first(out), row),
+  },
+  {
+    name: 'quantizeRows',
+    reference: 'quantize_ref',
+    inputs: 1,
+    outputs: [{ dtype: 'i8' }, { dtype: 'f32', perRow: true }],
+    apply: (x, out, _, row) =>
+      native.quantizeRows(first(x), dtypes.indexOf('i8'), false, first(out), second(out), row),
   },
 ]
 
@@ -128,7 +143,7 @@ export const rowOpNames: readonly string[] = rowOps.map((op) => op.name)
 
 function* casesOf(
   context: BenchContext,
-  dtype: FloatType,
+  dtype: FloatDType,
   rows: number,
   columns: number,
 ): Generator<BenchCase> {
@@ -145,7 +160,16 @@ function* casesOf(
   try {
     const data = randomFloats(rows * columns)
     const inputs = Array.from({ length: count }, () => keep(device.tensor(data, shape, dtype)))
-    const outputs = Array.from({ length: count }, () => keep(device.tensor(data, shape, dtype)))
+    const rooms = new Map<string, Tensor[]>()
+    const roomFor = ({ dtype: own = dtype, perRow = false }: Output, index: number): Tensor[] => {
+      const key = `${own} ${perRow} ${index}`
+      let room = rooms.get(key)
+      if (room === undefined) {
+        room = Array.from({ length: count }, () => keep(device.empty(perRow ? [rows] : shape, own)))
+        rooms.set(key, room)
+      }
+      return room
+    }
     const table = [rows, Math.max(1, Math.floor(columns / headsOf(columns) / 2))]
     const angles = randomFloats(rows * (table[1] ?? 0), 2)
     const side: Side = {
@@ -155,15 +179,17 @@ function* casesOf(
       sin: keep(device.tensor(angles.map(Math.sin), table)),
       ids: keep(device.tensor(randomInts(rows, rows, 5), [rows], 'i32')),
     }
-    const results = Array.from({ length: count }, () => keep(device.empty([rows], 'i32')))
     for (const op of rowOps) {
       if (op.name === 'rope' && columns % 2 !== 0) continue
-      const pick = (list: readonly Tensor[], index: number): Tensor[] => {
-        // Pairs, so that what the next launch reads is none of what this one read.
-        const at = options.hot ? 0 : (2 * index) % count
-        return [list[at] as Tensor, list[at + 1] as Tensor]
-      }
-      const outOf = (index: number): Tensor[] => pick(op.result === undefined ? outputs : results, index)
+      // Two at a time, so that what the next launch reads is none of what this one read.
+      const places = options.hot ? 1 : Math.floor(count / 2)
+      const from = (index: number): Tensor[] => inputs.slice(2 * (index % places), 2 * (index % places) + 2)
+      const outputs = op.outputs ?? [{}]
+      const written = outputs.map(roomFor)
+      const to = (index: number): Tensor[] => written.map((room) => room[index % places] as Tensor)
+      const sizes = outputs.map(
+        ({ dtype: own = dtype, perRow }) => widths[own] * (perRow ? rows : rows * columns),
+      )
       yield {
         op: 'rows',
         name: op.name,
@@ -171,12 +197,12 @@ function* casesOf(
         properties: { x: dtype },
         work: {
           bytesRead: op.inputs * bytes + (op.besides?.(columns) ?? 0) * rows,
-          bytesWritten: op.outputs * bytes + (op.result === undefined ? 0 : 4 * rows),
+          bytesWritten: sizes.reduce((sum, size) => sum + size, 0),
           operations: 0,
           arithmetic: [],
         },
-        launch: (index) => op.apply(pick(inputs, index), outOf(index), side),
-        check: () => checkRows(context, op, pick(inputs, 0), outOf(0), side),
+        launch: (index) => op.apply(from(index), to(index), side),
+        check: () => checkRows(context, op, from(0), to(0), side),
       }
     }
   } finally {
@@ -210,9 +236,10 @@ function checkRows(
     })
     // The table of embedding is all of x; the other ops read the same rows that they write.
     op.apply(op.name === 'embedding' ? x : x.map(few), want, side, op.reference)
-    for (let i = 0; i < Math.max(1, op.outputs); i++) {
-      const dtype = op.result === undefined ? 'f32' : 'i32'
-      const wrong = difference((got[i] as Tensor).readSync(dtype), (want[i] as Tensor).readSync(dtype))
+    for (const [i, tensor] of got.entries()) {
+      const floating = widths[tensor.dtype] > 1 && tensor.dtype !== 'i32'
+      const dtype = floating ? 'f32' : tensor.dtype
+      const wrong = difference(tensor.readSync(dtype), (want[i] as Tensor).readSync(dtype))
       if (wrong !== undefined) return wrong
     }
     return undefined

@@ -3,8 +3,8 @@ import type { Device } from '../device'
 import { LowbitError } from '../errors'
 import { description, native } from '../native'
 import type { Peaks } from '../peaks'
-import type { GroupSize } from '../quantize'
-import type { Compute, Format } from '../words'
+import type { FloatDType, GroupSize } from '../quantize'
+import type { Compute, Format, ZeroPoint } from '../words'
 import { boundOf, ratesOf, type Work } from './bound'
 import type { AttentionShape } from './cases'
 import { type BenchLine, type Origin, rounded } from './line'
@@ -21,7 +21,8 @@ export interface BenchOptions {
   readonly formats?: readonly Format[]
   readonly groups?: readonly GroupSize[]
   readonly computes?: readonly Compute[]
-  readonly x?: readonly ('f32' | 'f16' | 'bf16')[]
+  readonly zeros?: readonly ZeroPoint[]
+  readonly x?: readonly FloatDType[]
   readonly m?: readonly number[]
   readonly linear?: readonly Named<readonly [number, number]>[]
   readonly attention?: readonly Named<AttentionShape>[]
@@ -81,7 +82,9 @@ export function runCases(
   const reference = new Map<string, number>() // operations per second of the reference rows, by kind of case
   let lines = 0
   for (const c of cases) {
-    const label = `${c.op} ${[c.name, c.shape].filter(Boolean).join(' ')}, ${threads} threads`
+    const label = [c.op, c.name, c.shape, threads === 1 ? '1 thread' : `${threads} threads`]
+      .filter(Boolean)
+      .join(' ')
     const kind = JSON.stringify([c.op, c.properties.format, c.properties.compute])
     const expected = c.work.operations / (reference.get(kind) ?? Number.POSITIVE_INFINITY)
     if (expected > longestLaunch && options.row === undefined) {
@@ -119,6 +122,7 @@ export function runCases(
       rounds: timing.rounds,
       calls: timing.calls,
       disturbed: timing.disturbed,
+      noisy: timing.noisy,
       waitPercent: rounded(timing.waitPercent, 2),
       stealPercent: rounded(timing.stealPercent, 2),
       gbs: rounded((c.work.bytesRead + c.work.bytesWritten) / (timing.us * 1e3)),

@@ -17,8 +17,10 @@ export interface Timing {
   readonly rounds: number
   /** Launches in a round. */
   readonly calls: number
-  /** Rounds left out because the machine was taken away for more than {@link disturbance} of them. */
+  /** Rounds that lost more than {@link disturbance} of their time to the run queue or the hypervisor. */
   readonly disturbed: number
+  /** Whether there were so many of them that they count nevertheless; else they are left out. */
+  readonly noisy: boolean
   /** Time that threads of this process stood in the run queue, of the time that the device's threads had, in percent. */
   readonly waitPercent: number
   /** Time that the hypervisor gave to others, of the machine's time, in percent. */
@@ -79,7 +81,7 @@ interface Round {
 /**
  * Times `launch`, which queues one op, against `finish`, which waits for all that was queued. The launch is given a
  * number that counts up, so that it can rotate its buffers. Rounds in which the machine was taken away are replaced, as
- * long as there are not too many of them.
+ * long as most are not.
  *
  * @param threads of the device.
  */
@@ -117,7 +119,9 @@ export function timeLaunches(
   const ticksBefore = ticks()
   const waitBefore = waitedNs()
   let elapsed = 0
-  while (rounds.length < 2 * wanted && rounds.filter((r) => !r.disturbed).length < wanted) {
+  let calm = 0
+  // Each calm round pays for a disturbed one: on a machine that never rests, replacing them is in vain.
+  while (calm < wanted && rounds.length < wanted + calm) {
     const before = waitedNs()
     const stolen = ticks().stolen
     const took = burst(calls)
@@ -125,11 +129,13 @@ export function timeLaunches(
     const waited = (waitedNs() - before) * 1e-9
     // A tick is 10 ms: in a short round a single one may belong to the time before it.
     const lost = Math.max(0, ticks().stolen - stolen - 1) * 0.01
-    rounds.push({ seconds: took, disturbed: Math.max(waited, lost) > disturbance * took * threads })
+    const disturbed = Math.max(waited, lost) > disturbance * took * threads
+    rounds.push({ seconds: took, disturbed })
+    if (!disturbed) calm++
   }
   const ticksAfter = ticks()
-  const calm = rounds.filter((r) => !r.disturbed)
-  const counted = calm.length * 3 >= wanted ? calm : rounds
+  const noisy = calm * 3 < wanted
+  const counted = noisy ? rounds : rounds.filter((r) => !r.disturbed)
   const us = counted.map((r) => (r.seconds / calls) * 1e6).sort((a, b) => a - b)
   return {
     us: percentile(us, 0.5),
@@ -137,7 +143,8 @@ export function timeLaunches(
     p90: percentile(us, 0.9),
     rounds: counted.length,
     calls,
-    disturbed: rounds.length - calm.length,
+    disturbed: rounds.length - calm,
+    noisy,
     waitPercent: ((waitedNs() - waitBefore) * 1e-7) / (elapsed * threads),
     stealPercent:
       (100 * (ticksAfter.stolen - ticksBefore.stolen)) / Math.max(1, ticksAfter.all - ticksBefore.all),

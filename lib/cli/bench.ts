@@ -14,7 +14,7 @@ import type { BenchLine } from '../bench/line'
 import type { BenchOptions, BenchSink, Named } from '../bench/run'
 import type { Peaks, Rates } from '../peaks'
 import type { GroupSize } from '../quantize'
-import { type Compute, computes, type Format, formats } from '../words'
+import { type Compute, computes, type Format, formats, type ZeroPoint, zeroPoints } from '../words'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
 const ops = ['linear', 'attention', 'rows', 'calls', 'peaks'] as const
@@ -34,6 +34,7 @@ both as measured in the same run. Without an op all of them run, in under three 
 
   --format <list>    linear: ${formats.join(', ')}
   --group <list>     linear: ${groupSizes.join(', ')}
+  --zeros <list>     linear: zero points: ${zeroPoints.join(', ')} (default: none)
   --compute <list>   linear: ${computes.join(', ')}
   --x <list>         dtype of the activations: ${floats.join(', ')}
   --m <list>         linear: rows of x
@@ -44,7 +45,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   --row <name>       only this kernel row; see lowbit kernels
   --hot              the same buffers again and again, instead of ones that no cache holds
   --rounds <n>       rounds that count, default 9
-  --seconds <s>      length of a round, default 0.04
+  --seconds <s>      length of a round, default 0.04; the peaks are measured twice as long
   --json             one line of JSON for each case on stdout, nothing else
   --save             append the lines to bench/results of the repository
   --help
@@ -54,6 +55,7 @@ both as measured in the same run. Without an op all of them run, in under three 
 const optionTypes = {
   format: { type: 'string' },
   group: { type: 'string' },
+  zeros: { type: 'string' },
   compute: { type: 'string' },
   x: { type: 'string' },
   m: { type: 'string' },
@@ -128,10 +130,10 @@ const decimals = (value: number | undefined): string => {
 }
 
 function tableLine(line: BenchLine): string {
-  const { row, shape, threads, us, gbs, gops, bound, percent, rounds = 0, disturbed = 0, note } = line
+  const { row, shape, threads, us, gbs, gops, bound, percent, noisy, note } = line
   const cells = [row, shape, String(threads), decimals(us), decimals(gbs), decimals(gops), bound ?? '']
   const text = tableRow(columns, [...cells, percent === undefined ? '' : percent.toFixed(0)])
-  return `${text}${disturbed > rounds ? '  ~' : ''}${note === undefined ? '' : `  ${note}`}`
+  return `${text}${noisy === true ? '  ~' : ''}${note === undefined ? '' : `  ${note}`}`
 }
 
 /** Prints lines as they come, and appends them to the results of the repository if asked to. */
@@ -224,6 +226,7 @@ export async function run(argv: readonly string[]): Promise<number> {
     const given = {
       formats: wordsOption<Format>(values.format, 'format', formats),
       groups,
+      zeros: wordsOption<ZeroPoint>(values.zeros, 'zeros', zeroPoints),
       computes: wordsOption<Compute>(values.compute, 'compute', computes),
       x: wordsOption(values.x, 'x', floats),
       m: numbersOption(values.m, 'm', 2 ** 20),
