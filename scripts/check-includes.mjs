@@ -77,13 +77,14 @@ for (const file of [...filesUnder('csrc'), ...filesUnder('binding')].filter((f) 
   }
 }
 
-// lib reaches the addon through lib/native.ts; checkpoint, llama and cli know those below them. Files of lib itself know
+// lib reaches the addon through lib/native.ts; checkpoint, llama, bench and cli know those below them. Files of lib itself know
 // checkpoint's files too, because a canonical weight is stored as one.
 const above = {
   '': ['checkpoint'],
   checkpoint: ['checkpoint'],
   llama: ['llama', 'checkpoint'],
-  cli: ['cli', 'llama', 'checkpoint'],
+  bench: ['bench'],
+  cli: ['cli', 'llama', 'checkpoint', 'bench'],
 }
 for (const file of filesUnder('lib').filter((f) => f.endsWith('.ts'))) {
   const folder = file.split('/').length > 2 ? file.split('/')[1] : ''
