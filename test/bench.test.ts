@@ -165,9 +165,20 @@ describe('lowbit bench --json', () => {
   })
 
   test('a forced row is the only one', () => {
-    const { lines } = linesOf('rows', '--shape', '3x32', '--x', 'f32', '--row', 'norm_ref')
-    expect(lines.filter((line) => line.row.startsWith('norm'))).toHaveLength(3)
-    for (const line of lines) if (line.row.startsWith('norm')) expect(line.row).toBe('norm_ref')
+    const { lines } = linesOf('--row', 'norm_ref', '--x', 'f32', '--rounds', '1')
+    expect(lines.map((line) => `${line.row} ${line.case}`)).toEqual([
+      'norm_ref rmsNorm',
+      'norm_ref rmsNorm+add',
+      'norm_ref layerNorm',
+    ])
+  })
+
+  test('a row that serves nothing of what is asked for', () => {
+    const asked = ['attention', '--row', 'attention_ref', '--shape', '1x8x8', '--x', 'f32']
+    expect(linesOf(...asked).lines).toHaveLength(1)
+    const unserved = bench('linear', '--row', 'linear_int4_f32_avx2', '--format', 'f32', '--shape', '8x8')
+    expect(unserved.stderr).toMatch(/no case was timed|there is no kernel row/)
+    expect([1, 2]).toContain(unserved.status)
   })
 })
 

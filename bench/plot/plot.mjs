@@ -7,31 +7,11 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import * as vega from 'vega'
 import { compile } from 'vega-lite'
+import { linesOf, newest } from '../results.mjs'
 
 const here = path.dirname(fileURLToPath(import.meta.url))
 const results = process.argv[2] ?? path.join(here, '..', 'results')
 const target = process.argv[3] ?? path.join(here, 'svg')
-
-function linesOf(file) {
-  return fs
-    .readFileSync(file, 'utf8')
-    .split('\n')
-    .filter((line) => line.trim() !== '')
-    .map((line) => JSON.parse(line))
-}
-
-// What makes a case; lines that agree in all of them are measurements of the same thing at different times.
-const keys = ['machine', 'op', 'row', 'case', 'shape', 'format', 'group', 'compute', 'x', 'threads', 'hot']
-
-function newest(lines) {
-  const latest = new Map()
-  for (const line of lines) {
-    const key = JSON.stringify(keys.map((name) => line[name]))
-    const known = latest.get(key)
-    if (known === undefined || known.date <= line.date) latest.set(key, line)
-  }
-  return [...latest.values()]
-}
 
 const threadsOf = (line) => (line.threads === 1 ? '1 thread' : `${line.threads} threads`)
 
@@ -125,8 +105,7 @@ async function save(name, spec) {
 }
 
 fs.mkdirSync(target, { recursive: true })
-const files = fs.readdirSync(results).filter((name) => name.endsWith('.jsonl'))
-const lines = newest(files.flatMap((name) => linesOf(path.join(results, name))))
+const lines = newest(linesOf(results))
 for (const machine of new Set(lines.map((line) => line.machine))) {
   const slug = machine
     .toLowerCase()

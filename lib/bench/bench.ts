@@ -1,6 +1,6 @@
 /** The whole of `lowbit bench`: devices, peaks, and the cases of each op. */
 import { type Device, openDevice } from '../device'
-import { description } from '../native'
+import { description, native } from '../native'
 import { measurePeaks, type Peaks } from '../peaks'
 import { attentionCases } from './attention'
 import { runCalls } from './calls'
@@ -48,20 +48,22 @@ function peakLines(peaks: Peaks, origin: Origin): BenchLine[] {
  * Runs these ops, each with each number of threads. The peaks are measured anew for every op, because other tenants of
  * a machine come and go within a minute.
  *
+ * @param wanted numbers of threads; by default one and as many as the process may use.
  * @returns how many cases were timed.
  */
 export async function runBench(
   ops: readonly string[],
-  threads: readonly number[],
+  wanted: readonly number[] | undefined,
   options: BenchOptions,
   batches: number,
   sink: BenchSink,
 ): Promise<number> {
   const origin = originOf()
   let lines = 0
+  const threads = new Set(wanted ?? [1, native.hostInfo().cores])
   const widest = Math.max(...threads)
   for (const op of ops) {
-    const devices = new Map<number, Device>(threads.map((n) => [n, openDevice('cpu', { threads: n })]))
+    const devices = new Map<number, Device>([...threads].map((n) => [n, openDevice('cpu', { threads: n })]))
     try {
       const measured = new Map<number, Peaks>()
       const peaksWith = async (n: number): Promise<Peaks> => {
@@ -96,7 +98,8 @@ export async function runBench(
   return lines
 }
 
-/** The names that --row takes. */
-export function rowNames(): string[] {
-  return description.kernels.map((row) => row.name)
+/** The bench that a kernel row belongs to; undefined if there is no such row. */
+export function benchOf(row: string): string | undefined {
+  const op = description.kernels.find(({ name }) => name === row)?.op
+  return op === undefined || op in cases ? op : 'rows'
 }

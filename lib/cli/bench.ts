@@ -1,7 +1,6 @@
 // lowbit bench: kernels against what the machine can do.
 
 import fs from 'node:fs'
-import os from 'node:os'
 import path from 'node:path'
 import {
   type AttentionShape,
@@ -264,16 +263,21 @@ export async function run(argv: readonly string[]): Promise<number> {
 
     // The addon reads it once, when it is loaded.
     if (values.row !== undefined) process.env.LB_KERNEL = values.row
-    const { runBench, rowNames } = require('../bench/bench') as typeof import('../bench/bench')
-    if (values.row !== undefined && !rowNames().includes(values.row)) {
-      throw new UsageError(`--row: there is no kernel row '${values.row}'; lowbit kernels lists them`)
+    const { benchOf, runBench } = require('../bench/bench') as typeof import('../bench/bench')
+    const rowOp = values.row === undefined ? undefined : benchOf(values.row)
+    if (values.row !== undefined && (rowOp === undefined || (op !== undefined && op !== rowOp))) {
+      const where = op === undefined || rowOp === undefined ? '' : ` in ${op}`
+      throw new UsageError(`--row: there is no kernel row '${values.row}'${where}; lowbit kernels lists them`)
     }
-    const cores = Math.max(1, os.availableParallelism())
-    const list = [...new Set(threads ?? [1, cores])]
-    const chosen = op === undefined ? ops.filter((name) => name !== 'peaks') : [op]
-    const lines = await runBench(chosen, list, options, rounds * 20, printer)
-    printer.done()
-    if (lines === 0) process.stderr.write('lowbit: no case was timed\n')
+    const usual = ops.filter((name) => name !== 'peaks')
+    const chosen = op !== undefined ? [op] : rowOp !== undefined ? [rowOp] : usual
+    let lines: number
+    try {
+      lines = await runBench(chosen, threads, options, rounds * 20, printer)
+    } finally {
+      printer.done()
+    }
+    if (lines === 0) process.stderr.write('lowbit: no case was timed: nothing serves what was asked for\n')
     return lines === 0 ? 1 : 0
   })
 }
