@@ -31,6 +31,19 @@ export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } f
 export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
+export type { LlamaConfig, RopeScaling } from './llama/config'
+export type { GeneratedToken, GenerateOptions } from './llama/generate'
+export {
+  Llama,
+  type LlamaOptions,
+  type LlamaSession,
+  type SessionOptions,
+  type WeightUsage,
+} from './llama/model'
+export type { Perplexity, PerplexityOptions } from './llama/perplexity'
+export type { SampleOptions } from './llama/sample'
+export type { LlamaScheme } from './llama/scheme'
+export type { TextStream, Tokenizer } from './llama/tokenizer'
 export { layerNorm, type NormOptions, rmsNorm } from './norm'
 export { measurePeaks, type PeakOptions, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
 export {

@@ -3,6 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import {
   type Device,
+  type GenerateOptions,
+  Llama,
+  type LlamaScheme,
   LowbitError,
   openDevice,
   parseSafetensors,
@@ -10,12 +13,9 @@ import {
   serializeSafetensors,
 } from 'lowbit'
 import { parseConfig, readConfig } from 'lowbit/llama/config'
-import { generate } from 'lowbit/llama/generate'
-import { Llama } from 'lowbit/llama/model'
-import { perplexity } from 'lowbit/llama/perplexity'
 import { ropeFrequencies, ropeTables } from 'lowbit/llama/rope'
 import { Random as SampleRandom, Sampler } from 'lowbit/llama/sample'
-import { type LlamaScheme, schemeOf, schemes } from 'lowbit/llama/scheme'
+import { schemeOf, schemes } from 'lowbit/llama/scheme'
 import { Tokenizer } from 'lowbit/llama/tokenizer'
 import { RefLlama, refPerplexity, refSchemes } from './ref/llama'
 import { Random } from './ref/random'
@@ -58,11 +58,11 @@ async function refusal(f: () => unknown): Promise<LowbitError> {
 
 async function tokensOf(
   prompt: string | number[],
-  options: Parameters<typeof generate>[2],
+  options: GenerateOptions,
   from = model,
 ): Promise<number[]> {
   const out: number[] = []
-  for await (const { token } of generate(from, prompt, options)) out.push(token)
+  for await (const { token } of from.generate(prompt, options)) out.push(token)
   return out
 }
 
@@ -116,7 +116,7 @@ describe('numbers on the small checkpoint', () => {
     const count = greedy_tokens.length - prompt_tokens.length
     let text = prompt
     const tokens = [...prompt_tokens]
-    for await (const piece of generate(model, prompt, { maxTokens: count })) {
+    for await (const piece of model.generate(prompt, { maxTokens: count })) {
       tokens.push(piece.token)
       text += piece.text
     }
@@ -131,7 +131,7 @@ describe('numbers on the small checkpoint', () => {
     expect(Object.keys(refSchemes)).toContain(name)
     const expected = refPerplexity(new RefLlama(small, name).logits(short), short)
     using quantised = await Llama.load(small, { device, scheme: schemeOf(name) })
-    const { perplexity: found, tokens } = await perplexity(quantised, [short])
+    const { perplexity: found, tokens } = await quantised.perplexity([short])
     expect(tokens).toBe(31)
     // The codes of the weights are the same. An activation near the middle of two int8 codes may fall to either side,
     // depending on how the sums that led to it were rounded, and one code changes others after it: up to 1 % over so
@@ -142,25 +142,25 @@ describe('numbers on the small checkpoint', () => {
   test('perplexity under bf16 is near that of f32', async () => {
     using half = await Llama.load(small, { device, scheme: schemeOf('bf16') })
     const windows = [short, reference.heldout_tokens.slice(1000, 1032)]
-    const exact = await perplexity(model, windows)
-    const found = await perplexity(half, windows)
+    const exact = await model.perplexity(windows)
+    const found = await half.perplexity(windows)
     expect(Math.abs(found.perplexity / exact.perplexity - 1)).toBeLessThan(0.01)
   })
 
   test('perplexity takes windows of different lengths and reports progress', async () => {
     const seen: number[] = []
     const windows = [short, short.slice(0, 2), short.slice(0, 20)]
-    const found = await perplexity(model, windows, { onProgress: (done) => seen.push(done) })
-    const each = await Promise.all(windows.map((tokens) => perplexity(model, [tokens])))
+    const found = await model.perplexity(windows, { onProgress: (done) => seen.push(done) })
+    const each = await Promise.all(windows.map((tokens) => model.perplexity([tokens])))
     expect(seen).toEqual([0, 1, 2, 3])
     expect(found.tokens).toBe(31 + 1 + 19)
     expect(found.nll).toBeCloseTo(
       each.reduce((sum, { nll }) => sum + nll, 0),
       3,
     )
-    expect((await refusal(() => perplexity(model, [[1]]))).code).toBe('ERR_ARGUMENT')
-    expect((await refusal(() => perplexity(model, []))).code).toBe('ERR_ARGUMENT')
-    await expect(perplexity(model, windows, { signal: AbortSignal.abort() })).rejects.toThrow('aborted')
+    expect((await refusal(() => model.perplexity([[1]]))).code).toBe('ERR_ARGUMENT')
+    expect((await refusal(() => model.perplexity([]))).code).toBe('ERR_ARGUMENT')
+    await expect(model.perplexity(windows, { signal: AbortSignal.abort() })).rejects.toThrow('aborted')
   })
 
   test('sizes: bits per weight count scales and zeros', async () => {
@@ -282,7 +282,7 @@ describe('generation', () => {
       const abort = new AbortController()
       const seen: number[] = []
       const run = async () => {
-        for await (const { token } of generate(model, prompt, {
+        for await (const { token } of model.generate(prompt, {
           temperature,
           signal: abort.signal,
           ignoreEos: true,
@@ -295,7 +295,7 @@ describe('generation', () => {
       expect(seen).toHaveLength(5)
     }
     await expect(tokensOf(prompt, { signal: AbortSignal.abort(new Error('never')) })).rejects.toThrow('never')
-    for await (const _ of generate(model, prompt, {})) break
+    for await (const _ of model.generate(prompt, {})) break
     await device.sync()
     expect(device.memoryUsage().used).toBe(before)
   })
@@ -321,7 +321,7 @@ describe('generation', () => {
   })
 
   test('options out of range', async () => {
-    const cases: [Parameters<typeof generate>[2], string][] = [
+    const cases: [GenerateOptions, string][] = [
       [{ temperature: -1 }, 'expected temperature to be a number of at least 0 but got -1'],
       [{ temperature: Number.NaN }, 'temperature'],
       [{ topK: 1.5 }, 'expected topK to be an integer of at least 0 but got 1.5'],

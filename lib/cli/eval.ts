@@ -5,9 +5,7 @@ import { join } from 'node:path'
 import { type Device, openDevice } from '../device'
 import { LowbitError } from '../errors'
 import { readJsonFile } from '../llama/config'
-import { generate } from '../llama/generate'
 import { Llama } from '../llama/model'
-import { perplexity } from '../llama/perplexity'
 import { type SchemeName, schemeList, schemeOf, schemes } from '../llama/scheme'
 import { Tokenizer } from '../llama/tokenizer'
 import { root } from '../native'
@@ -151,7 +149,7 @@ async function measureDecode(model: Llama, text: readonly number[] | undefined):
   using session = model.session({ length: Math.min(room, prompt.length + decodeTokens) })
   let tokens = 0
   let start = 0
-  for await (const _ of generate(model, prompt, { session, maxTokens: decodeTokens, ignoreEos: true })) {
+  for await (const _ of model.generate(prompt, { session, maxTokens: decodeTokens, ignoreEos: true })) {
     if (tokens++ === 0) start = performance.now()
     if (tokens > 1 && performance.now() - start > mostMeasureMs) break
   }
@@ -160,14 +158,14 @@ async function measureDecode(model: Llama, text: readonly number[] | undefined):
 
 async function continuation(model: Llama, prompt: readonly number[], count: number): Promise<number[]> {
   const out: number[] = []
-  for await (const { token } of generate(model, prompt, { maxTokens: count })) out.push(token)
+  for await (const { token } of model.generate(prompt, { maxTokens: count })) out.push(token)
   return out
 }
 
 async function sampleText(model: Llama, prompt: string): Promise<string> {
   let text = ''
   const options = { maxTokens: 64, temperature: 0.7, topP: 0.9, seed: 1 }
-  for await (const piece of generate(model, prompt, options)) text += piece.text
+  for await (const piece of model.generate(prompt, options)) text += piece.text
   return text
 }
 
@@ -224,7 +222,7 @@ async function evaluate(
   const found =
     windows === undefined
       ? undefined
-      : await perplexity(model, windows, { onProgress: (done, total) => note(`window ${done} of ${total}`) })
+      : await model.perplexity(windows, { onProgress: (done, total) => note(`window ${done} of ${total}`) })
   const expected = found === undefined ? undefined : job.expected.get(name === 'bf16' ? 'f32' : name)
   const ratio = found === undefined || expected === undefined ? undefined : found.perplexity / expected
   note('prefill and decode')

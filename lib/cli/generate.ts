@@ -3,7 +3,6 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { openDevice } from '../device'
-import { generate } from '../llama/generate'
 import { Llama } from '../llama/model'
 import { schemeList, schemeOf, schemes } from '../llama/scheme'
 import { root } from '../native'
@@ -80,7 +79,7 @@ export async function run(argv: string[]): Promise<number> {
       })
       progress.clear()
       if (!values.json) process.stdout.write(prompt)
-      for await (const piece of generate(model, prompt, { ...sampling, signal: abort.signal })) {
+      for await (const piece of model.generate(prompt, { ...sampling, signal: abort.signal })) {
         last = performance.now()
         if (tokens.length === 0) first = last
         tokens.push(piece.token)

@@ -16,6 +16,8 @@ import { rmsNorm } from '../norm'
 import { rope } from '../rope'
 import type { Tensor } from '../tensor'
 import { type LlamaConfig, readConfig } from './config'
+import { type GeneratedToken, type GenerateOptions, generate } from './generate'
+import { type Perplexity, type PerplexityOptions, perplexity } from './perplexity'
 import { ropeTables } from './rope'
 import type { LlamaScheme } from './scheme'
 import { Tokenizer } from './tokenizer'
@@ -58,8 +60,7 @@ export interface WeightUsage {
 }
 
 /**
- * A loaded model. Sessions run it: `const session = model.session()`, or `generate` and `perplexity`, which make their
- * own. Dispose it after its sessions.
+ * A loaded model: `generate` and `perplexity` run it, or a `session()` of one's own. Dispose it after its sessions.
  */
 export class Llama implements Disposable {
   private constructor(
@@ -97,6 +98,42 @@ export class Llama implements Disposable {
   /** A KV cache and buffers for one text at a time. */
   session(options: SessionOptions = {}): LlamaSession {
     return new LlamaSession(this, options)
+  }
+
+  /**
+   * Continues a prompt, token by token; greedy unless the options say otherwise.
+   *
+   * @param prompt text (needs the tokenizer), or token ids; an empty one begins a new text where the model has a token
+   * for that
+   * @returns tokens with the text that each completes, as they are made; the same options and seed make the same ones
+   * @throws LowbitError ERR_ARGUMENT for options out of range or a prompt longer than the session; the signal's reason
+   *
+   * @example
+   * ```ts
+   * for await (const { text } of model.generate('def main():', { maxTokens: 64, temperature: 0.8, seed: 1 })) {
+   *   process.stdout.write(text)
+   * }
+   * ```
+   */
+  generate(
+    prompt: string | readonly number[],
+    options: GenerateOptions = {},
+  ): AsyncGenerator<GeneratedToken, void, undefined> {
+    return generate(this, prompt, options)
+  }
+
+  /**
+   * exp of the mean negative log-likelihood of windows of tokens, each read from its own beginning.
+   *
+   * @param windows token ids, at least two each
+   * @throws LowbitError ERR_ARGUMENT for a window of fewer than two tokens, none at all, or a token that is not in the
+   * vocabulary; the signal's reason after an abort
+   */
+  perplexity(
+    windows: readonly (readonly number[] | Int32Array)[],
+    options: PerplexityOptions = {},
+  ): Promise<Perplexity> {
+    return perplexity(this, windows, options)
   }
 
   /** Sizes of the weights. */

@@ -6,9 +6,6 @@ import type { Tokenizer as HfTokenizer } from '@huggingface/tokenizers' with { '
 import { LowbitError } from '../errors'
 import { readJsonFile } from './config'
 
-// The package has a CommonJS build but declares its types for ES modules alone, hence no plain import.
-const { Tokenizer: Inner } = require('@huggingface/tokenizers') as { Tokenizer: typeof HfTokenizer }
-
 /** The tokenizer of a checkpoint. */
 export class Tokenizer {
   private constructor(private readonly inner: HfTokenizer) {}
@@ -23,6 +20,9 @@ export class Tokenizer {
     const json = readJsonFile(folder, 'tokenizer.json')
     if (json === undefined) return undefined
     const config = readJsonFile(folder, 'tokenizer_config.json') ?? {}
+    // Required here, so that programs without text don't load it. The package has a CommonJS build but declares its
+    // types for ES modules alone, hence no plain import.
+    const { Tokenizer: Inner } = require('@huggingface/tokenizers') as { Tokenizer: typeof HfTokenizer }
     try {
       return new Tokenizer(new Inner(json as object, config as object))
     } catch (error) {
