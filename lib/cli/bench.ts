@@ -22,7 +22,7 @@ const floats = ['f32', 'f16', 'bf16'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
-Times the kernels of this machine and holds each against its bound: the time that memory or arithmetic needs at least,
+Times the kernels of this machine's CPU and holds each against its bound: the time that memory or arithmetic needs at least,
 both as measured in the same run. Without an op all of them run, in under three minutes on two cores.
 
   linear     x [M, K] times weights [N, K], in each format
