@@ -93,7 +93,7 @@ describe('lowbit eval', () => {
     const good = lowbit('eval', own, '--schemes', 'f32,int4-g64')
     expect(good.stderr).toBe('')
     expect(good.status).toBe(0)
-    expect(good.stdout).toMatch(/^checkpoint {2}.*2\.9 M parameters/)
+    expect(good.stdout).toMatch(/^checkpoint {2}.*\nmodel {7}Llama, 4 layers of width 256, 2\.9 M parameters/)
     expect(good.stdout).toMatch(/\ndevice {6}cpu: .*threads/)
     expect(good.stdout).toMatch(/\ntext {8}2 windows of 48 tokens\n/)
     expect(good.stdout).toMatch(

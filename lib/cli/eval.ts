@@ -202,15 +202,14 @@ interface Job {
   readonly windows: readonly (readonly number[])[] | undefined
   readonly expected: ReadonlyMap<string, number>
   readonly reference: Reference | undefined
-  readonly progress: Progress
+  readonly note: (what: string) => void
 }
 
 async function evaluate(
   name: SchemeName,
   job: Job,
 ): Promise<{ result: SchemeResult; text: string | undefined; model: string }> {
-  const { folder, device, windows, reference, progress } = job
-  const note = (what: string) => progress.show(`${name}: ${what}`)
+  const { folder, device, windows, reference, note } = job
   const start = performance.now()
   note('loading')
   using model = await Llama.load(folder, {
@@ -258,7 +257,7 @@ async function evaluate(
   return {
     result,
     text: sample === undefined ? undefined : prompt + sample,
-    model: `Llama, ${layers} layers of width ${hiddenSize}, ${millions(usage.parameters)} parameters, ${millions(usage.blockParameters)} of them in the layers that are quantised`,
+    model: `Llama, ${layers} layers of width ${hiddenSize}, ${millions(usage.parameters)} parameters (${millions(usage.blockParameters)} in the layers that are quantised)`,
   }
 }
 
@@ -334,11 +333,13 @@ export async function run(argv: string[]): Promise<number> {
     let text: string | undefined
     let textScheme: SchemeName | undefined
     try {
-      for (const name of names) {
-        const done = await evaluate(name, { folder, device, windows, expected, reference, progress })
+      for (const [index, name] of names.entries()) {
+        const note = (what: string) => progress.show(`${name} (${index + 1} of ${names.length}): ${what}`)
+        const done = await evaluate(name, { folder, device, windows, expected, reference, note })
         if (results.length === 0) {
           const cpu = info.threads > 0 ? `, ${info.threads} threads` : ''
-          print(`checkpoint  ${folder}: ${done.model}`)
+          print(`checkpoint  ${folder}`)
+          print(`model       ${done.model}`)
           print(`device      ${info.device}: ${info.name}${cpu}, ${info.archs.join(' ')}`)
           print(
             `text        ${windows === undefined ? 'none: speed only' : `${windows.length} windows of ${windows[0]?.length ?? 0} tokens`}`,

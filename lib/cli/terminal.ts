@@ -81,7 +81,7 @@ export class Progress {
   /** Replaces the line. */
   show(text: string): void {
     if (!process.stderr.isTTY) return
-    const width = Math.max(10, process.stderr.columns ?? 80) - 1
+    const width = Math.max(20, process.stderr.columns || 80) - 1
     process.stderr.write(`\r\u001b[2K${text.length > width ? text.slice(0, width) : text}`)
     this.shown = true
   }
