@@ -41,7 +41,7 @@ struct KindRow {
 // int8 codes are stored signed (two's complement), -127..127. Symmetric int4 codes run -7..7 and
 // are stored as 1..15; int3 -3..3 as 1..7; int2 -1..1 as 1..3. int1: code 0 is -1, code 1 is +1.
 // Ternary: codes 0, 1, 2 are -1, 0, 1.
-inline constexpr KindRow kKinds[] = {
+static constexpr KindRow kKinds[] = {
     {"f32", 32, false, false, 0, 0, 0},      {"f16", 16, false, false, 0, 0, 0},
     {"bf16", 16, false, false, 0, 0, 0},     {"int8", 8, true, false, 0, -127, 127},
     {"int4", 4, true, true, 8, 0, 15},       {"int3", 3, true, true, 4, 0, 7},

@@ -58,6 +58,19 @@ static inline Segment segment_at(const Segments& s, int64_t i) {
   return r;
 }
 
+// The segment behind `r`, which is not the last one.
+static inline void next_segment(const Segments& s, Segment* r) {
+  r->k += r->width;
+  r->column += r->width;
+  if (r->column == s.block.k) {
+    r->column = 0;
+    r->block += s.block.bytes;
+  }
+  const int64_t in_block = s.block.k - r->column, in_row = s.k - r->k;
+  const int64_t end = in_block < in_row ? in_block : in_row;
+  r->width = end < s.size ? end : s.size;
+}
+
 struct CodeScratch {
   uint8_t* x;       // (stage, x_stride bytes): codes, padded with zeros to a multiple of 8
   int32_t* x_sums;  // (stage, segments)

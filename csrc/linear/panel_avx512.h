@@ -1,0 +1,29 @@
+// Scales and zero points of a block of panel16 as vectors of sixteen rows.
+#pragma once
+
+#include "csrc/format/format.h"
+#include "csrc/simd/avx512.h"
+
+namespace lowbit::avx512 {
+
+// Ahead of the loads by 4 KiB, so that a panel's stream from memory never waits; more would reach
+// past the end of many panels for nothing.
+inline constexpr int64_t kPrefetch = 4096;
+
+static inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p) + kPrefetch, _MM_HINT_T0);
+}
+
+static inline __m512 load_scales(const uint8_t* scales, DType dtype) {
+  return load_16(scales, dtype);
+}
+
+// `middle` is the zero point of the symmetric kind.
+static inline __m512 load_zeros(const uint8_t* zeros, ZeroType type, float middle) {
+  if (type == ZeroType::f32) return load_16(zeros, DType::f32);
+  if (type == ZeroType::none) return _mm512_set1_ps(middle);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+
+}  // namespace lowbit::avx512
