@@ -11,6 +11,7 @@
 //           2 vectors of codes in 32 registers.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
+#include "csrc/simd/avx512vnni.h"
 
 namespace lowbit {
 namespace {
@@ -23,14 +24,13 @@ constexpr int64_t kTileM = 8;  // 12 would need 36 sums
 template <int T>
 [[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x, int64_t x_stride,
                                               __m512i (&acc)[T][2]) {
-  prefetch(v);
+  _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch, _MM_HINT_T0);
   const __m512i low = _mm512_set1_epi8(15), codes = load_bytes(v);
   const __m512i l = _mm512_and_si512(codes, low), h = _mm512_andnot_si512(low, codes);
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    const uint8_t* xt = x + t * x_stride;
-    acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], l, broadcast_4(xt));
-    acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], h, broadcast_4(xt + 4));
+    acc[t][0] = add_products(acc[t][0], l, x + t * x_stride);
+    acc[t][1] = add_products(acc[t][1], h, x + t * x_stride + 4);
   }
 }
 
@@ -39,8 +39,6 @@ template <int T>
 [[gnu::noinline]] void tile(const uint8_t* w, const Format& f, const Segments& segments,
                             int64_t begin, int64_t end, const uint8_t* x, int64_t x_stride,
                             const int32_t* x_sums, float* sums, bool add) {
-  // vpdpbusd waits 5 cycles for itself; at two a cycle 10 sums must be under way.
-  constexpr int kSums = T < 3 ? 2 : 1;
   __m512 total[T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
@@ -51,30 +49,18 @@ template <int T>
     const uint8_t* base = w + segment.block;
     const uint8_t* v = base + segment.column * 8;
     const uint8_t* xk = x + segment.k;
-    __m512i acc[kSums][T][2];
-#pragma GCC unroll 2
-    for (int u = 0; u < kSums; ++u) {
+    __m512i acc[T][2];
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) acc[u][t][0] = acc[u][t][1] = _mm512_setzero_si512();
+    for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < segment.width; k += 8) {
+      add_vector<T>(v + k * 8, xk + k, x_stride, acc);
     }
-    int64_t k = 0;
-    for (; k + 8 * kSums <= segment.width; k += 8 * kSums) {
-#pragma GCC unroll 2
-      for (int u = 0; u < kSums; ++u) {
-        add_vector<T>(v + (k + 8 * u) * 8, xk + k + 8 * u, x_stride, acc[u]);
-      }
-    }
-    for (; k < segment.width; k += 8) add_vector<T>(v + k * 8, xk + k, x_stride, acc[0]);
     const __m512 scale = load_scales(base + segments.block.scales, f.scale_dtype);
     const __m512 zero = load_zeros(base + segments.block.zeros, f.zero_type, 8.0f);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      __m512i l = acc[0][t][0], h = acc[0][t][1];
-      if constexpr (kSums == 2) {
-        l = _mm512_add_epi32(l, acc[1][t][0]);
-        h = _mm512_add_epi32(h, acc[1][t][1]);
-      }
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(l, _mm512_srai_epi32(h, 4)));
+      const __m512i high = _mm512_srai_epi32(acc[t][1], 4);
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(acc[t][0], high));
       const __m512 x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(x_sums[t * segments.count + i]));
       total[t] = _mm512_fmadd_ps(_mm512_fnmadd_ps(zero, x_sum, sum), scale, total[t]);
     }

@@ -10,6 +10,7 @@
 //           int32 sums for two vectors of w and 8 f32 sums in 32 registers.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
+#include "csrc/simd/avx512vnni.h"
 
 namespace lowbit {
 namespace {
@@ -22,11 +23,11 @@ constexpr int64_t kTileM = 8;  // as in linear_int4_i8_avx512vnni
 template <int T>
 [[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x, int64_t x_stride,
                                               __m512i (&acc)[T]) {
-  prefetch(v);
+  _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch, _MM_HINT_T0);
   const __m512i u = _mm512_xor_si512(load_bytes(v), _mm512_set1_epi8(-128));
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast_4(x + t * x_stride));
+    acc[t] = add_products(acc[t], u, x + t * x_stride);
   }
 }
 
@@ -35,8 +36,6 @@ template <int T>
 [[gnu::noinline]] void tile(const uint8_t* w, const Format& f, const Segments& segments,
                             int64_t begin, int64_t end, const uint8_t* x, int64_t x_stride,
                             const int32_t* x_sums, float* sums, bool add) {
-  // vpdpbusd waits 5 cycles for itself; at two a cycle 10 sums must be under way.
-  constexpr int kSums = T < 3 ? 4 : 2;
   __m512 total[T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
@@ -47,27 +46,21 @@ template <int T>
     const uint8_t* base = w + segment.block;
     const uint8_t* v = base + segment.column * 16;
     const uint8_t* xk = x + segment.k;
-    __m512i acc[kSums][T];
+    // vpdpbusd waits 5 cycles for itself; at two a cycle 10 sums must be under way.
+    __m512i even[T], odd[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      acc[0][t] = _mm512_set1_epi32(-128 * x_sums[t * segments.count + i]);
-#pragma GCC unroll 4
-      for (int u = 1; u < kSums; ++u) acc[u][t] = _mm512_setzero_si512();
+      even[t] = _mm512_set1_epi32(-128 * x_sums[t * segments.count + i]);
+      odd[t] = _mm512_setzero_si512();
     }
-    int64_t k = 0;
-    for (; k + 4 * kSums <= segment.width; k += 4 * kSums) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kSums; ++u) {
-        add_vector<T>(v + (k + 4 * u) * 16, xk + k + 4 * u, x_stride, acc[u]);
-      }
+    for (int64_t k = 0; k < segment.width; k += 8) {  // blocks are padded to a multiple of 8
+      add_vector<T>(v + k * 16, xk + k, x_stride, even);
+      add_vector<T>(v + k * 16 + 64, xk + k + 4, x_stride, odd);
     }
-    for (; k < segment.width; k += 4) add_vector<T>(v + k * 16, xk + k, x_stride, acc[0]);
     const __m512 scale = load_scales(base + segments.block.scales, f.scale_dtype);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      __m512i sum = acc[0][t];
-#pragma GCC unroll 4
-      for (int u = 1; u < kSums; ++u) sum = _mm512_add_epi32(sum, acc[u][t]);
+      const __m512i sum = _mm512_add_epi32(even[t], odd[t]);
       total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[t]);
     }
   }

@@ -10,10 +10,6 @@ namespace lowbit::avx512 {
 // past the end of many panels for nothing.
 inline constexpr int64_t kPrefetch = 4096;
 
-static inline void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p) + kPrefetch, _MM_HINT_T0);
-}
-
 static inline __m512 load_scales(const uint8_t* scales, DType dtype) {
   return load_16(scales, dtype);
 }
