@@ -22,19 +22,24 @@ enum class Coding { narrow, int8, e4m3, e5m2, floats };
 
 struct Source {
   Weight w;
-  Shape shape;
   int64_t row_bytes;
   int bits;
   DType dtype;     // of floats
   __m256i shifts;  // of narrow codes: the lowest bit of each of eight
   __m256i mask;
+  bool scaled;
+  float middle;     // the zero point of symmetric codes
+  int64_t group_k;  // at most K
+  int64_t groups;   // in a row
+  const uint8_t *scales, *zeros;
+  int64_t scale_bytes, zero_bytes;
   bool grouped;  // scales belong to whole eighths of columns
 };
 
 Source source_of(const Weight& w) {
   Source s = {};
   s.w = w;
-  s.shape = {w.n, w.k};
+  const Shape shape = {w.n, w.k};
   s.bits = kind_row(w.format.kind).bits;
   s.row_bytes = code_row_bytes(w.format.kind, w.k);
   s.dtype = w.format.kind == Kind::f32   ? DType::f32
@@ -43,8 +48,17 @@ Source source_of(const Weight& w) {
   s.shifts =
       _mm256_mullo_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set1_epi32(s.bits));
   s.mask = _mm256_set1_epi32((1 << (s.bits & 7)) - 1);
-  s.grouped =
-      !kind_row(w.format.kind).scaled || w.format.group_k >= w.k || w.format.group_k % 8 == 0;
+  s.scaled = kind_row(w.format.kind).scaled;
+  s.middle = static_cast<float>(kind_row(w.format.kind).mid);
+  s.group_k = s.scaled && w.format.group_k < w.k ? w.format.group_k : w.k;
+  if (s.scaled) {
+    s.groups = scale_cols(w.format, w.k);
+    s.scales = w.data + rows_scales_at(w.format, shape);
+    s.zeros = w.data + rows_zeros_at(w.format, shape);
+    s.scale_bytes = dtype_bytes(w.format.scale_dtype);
+    s.zero_bytes = zero_bytes(w.format.zero_type);
+  }
+  s.grouped = s.group_k == w.k || s.group_k % 8 == 0;
   return s;
 }
 
@@ -71,44 +85,41 @@ template <Coding C>
   }
 }
 
-// value = (code - zero) * scale, for every kind.
-void scale_of(const Source& s, int64_t n, int64_t group, float* scale, float* zero) {
-  const Format& f = s.w.format;
-  const KindRow& row = kind_row(f.kind);
-  *scale = 1.0f;
-  *zero = 0.0f;
-  if (!row.scaled) return;
-  *scale = load_f32(s.w.data + scale_at(Layout::rows, f, s.shape, n, group), f.scale_dtype, 0);
-  if (f.kind == Kind::int1) {  // codes 0 and 1 are -1 and 1
-    *scale *= 2.0f;
-    *zero = 0.5f;
-  } else if (f.zero_type == ZeroType::none) {
-    *zero = static_cast<float>(row.mid);
-  } else {
-    const uint8_t* at = s.w.data + zero_at(Layout::rows, f, s.shape, n, group);
-    *zero = f.zero_type == ZeroType::u8 ? static_cast<float>(*at) : load_f32(at, DType::f32, 0);
-  }
+// Where a row's scales and zero points begin; those of its groups follow each other.
+struct RowScales {
+  const uint8_t *scales, *zeros;
+};
+
+RowScales scales_of(const Source& s, int64_t n) {
+  const int64_t group_n = s.w.format.group_n;
+  const int64_t first = (group_n == 1 ? n : n / group_n) * s.groups;
+  return {s.scales + first * s.scale_bytes, s.zeros + first * s.zero_bytes};
 }
 
-// Columns [k, k + count) of row n one by one, then zeros up to `to_count`.
-void decode_slowly(const Source& s, int64_t n, int64_t k, int64_t count, int64_t to_count,
-                   float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = weight_value(s.w, n, k + i);
-  for (int64_t i = count; i < to_count; ++i) to[i] = 0.0f;
+// value = (code - zero) * scale, for every kind.
+struct Affine {
+  float scale, zero;
+};
+
+Affine affine_of(const Source& s, const RowScales& row, int64_t group) {
+  const Format& f = s.w.format;
+  if (!s.scaled) return {1.0f, 0.0f};
+  const float scale = load_f32(row.scales, f.scale_dtype, group);
+  if (f.kind == Kind::int1) return {scale * 2.0f, 0.5f};  // codes 0 and 1 are -1 and 1
+  if (f.zero_type == ZeroType::none) return {scale, s.middle};
+  return {scale, load_f32(row.zeros, f.zero_type == ZeroType::u8 ? DType::u8 : DType::f32, group)};
 }
 
 template <Coding C>
 float dot(const Source& s, int64_t n, const float* x) {
   const uint8_t* row = s.w.data + n * s.row_bytes;
   const int64_t whole = s.grouped ? s.w.k / 8 * 8 : 0;
-  const int64_t group_k = s.w.format.group_k < s.w.k ? s.w.format.group_k : s.w.k;
+  const RowScales scales = scales_of(s, n);
   __m256 total = _mm256_setzero_ps();
-  for (int64_t k = 0; k < whole;) {
-    float scale, zero;
-    scale_of(s, n, k / group_k, &scale, &zero);
-    const int64_t group_end = (k / group_k + 1) * group_k;
-    const int64_t end = group_end < whole ? group_end : whole;
-    const __m256 z = _mm256_set1_ps(zero);
+  for (int64_t k = 0, group = 0; k < whole; ++group) {
+    const Affine affine = affine_of(s, scales, group);
+    const int64_t end = k + s.group_k < whole ? k + s.group_k : whole;
+    const __m256 z = _mm256_set1_ps(affine.zero);
     __m256 acc[4];
     for (__m256& a : acc) a = _mm256_setzero_ps();
     for (; k + 32 <= end; k += 32) {
@@ -123,18 +134,18 @@ float dot(const Source& s, int64_t n, const float* x) {
       acc[0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + k), acc[0]);
     }
     const __m256 sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
-    total = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), total);
+    total = _mm256_fmadd_ps(sum, _mm256_set1_ps(affine.scale), total);
   }
   for (int64_t k = whole; k < s.w.k; k += 8) {
-    float values[8];
-    decode_slowly(s, n, k, s.w.k - k < 8 ? s.w.k - k : 8, 8, values);
+    float values[8] = {};
+    for (int64_t i = 0; i < 8 && k + i < s.w.k; ++i) values[i] = weight_value(s.w, n, k + i);
     total = _mm256_fmadd_ps(_mm256_loadu_ps(values), _mm256_loadu_ps(x + k), total);
   }
   return sum_of(total);
 }
 
 // Eight rows of eight columns to eight columns of eight rows.
-void store_transposed(const __m256 (&v)[8], float* to) {
+[[gnu::always_inline]] inline void store_transposed(const __m256 (&v)[8], float* to) {
   const __m256 a0 = _mm256_unpacklo_ps(v[0], v[1]), a1 = _mm256_unpackhi_ps(v[0], v[1]);
   const __m256 a2 = _mm256_unpacklo_ps(v[2], v[3]), a3 = _mm256_unpackhi_ps(v[2], v[3]);
   const __m256 a4 = _mm256_unpacklo_ps(v[4], v[5]), a5 = _mm256_unpackhi_ps(v[4], v[5]);
@@ -150,36 +161,68 @@ void store_transposed(const __m256 (&v)[8], float* to) {
   }
 }
 
-// Columns [k0, k0 + kc) of 16 rows from n0 on as (kc rounded up to 8, 16); zeros for rows behind N.
+// Columns [k, end) of the eight rows from `row` on, all there and all of one group: (end - k, 8) of
+// a panel. Not inlined, so that the compiler keeps row addresses and constants in registers.
+template <Coding C>
+[[gnu::noinline]] void decode_run(const Source& source, const uint8_t* row, int64_t k, int64_t end,
+                                  const Affine* affine, float* to) {
+  const Source s = source;
+  const int64_t step = s.row_bytes;
+  const uint8_t* rows[8] = {row,
+                            row + step,
+                            row + 2 * step,
+                            row + 3 * step,
+                            row + 4 * step,
+                            row + 5 * step,
+                            row + 6 * step,
+                            row + 7 * step};
+  for (; k < end; k += 8, to += 8 * kPanel) {
+    __m256 v[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m256 code = eight<C>(s, rows[i], k);
+      v[i] = _mm256_mul_ps(_mm256_sub_ps(code, _mm256_broadcast_ss(&affine[i].zero)),
+                           _mm256_broadcast_ss(&affine[i].scale));
+    }
+    store_transposed(v, to);
+  }
+}
+
+// The same for the edges: rows behind N and columns behind K give zeros.
+[[gnu::noinline]] void decode_edge(const Source& s, int64_t n, int64_t k, float* to) {
+  __m256 v[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    float values[8] = {};
+    for (int64_t j = 0; n + i < s.w.n && j < 8 && k + j < s.w.k; ++j) {
+      values[j] = weight_value(s.w, n + i, k + j);
+    }
+    v[i] = _mm256_loadu_ps(values);
+  }
+  store_transposed(v, to);
+}
+
+// Columns [k0, k0 + kc) of 16 rows from n0 on as (kc rounded up to 8, 16).
 template <Coding C>
 void decode(const Source& s, int64_t n0, int64_t k0, int64_t kc, float* to) {
-  const int64_t group_k = s.w.format.group_k < s.w.k ? s.w.format.group_k : s.w.k;
-  const int64_t rows = s.w.n - n0 < kPanel ? s.w.n - n0 : kPanel;
-  float scale[kPanel] = {}, zero[kPanel] = {};
-  int64_t known = -1;  // the group whose scales stand above
-  for (int64_t k = k0; k < k0 + kc; k += 8) {
-    const bool plain = s.grouped && k + 8 <= s.w.k;
-    if (plain && k / group_k != known) {
-      known = k / group_k;
-      for (int64_t r = 0; r < rows; ++r) scale_of(s, n0 + r, known, &scale[r], &zero[r]);
-    }
-    for (int64_t half = 0; half < kPanel; half += 8) {
-      __m256 v[8];
-      for (int64_t i = 0; i < 8; ++i) {
-        const int64_t r = half + i;
-        if (r >= rows) {
-          v[i] = _mm256_setzero_ps();
-        } else if (plain) {
-          const __m256 code = eight<C>(s, s.w.data + (n0 + r) * s.row_bytes, k);
-          v[i] = _mm256_mul_ps(_mm256_sub_ps(code, _mm256_broadcast_ss(&zero[r])),
-                               _mm256_broadcast_ss(&scale[r]));
-        } else {
-          float values[8];
-          decode_slowly(s, n0 + r, k, s.w.k - k < 8 ? s.w.k - k : 8, 8, values);
-          v[i] = _mm256_loadu_ps(values);
-        }
+  for (int64_t half = 0; half < kPanel; half += 8) {
+    const int64_t n = n0 + half;
+    const bool all_there = n + 8 <= s.w.n;
+    RowScales scales[8];
+    for (int64_t i = 0; i < 8; ++i) scales[i] = scales_of(s, n + i);
+    Affine affine[8];
+    for (int64_t k = k0; k < k0 + kc;) {
+      const int64_t group = k / s.group_k, group_end = (group + 1) * s.group_k;
+      int64_t end = s.w.k / 8 * 8 < k0 + kc ? s.w.k / 8 * 8 : k0 + kc;
+      end = group_end < end ? group_end : end;
+      if (!all_there || !s.grouped || k >= end) {
+        decode_edge(s, n, k, to + (k - k0) * kPanel + half);
+        k += 8;
+        continue;
       }
-      store_transposed(v, to + (k - k0) * kPanel + half);
+      for (int64_t i = 0; i < 8; ++i) affine[i] = affine_of(s, scales[i], group);
+      decode_run<C>(s, s.w.data + n * s.row_bytes, k, end, affine, to + (k - k0) * kPanel + half);
+      k = end;
     }
   }
 }
