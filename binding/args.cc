@@ -48,10 +48,7 @@ bool Reader::own(DeviceHandle* device, const char* name) {
   return true;
 }
 
-TensorHandle* Reader::tensor(const char* name) {
-  napi_value value = next();
-  if (failed_) return nullptr;
-  TensorHandle* handle = unwrap_tensor(env_, value);
+TensorHandle* Reader::accept(TensorHandle* handle, napi_value value, const char* name) {
   if (handle == nullptr) {
     fail_type(name, "a Tensor", value);
   } else if (handle->storage == nullptr) {
@@ -60,6 +57,11 @@ TensorHandle* Reader::tensor(const char* name) {
     return handle;
   }
   return nullptr;
+}
+
+TensorHandle* Reader::tensor(const char* name) {
+  napi_value value = next();
+  return failed_ ? nullptr : accept(unwrap_tensor(env_, value), value, name);
 }
 
 WeightHandle* Reader::weight_handle(const char* name) {
@@ -97,14 +99,14 @@ Weight Reader::weight(const char* name) {
 napi_value Reader::existing_output(const char* name, Tensor* slot) {
   *slot = absent_tensor();
   if (absent()) return nullptr;
-  napi_value value = argv_[at_];
-  napi_valuetype type = napi_undefined;
-  napi_typeof(env_, value, &type);
-  if (unwrap_tensor(env_, value) == nullptr && type == napi_object) {
-    ++at_;
-    return value;
+  napi_value value = next();
+  TensorHandle* handle = unwrap_tensor(env_, value);
+  if (handle == nullptr) {
+    napi_valuetype type = napi_undefined;
+    napi_typeof(env_, value, &type);
+    if (type == napi_object) return value;
   }
-  const TensorHandle* handle = tensor(name);
+  handle = accept(handle, value, name);
   if (handle == nullptr) return nullptr;
   written[writes++] = handle->storage;
   *slot = handle->view;

@@ -70,6 +70,7 @@ class Reader {
  private:
   napi_value next() { return at_ < count_ ? argv_[at_++] : undefined_; }
   bool own(DeviceHandle* device, const char* name);
+  TensorHandle* accept(TensorHandle* handle, napi_value value, const char* name);
   napi_value existing_output(const char* name, Tensor* slot);
   void add_shell(Tensor* slot, napi_value object, Tensor made);
 
