@@ -11,6 +11,7 @@
 #include "csrc/format/layout.h"
 #include "csrc/linear/linear.h"
 #include "csrc/norm/norm.h"
+#include "csrc/quantize/quantize.h"
 #include "csrc/rope/rope.h"
 #include "csrc/softmax/softmax.h"
 
@@ -121,6 +122,12 @@ static napi_value kernel_rows(napi_env env) {
              set_dtypes(env, row, "dtypes", s.dtypes);
              set_number(env, row, "headDimMax", static_cast<double>(s.head_dim_max));
              set_number(env, row, "headDimMultiple", static_cast<double>(s.head_dim_multiple));
+           });
+  const QuantizeTable quantize = quantize_table();
+  add_rows(env, rows, "quantize", quantize.rows, quantize.count,
+           [&](const QuantizeSpec& s, napi_value row) {
+             set_dtypes(env, row, "floats", s.floats);
+             set_dtypes(env, row, "codes", s.codes);
            });
   add_row_op(env, rows, "norm", norm_table());
   add_row_op(env, rows, "rope", rope_table());

@@ -3,6 +3,12 @@
  * fraction; exponent 0 holds the subnormals. Slow and plain; independent of csrc.
  */
 
+// jest runs tests in a context whose globals are looked up slowly.
+const { abs } = Math
+const { is } = Object
+const { isNaN: isNan } = Number
+const [inf, nan] = [Number.POSITIVE_INFINITY, Number.NaN]
+
 /** A binary floating type of at most 16 bits. */
 export interface Minifloat {
   readonly exponentBits: number
@@ -21,17 +27,29 @@ export const minifloats = {
   e5m2: { exponentBits: 5, mantissaBits: 2, bias: 15, special: 'ieee', overflow: 'saturate' },
 } as const satisfies Record<string, Minifloat>
 
-/** The value of a code; exact, since each of these types is a subset of float64. */
-export function decodeFloat(type: Minifloat, code: number): number {
+function plainValue(type: Minifloat, code: number): number {
   const { exponentBits, mantissaBits, bias, special } = type
   const sign = code >> (exponentBits + mantissaBits) ? -1 : 1
   const exponent = (code >> mantissaBits) & (2 ** exponentBits - 1)
   const mantissa = code & (2 ** mantissaBits - 1)
-  if (special === 'ieee' && exponent === 2 ** exponentBits - 1) return mantissa === 0 ? sign * Infinity : NaN
+  if (special === 'ieee' && exponent === 2 ** exponentBits - 1) return mantissa === 0 ? sign * inf : nan
   if (special === 'ocp' && exponent === 2 ** exponentBits - 1 && mantissa === 2 ** mantissaBits - 1)
-    return NaN
+    return nan
   if (exponent === 0) return sign * mantissa * 2 ** (1 - bias - mantissaBits)
   return sign * (1 + mantissa / 2 ** mantissaBits) * 2 ** (exponent - bias)
+}
+
+const decoded = new Map<Minifloat, Float64Array>()
+
+/** The value of a code; exact, since each of these types is a subset of float64. */
+export function decodeFloat(type: Minifloat, code: number): number {
+  let table = decoded.get(type)
+  if (table === undefined) {
+    const codes = 2 ** (1 + type.exponentBits + type.mantissaBits)
+    table = Float64Array.from({ length: codes }, (_, i) => plainValue(type, i))
+    decoded.set(type, table)
+  }
+  return table[code] as number
 }
 
 const tables = new Map<Minifloat, number[]>()
@@ -50,9 +68,9 @@ export function finiteValues(type: Minifloat): number[] {
 /** The code nearest to a float64, ties to the even code. NaN becomes the type's NaN with all mantissa bits or quiet. */
 export function encodeFloat(type: Minifloat, value: number): number {
   const signBit = 1 << (type.exponentBits + type.mantissaBits)
-  const sign = value < 0 || Object.is(value, -0) ? signBit : 0
-  if (Number.isNaN(value)) return sign | (signBit - 1)
-  const magnitude = Math.abs(value)
+  const sign = value < 0 || is(value, -0) ? signBit : 0
+  if (isNan(value)) return sign | (signBit - 1)
+  const magnitude = abs(value)
   const table = finiteValues(type)
   const last = table.length - 1
   const largest = table[last] as number

@@ -6,17 +6,18 @@
 import type { Format } from 'lowbit'
 import { decodeFloat, encodeFloat, type Minifloat, minifloats } from './floats'
 
-const f32 = Math.fround
+// jest runs tests in a context whose globals are looked up slowly.
+const { abs, ceil, floor, fround: f32, max, min } = Math
 
 /** Round to nearest, ties to even. */
 export function roundEven(x: number): number {
-  const below = Math.floor(x)
+  const below = floor(x)
   const rest = x - below
   if (rest !== 0.5) return rest < 0.5 ? below : below + 1
   return below % 2 === 0 ? below : below + 1
 }
 
-const clamp = (x: number, lo: number, hi: number): number => Math.min(Math.max(x, lo), hi)
+const clamp = (x: number, lo: number, hi: number): number => min(max(x, lo), hi)
 
 export type ScaleDtype = 'f32' | 'f16' | 'bf16'
 
@@ -54,8 +55,8 @@ export const codeBits: Record<Format, number> = {
 }
 
 function roundScale(scale: number, dtype: ScaleDtype): number {
-  const atLeast = Math.max(scale, f32(1e-12))
-  if (dtype === 'f32') return Math.min(atLeast, 3.4028234663852886e38)
+  const atLeast = max(scale, f32(1e-12))
+  if (dtype === 'f32') return min(atLeast, 3.4028234663852886e38)
   const type: Minifloat = minifloats[dtype]
   const largest = dtype === 'f16' ? 65504 : 2 ** 127 * (2 - 2 ** -7)
   const least = dtype === 'f16' ? 2 ** -24 : 0
@@ -81,7 +82,7 @@ function floatGroup(type: Minifloat, scale: number): Group {
 /** How one group of values is coded. */
 export function groupOf(values: readonly number[], s: RefScheme): Group {
   const shrink = f32(s.shrink ?? 1)
-  const maxAbs = values.reduce((m, w) => Math.max(m, Math.abs(w)), 0)
+  const maxAbs = values.reduce((m, w) => max(m, abs(w)), 0)
   const scaleBy = (largest: number) => roundScale(f32(f32(maxAbs * shrink) / largest), s.scaleDtype)
   switch (s.format) {
     case 'int8': {
@@ -99,7 +100,7 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
       return floatGroup(minifloats.e5m2, scaleBy(57344))
     case 'ternary':
     case 'int1': {
-      const mean = values.reduce((sum, w) => sum + Math.abs(w), 0) / values.length
+      const mean = values.reduce((sum, w) => sum + abs(w), 0) / values.length
       const scale = roundScale(f32(f32(mean) * shrink), s.scaleDtype)
       if (s.format === 'int1') {
         return {
@@ -130,8 +131,8 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
           decode: (code) => f32(scale * (code - mid)),
         }
       }
-      const lo = f32(Math.min(0, ...values) * shrink)
-      const hi = f32(Math.max(0, ...values) * shrink)
+      const lo = f32(min(0, ...values) * shrink)
+      const hi = f32(max(0, ...values) * shrink)
       const scale = roundScale(f32(f32(hi - lo) / top), s.scaleDtype)
       const exact = f32((0 - lo) / scale)
       if (s.zeroPoint === 'float') {
@@ -142,7 +143,7 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
           decode: (code) => f32(scale * f32(code - exact)),
         }
       }
-      const zero = Math.min(roundEven(exact), top)
+      const zero = min(roundEven(exact), top)
       return {
         scale,
         zero,
@@ -157,8 +158,8 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
 
 /** Quantises w [n, k]; groups at the ragged ends are smaller. */
 export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefScheme): RefWeight {
-  const rows = Math.ceil(n / s.groupN)
-  const cols = Math.ceil(k / s.groupK)
+  const rows = ceil(n / s.groupN)
+  const cols = ceil(k / s.groupK)
   const codes = new Int32Array(n * k)
   const values = new Float32Array(n * k)
   const scales = new Float32Array(rows * cols)
@@ -166,8 +167,8 @@ export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefSc
   for (let i = 0; i < rows; i++) {
     for (let j = 0; j < cols; j++) {
       const members: number[] = []
-      for (let r = i * s.groupN; r < Math.min(n, (i + 1) * s.groupN); r++) {
-        for (let c = j * s.groupK; c < Math.min(k, (j + 1) * s.groupK); c++) members.push(r * k + c)
+      for (let r = i * s.groupN; r < min(n, (i + 1) * s.groupN); r++) {
+        for (let c = j * s.groupK; c < min(k, (j + 1) * s.groupK); c++) members.push(r * k + c)
       }
       const group = groupOf(
         members.map((at) => w[at] as number),
@@ -197,11 +198,27 @@ export function shrinkFactors(format: Format): number[] {
 
 /** Code k of row n in canonical bytes, 8 bits or fewer: bit k * bits of the row, least significant bit first. */
 export function readCode(bytes: Uint8Array, n: number, k: number, cols: number, bits: number): number {
-  const rowBytes = Math.ceil((cols * bits) / 8)
+  const rowBytes = ceil((cols * bits) / 8)
   const bit = k * bits
   const at = n * rowBytes + (bit >> 3)
   const two = (bytes[at] as number) | ((bytes[at + 1] ?? 0) << 8)
   return (two >> (bit & 7)) & (2 ** bits - 1)
+}
+
+/** Writes such a code into bytes that are zero. */
+export function writeCode(
+  bytes: Uint8Array,
+  n: number,
+  k: number,
+  cols: number,
+  bits: number,
+  code: number,
+): void {
+  const bit = k * bits
+  const at = n * ceil((cols * bits) / 8) + (bit >> 3)
+  const two = code << (bit & 7)
+  bytes[at] = (bytes[at] as number) | (two & 255)
+  if (two > 255) bytes[at + 1] = (bytes[at + 1] as number) | (two >> 8)
 }
 
 /** Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. */
@@ -213,7 +230,7 @@ export function panelPlace(
   n: number,
   k: number,
 ): { byte: number; bit: number } {
-  const block = (Math.floor(n / 16) * groups + Math.floor(k / groupK)) * blockBytes
+  const block = (floor(n / 16) * groups + floor(k / groupK)) * blockBytes
   const lane = (n % 16) * 4
   const i = k % groupK
   switch (format) {
@@ -221,11 +238,11 @@ export function panelPlace(
       return { byte: block + 64 * i + lane, bit: 0 }
     case 'f16':
     case 'bf16':
-      return { byte: block + 64 * Math.floor(i / 2) + lane + 2 * (i % 2), bit: 0 }
+      return { byte: block + 64 * floor(i / 2) + lane + 2 * (i % 2), bit: 0 }
     case 'int8':
-      return { byte: block + 64 * Math.floor(i / 4) + lane + (i % 4), bit: 0 }
+      return { byte: block + 64 * floor(i / 4) + lane + (i % 4), bit: 0 }
     case 'int4':
-      return { byte: block + 64 * Math.floor(i / 8) + lane + (i % 4), bit: i % 8 < 4 ? 0 : 4 }
+      return { byte: block + 64 * floor(i / 8) + lane + (i % 4), bit: i % 8 < 4 ? 0 : 4 }
     default:
       throw new Error(`panel16 has no ${format}`)
   }
