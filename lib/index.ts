@@ -1,6 +1,6 @@
 /** lowbit: low-precision GEMM and attention for Node.js. */
 
-export { type AttentionOptions, type AttentionResult, attention } from './attention'
+export { type AttentionOptions, type AttentionResult, type AttentionWindow, attention } from './attention'
 export { type Backend, backends } from './backends'
 export {
   Checkpoint,

@@ -238,10 +238,10 @@ static Status check_options(const AttentionArgs& a) {
 Status attention_check(const AttentionArgs& a) {
   Tensor expected;
   LB_TRY(attention_infer(a, &expected));
-  if (!present(a.o)) return error(Code::type, "attention: o must be given");
-  LB_TRY(check_expected("o", expected, a.o));
+  if (!present(a.o)) return error(Code::type, "attention: out must be given");
+  LB_TRY(check_expected("out", expected, a.o));
   if (a.o.dtype != a.q.dtype && a.o.dtype != DType::f32) {
-    return error(Code::dtype, "attention: expected o in q's dtype %s or in f32 but got %s",
+    return error(Code::dtype, "attention: expected out in q's dtype %s or in f32 but got %s",
                  dtype_name(a.q.dtype), dtype_name(a.o.dtype));
   }
   LB_TRY(check_options(a));
@@ -260,7 +260,7 @@ Status attention_check(const AttentionArgs& a) {
   const Named all[] = {{"q", &a.q},
                        {"k", &a.k},
                        {"v", &a.v},
-                       {"o", &a.o},
+                       {"out", &a.o},
                        {"lse", &a.lse},
                        {"cu_seqlens_q", &a.cu_seqlens_q},
                        {"cu_seqlens_kv", &a.cu_seqlens_kv},

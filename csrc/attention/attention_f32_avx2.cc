@@ -10,8 +10,6 @@
 // Measured  see NOTES.md.
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "csrc/attention/attention.h"
 #include "csrc/attention/flash.h"
 
@@ -57,13 +55,6 @@ struct Avx2 {
     a = _mm256_permute2f128_ps(low, high, 0x20);
     b = _mm256_permute2f128_ps(low, high, 0x31);
   }
-  // The first n < 8 elements; the lanes after them are zero.
-  template <class T>
-  static inline F load_n(const T* p, int n) {
-    T all[8] = {};
-    std::memcpy(all, p, static_cast<size_t>(n) * sizeof(T));
-    return load8(all);
-  }
   static inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static inline void store(F16* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -81,12 +72,6 @@ struct Avx2 {
     const __m128i packed =
         _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
-  }
-  template <class T>
-  static inline void store_n(T* p, F x, int n) {
-    T all[8];
-    store(all, x);
-    std::memcpy(p, all, static_cast<size_t>(n) * sizeof(T));
   }
 
   static inline F add(F a, F b) { return _mm256_add_ps(a, b); }

@@ -52,6 +52,21 @@ static inline __m256 load8(const Bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
 
+// A vector of the first n < kLanes elements, the lanes after them zero; and the same for stores.
+// Not one byte past the elements is touched.
+template <class V, class T>
+static inline typename V::F load_part(const T* p, int64_t n) {
+  T all[V::kLanes] = {};
+  __builtin_memcpy(all, p, static_cast<size_t>(n) * sizeof(T));
+  return V::load(all);
+}
+template <class V, class T>
+static inline void store_part(T* p, typename V::F x, int64_t n) {
+  T all[V::kLanes];
+  V::store(all, x);
+  __builtin_memcpy(p, all, static_cast<size_t>(n) * sizeof(T));
+}
+
 // Scratch of one thread.
 struct Scratch {
   float *q, *k, *v, *s, *o;
@@ -197,7 +212,7 @@ static void write_o(const float* o, float divisor, T* out, int64_t n) {
   int64_t d = 0;
   const typename V::F by = V::set1(divisor);
   for (; d + V::kLanes <= n; d += V::kLanes) V::store(out + d, V::div(V::load(o + d), by));
-  if (d < n) V::store_n(out + d, V::div(V::load(o + d), by), static_cast<int>(n - d));
+  if (d < n) store_part<V>(out + d, V::div(V::load(o + d), by), n - d);
 }
 
 // Rounds one finished row to o and lse.
@@ -481,7 +496,7 @@ static void pack_v(const T* v, int64_t stride, int count, const Plan& p, float* 
     for (int64_t i = 0; d + i < p.head_dim_v_pad; i += V::kLanes) {
       const int64_t left = p.head_dim_v - d - i;
       V::store(to + i, left >= V::kLanes ? V::load(v + d + i)
-                       : left > 0        ? V::load_n(v + d + i, static_cast<int>(left))
+                       : left > 0        ? load_part<V>(v + d + i, left)
                                          : V::zero());
     }
   }
@@ -652,21 +667,28 @@ static void score_steps(const Plan& p, const Source<T>& from, const Edges& e, co
   }
 }
 
+// The widest tiles that head_dim_v has room for, then narrower ones.
+template <class V, int kRows, int kPairs, class T>
+static inline int64_t value_widths(const Plan& p, const Source<T>& from, const Edges& e,
+                                   const float* s, const float* shrink, float* o, int64_t d) {
+  constexpr int kWidth = 2 * kPairs * V::kLanes;
+  for (; d + kWidth <= p.head_dim_v; d += kWidth) {
+    value_tile<V, kRows, kPairs, false>(e, s, shrink, from.v + d, from.v_stride, o + d,
+                                        p.head_dim_v_pad, 0);
+  }
+  if constexpr (kPairs > 1) {
+    d = value_widths<V, kRows, kPairs / 2>(p, from, e, s, shrink, o, d);
+  }
+  return d;
+}
+
 template <class V, int kRows, class T>
 static void value_steps(const Plan& p, const Source<T>& from, const Edges& e, const float* s,
                         const float* shrink, float* o) {
-  constexpr int kPairs = V::step_pairs(kRows), kWidth = 2 * kPairs * V::kLanes;
-  const int64_t n = p.head_dim_v, stride = p.head_dim_v_pad;
-  int64_t d = 0;
-  for (; d + kWidth <= n; d += kWidth) {
-    value_tile<V, kRows, kPairs, false>(e, s, shrink, from.v + d, from.v_stride, o + d, stride, 0);
-  }
-  for (; d + 2 * V::kLanes <= n; d += 2 * V::kLanes) {
-    value_tile<V, kRows, 1, false>(e, s, shrink, from.v + d, from.v_stride, o + d, stride, 0);
-  }
-  if (d < n) {
-    value_tile<V, kRows, 1, true>(e, s, shrink, from.v + d, from.v_stride, o + d, stride,
-                                  static_cast<int>(n - d));
+  const int64_t d = value_widths<V, kRows, V::step_pairs(kRows)>(p, from, e, s, shrink, o, 0);
+  if (d < p.head_dim_v) {
+    value_tile<V, kRows, 1, true>(e, s, shrink, from.v + d, from.v_stride, o + d, p.head_dim_v_pad,
+                                  static_cast<int>(p.head_dim_v - d));
   }
 }
 

@@ -1,0 +1,102 @@
+/**
+ * Attention from its formula: all scores of a row, their softmax or sigmoid, the weighted sum of values. Sequences end to
+ * end, as in the packed form; the batched form is the same numbers with every sequence equally long.
+ */
+import type { Round } from './compare'
+
+const { exp, log, max: larger, sqrt, tanh } = Math
+const { NEGATIVE_INFINITY: minusInf } = Number
+
+/** Where a sequence stands: its first token among those of q and of k, and its lengths. */
+export interface RefSequence {
+  readonly q0: number
+  readonly kv0: number
+  readonly seqQ: number
+  readonly seqKv: number
+}
+
+export interface RefAttention {
+  /** [tokensQ, heads, headDim], [tokensKv, kvHeads, headDim], [tokensKv, kvHeads, headDimV] */
+  readonly q: readonly number[]
+  readonly k: readonly number[]
+  readonly v: readonly number[]
+  readonly sequences: readonly RefSequence[]
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly headDimV: number
+  readonly causal?: boolean
+  /** -1: no limit. */
+  readonly windowLeft?: number
+  readonly windowRight?: number
+  readonly softcap?: number
+  readonly alibiSlopes?: readonly number[] | undefined
+  readonly sinks?: readonly number[] | undefined
+  readonly softmaxScale?: number | undefined
+  readonly sigmoid?: boolean
+}
+
+/** Whether the query at `position` sees key j. */
+export function sees(a: RefAttention, position: number, j: number): boolean {
+  const { causal = false, windowLeft = -1, windowRight = -1 } = a
+  if (causal && j > position) return false
+  if (windowLeft >= 0 && j < position - windowLeft) return false
+  return !(windowRight >= 0 && j > position + windowRight)
+}
+
+/**
+ * @param r what is rounded after every operation
+ * @param backwards add up from the end: another plain loop, with another error
+ * @returns out [tokensQ, heads, headDimV] and lse [tokensQ, heads]; zeros where no sequence has a token
+ */
+export function refAttention(a: RefAttention, r: Round, backwards = false): { out: number[]; lse: number[] } {
+  const { q, k, v, heads, kvHeads, headDim, headDimV, alibiSlopes, sinks, softcap = 0, sigmoid = false } = a
+  const tokens = a.sequences.reduce((most, s) => larger(most, s.q0 + s.seqQ), 0)
+  const out = new Array<number>(tokens * heads * headDimV).fill(0)
+  const lse = new Array<number>(tokens * heads).fill(0)
+  const scale = a.softmaxScale ?? r(1 / sqrt(headDim))
+  const order = (n: number) => Array.from({ length: n }, (_, i) => (backwards ? n - 1 - i : i))
+  const dims = order(headDim)
+  for (const { q0, kv0, seqQ, seqKv } of a.sequences) {
+    for (let i = 0; i < seqQ; i++) {
+      const position = i + seqKv - seqQ
+      const keys = order(seqKv).filter((j) => sees(a, position, j))
+      for (let h = 0; h < heads; h++) {
+        const kvHead = Math.floor(h / (heads / kvHeads))
+        const row = (q0 + i) * heads + h
+        const sink = sinks?.[h] ?? minusInf
+        const scores = keys.map((j) => {
+          let dot = 0
+          for (const d of dims) {
+            const x = q[row * headDim + d] as number
+            const y = k[((kv0 + j) * kvHeads + kvHead) * headDim + d] as number
+            dot = r(dot + r(x * y))
+          }
+          let s = r(scale * dot)
+          if (softcap > 0) s = r(softcap * r(tanh(r(s / softcap))))
+          if (alibiSlopes !== undefined) s = r(s + r((alibiSlopes[h] as number) * (j - position)))
+          return s
+        })
+        if (keys.length === 0) {
+          lse[row] = sink
+          continue
+        }
+        const top = scores.reduce((x, y) => larger(x, y), sink)
+        const shift = top === minusInf ? 0 : top
+        const p = scores.map((s) => (sigmoid ? r(1 / r(1 + r(exp(-s)))) : r(exp(r(s - shift)))))
+        const own = sink === minusInf ? 0 : r(exp(r(sink - shift)))
+        const sum = p.reduce((x, y) => r(x + y), own)
+        for (let d = 0; d < headDimV; d++) {
+          let o = 0
+          for (const [n, j] of keys.entries()) {
+            const x = v[((kv0 + j) * kvHeads + kvHead) * headDimV + d] as number
+            o = r(o + r((p[n] as number) * x))
+          }
+          out[row * headDimV + d] = sigmoid ? o : r(o / sum)
+        }
+        lse[row] = r(shift + r(log(sum)))
+      }
+    }
+  }
+  return { out, lse }
+}
