@@ -121,13 +121,13 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
     q,
     k,
     v,
-    packed && !one
+    packed && !single
       ? ints(
           device,
           ends((s) => s.q0 + s.seqQ),
         )
       : undefined,
-    packed && !one
+    packed && !single
       ? ints(
           device,
           ends((s) => s.kv0 + s.seqKv),
