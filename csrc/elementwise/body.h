@@ -1,8 +1,11 @@
 // The loops of elementwise, compiled once under the flags of each row's file.
 //
-// Method    512 elements at a time: f32 where they lie, other dtypes through buffers; simd/math.h
-//           has the functions, without branches or tables.
+// Method    one pass from memory to memory where the three dtypes are one; mixed ones as f32, 512
+//           elements at a time through buffers. simd/math.h has the functions, without branches or
+//           tables.
 #pragma once
+
+#include <type_traits>
 
 #include "csrc/base/threads.h"
 #include "csrc/elementwise/elementwise.h"
@@ -17,8 +20,8 @@ static inline Lanes tanh_gate(Lanes x) {
 }
 
 // out may be a or b.
-static inline void apply_run(Function f, const float* a, const float* b, float* out,
-                             int64_t count) {
+template <class T>
+static inline void apply_run(Function f, const T* a, const T* b, T* out, int64_t count) {
   switch (f) {
     case Function::add: map_run(a, b, out, count, [](Lanes x, Lanes y) { return x + y; }); return;
     case Function::silu_mul:
@@ -35,6 +38,15 @@ static inline void apply_run(Function f, const float* a, const float* b, float* 
 
 static inline void elementwise_run_row(const ElementwiseArgs& args, int64_t a, int64_t b,
                                        int64_t out, int64_t count) {
+  if (args.a.dtype == args.b.dtype && args.a.dtype == args.out.dtype) {
+    with_float_type(args.a.dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      apply_run(args.function, static_cast<const T*>(args.a.data) + a,
+                static_cast<const T*>(args.b.data) + b, static_cast<T*>(args.out.data) + out,
+                count);
+    });
+    return;
+  }
   float buffer_a[kRun], buffer_b[kRun], buffer_out[kRun];
   for (int64_t i = 0; i < count; i += kRun) {
     const int64_t width = count - i < kRun ? count - i : kRun;

@@ -1,12 +1,13 @@
 // The loops of norm, compiled once under the flags of each row's file.
 //
-// Method    u of one row in f32, in scratch unless x is it already; its sums; then one pass that
-//           writes. Weight and bias become f32 once for each chunk of rows. Sums are f32 over 2048
-//           elements and double above (simd/reduce.h). A row whose squares leave the range of f32
-//           is done again in double.
+// Method    a row's sums, then one pass that writes. x of out's dtype is read where it lies, twice;
+//           otherwise u is made in scratch as f32 first. Weight and bias become f32 once for each
+//           chunk of rows. Sums are f32 over 2048 elements and double above (simd/reduce.h). A row
+//           whose squares leave the range of f32 is done again in double.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "csrc/base/threads.h"
 #include "csrc/norm/norm.h"
@@ -16,77 +17,76 @@
 namespace lowbit {
 
 struct NormRow {
-  const float *u, *weight, *bias;  // bias is null with rms
-  int64_t length, out;             // out: offset of the row
+  const float *weight, *bias;  // bias is null with rms
+  int64_t length, out;         // out: offset of the row
 };
 
 // Below and above these the squares of what matters in the row lose digits or overflow in f32.
 inline constexpr double kSquaresMin = 0x1p-100, kSquaresMax = 0x1p126;
 
-static inline void norm_in_double(const NormArgs& a, const NormRow& r, double mean) {
-  double squares = 0;
-  for (int64_t i = 0; i < r.length; ++i) squares += (r.u[i] - mean) * (r.u[i] - mean);
-  const double scale = 1 / std::sqrt(squares / static_cast<double>(r.length) + a.eps);
+// u from dtype's element `first` on.
+static inline void norm_in_double(const NormArgs& a, const NormRow& r, const void* u, DType dtype,
+                                  int64_t first) {
+  const double n = static_cast<double>(r.length);
+  double mean = 0, squares = 0;
+  if (a.kind == NormKind::layer) {
+    for (int64_t i = 0; i < r.length; ++i) mean += load_f32(u, dtype, first + i);
+    mean /= n;
+  }
   for (int64_t i = 0; i < r.length; ++i) {
-    const double y = (r.u[i] - mean) * scale * r.weight[i] + (r.bias ? r.bias[i] : 0.0f);
+    const double d = load_f32(u, dtype, first + i) - mean;
+    squares += d * d;
+  }
+  const double scale = 1 / std::sqrt(squares / n + a.eps);
+  for (int64_t i = 0; i < r.length; ++i) {
+    const double y =
+        (load_f32(u, dtype, first + i) - mean) * scale * r.weight[i] + (r.bias ? r.bias[i] : 0.0f);
     store_f32(a.out.data, a.out.dtype, r.out + i, static_cast<float>(y));
   }
 }
 
-static inline void norm_write_rms(const NormArgs& a, const NormRow& r, float scale) {
-  float buffer[kRun];
-  for (int64_t i = 0; i < r.length; i += kRun) {
-    const int64_t width = r.length - i < kRun ? r.length - i : kRun;
-    float* out = run_room(a.out, r.out + i, buffer);
-    const float *u = r.u + i, *weight = r.weight + i;
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) out[j] = u[j] * scale * weight[j];
-    run_keep(a.out, r.out + i, width, out);
-  }
+// False: the squares are beyond f32, or the row holds NaN, inf or nothing but zeros.
+template <class U, class O>
+static inline bool norm_rms(const NormArgs& a, const NormRow& r, const U* u, O* out) {
+  const double squares = sum_run(u, r.length, [](Lanes v) { return v * v; });
+  if (!(squares > kSquaresMin && squares < kSquaresMax)) return false;
+  const float scale =
+      static_cast<float>(1 / std::sqrt(squares / static_cast<double>(r.length) + a.eps));
+  map_run(u, r.weight, out, r.length, [=](Lanes v, Lanes w) { return v * scale * w; });
+  return true;
 }
 
-// The mean comes in two parts, so that rows far from zero keep their digits.
-static inline void norm_write_layer(const NormArgs& a, const NormRow& r, float mean, float rest,
-                                    float scale) {
-  float buffer[kRun];
-  for (int64_t i = 0; i < r.length; i += kRun) {
-    const int64_t width = r.length - i < kRun ? r.length - i : kRun;
-    float* out = run_room(a.out, r.out + i, buffer);
-    const float *u = r.u + i, *weight = r.weight + i, *bias = r.bias + i;
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) {
-      out[j] = ((u[j] - mean) - rest) * scale * weight[j] + bias[j];
-    }
-    run_keep(a.out, r.out + i, width, out);
-  }
-}
-
-static inline void norm_row(const NormArgs& a, const NormRow& r) {
+template <class U, class O>
+static inline bool norm_layer(const NormArgs& a, const NormRow& r, const U* u, O* out) {
   const double n = static_cast<double>(r.length);
-  const bool layer = a.kind == NormKind::layer;
-  const double mean = layer ? sum_run(r.u, r.length, [](auto v) { return v; }) / n : 0;
+  const double mean = sum_run(u, r.length, [](Lanes v) { return v; }) / n;
+  // In two parts, so that rows far from zero keep their digits.
   const float head = static_cast<float>(mean), rest = static_cast<float>(mean - head);
-  const double squares = layer ? sum_run(r.u, r.length,
-                                         [=](auto v) {
-                                           const auto d = (v - head) - rest;
-                                           return d * d;
-                                         })
-                               : sum_run(r.u, r.length, [](auto v) { return v * v; });
-  // Also taken by rows of NaN, inf and zeros, and by those whose sum overflowed.
-  if (!(squares > kSquaresMin && squares < kSquaresMax)) {
-    double exact = 0;
-    for (int64_t i = 0; i < r.length && layer; ++i) exact += static_cast<double>(r.u[i]);
-    return norm_in_double(a, r, exact / n);
-  }
+  const double squares = sum_run(u, r.length, [=](Lanes v) {
+    const Lanes d = (v - head) - rest;
+    return d * d;
+  });
+  if (!(squares > kSquaresMin && squares < kSquaresMax)) return false;
   const float scale = static_cast<float>(1 / std::sqrt(squares / n + a.eps));
-  if (layer) {
-    norm_write_layer(a, r, head, rest, scale);
-  } else {
-    norm_write_rms(a, r, scale);
+  int64_t i = 0;
+  for (; i + kLanes <= r.length; i += kLanes) {
+    const Lanes y = ((load_lanes(u + i) - head) - rest) * scale;
+    store_lanes(out + i, y * load_lanes(r.weight + i) + load_lanes(r.bias + i));
   }
+  if (const int64_t left = r.length - i; left > 0) {
+    const Lanes y = ((load_part(u + i, left) - head) - rest) * scale;
+    store_part(out + i, y * load_part(r.weight + i, left) + load_part(r.bias + i, left), left);
+  }
+  return true;
 }
 
-// u in f32: x itself, or made in `room`. The sum goes out through residual_out on the way.
+template <class U, class O>
+static inline void norm_row(const NormArgs& a, const NormRow& r, const U* u, DType dtype, O* out) {
+  const bool done = a.kind == NormKind::rms ? norm_rms(a, r, u, out) : norm_layer(a, r, u, out);
+  if (!done) norm_in_double(a, r, u, dtype, 0);
+}
+
+// u in f32, made in `room` unless x is it. The sum goes out through residual_out on the way.
 static inline const float* norm_sum(const NormArgs& a, int64_t x, int64_t residual,
                                     int64_t residual_out, int64_t length, float* room) {
   if (!present(a.residual)) return run_floats(a.x, x, length, room);
@@ -96,8 +96,7 @@ static inline const float* norm_sum(const NormArgs& a, int64_t x, int64_t residu
     const int64_t width = length - i < kRun ? length - i : kRun;
     const float* more = run_floats(a.residual, residual + i, width, buffer);
     float* u = room + i;
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) u[j] += more[j];
+    map_run(u, more, u, width, [](Lanes v, Lanes w) { return v + w; });
     if (present(a.residual_out)) {
       store_floats(a.residual_out.data, a.residual_out.dtype, residual_out + i, width, u);
       if (a.residual_out.dtype != DType::f32) {
@@ -140,10 +139,19 @@ static inline Status norm_body(const NormArgs& a, const Ctx& ctx) {
                    r.bias = norm_vector(a.bias, x.length, 0, at + 2 * room);
                  }
                  for (int64_t i = begin; i < end; ++i) {
-                   r.u = norm_sum(a, row_offset(x, i), row_offset(residual, i),
-                                  row_offset(residual_out, i), x.length, at);
+                   const int64_t from = row_offset(x, i);
                    r.out = row_offset(out, i);
-                   norm_row(a, r);
+                   with_float_type(a.out.dtype, [&](auto* type) {
+                     using T = std::remove_pointer_t<decltype(type)>;
+                     T* to = static_cast<T*>(a.out.data) + r.out;
+                     if (a.x.dtype == a.out.dtype && !present(a.residual)) {
+                       norm_row(a, r, static_cast<const T*>(a.x.data) + from, a.x.dtype, to);
+                     } else {
+                       const float* u = norm_sum(a, from, row_offset(residual, i),
+                                                 row_offset(residual_out, i), x.length, at);
+                       norm_row(a, r, u, DType::f32, to);
+                     }
+                   });
                  }
                });
   return ok();

@@ -22,9 +22,9 @@ static inline double add_lanes(Lanes a, Lanes b, Lanes c, Lanes d) {
 // below 64 half ulps, and what the double costs is spread over 2048 elements.
 inline constexpr int64_t kSumBlock = 2048;
 
-// The sum of term(x[i]); term takes and gives Lanes or float.
-template <class Term>
-static inline double sum_run(const float* x, int64_t count, const Term& term) {
+// The sum of term(x[i]), a function of Lanes.
+template <class T, class Term>
+static inline double sum_run(const T* x, int64_t count, const Term& term) {
   constexpr int64_t kStep = 4 * kLanes;
   double sum = 0;
   int64_t i = 0;
@@ -39,12 +39,22 @@ static inline double sum_run(const float* x, int64_t count, const Term& term) {
     }
     sum += add_lanes(a, b, c, d);
   }
-  for (; i < count; ++i) sum += static_cast<double>(term(x[i]));
+  for (; i < count; i += kLanes) {
+    const int64_t n = count - i < kLanes ? count - i : kLanes;
+    const Lanes v = term(n < kLanes ? load_part(x + i, n) : load_lanes(x + i));
+    for (int64_t l = 0; l < n; ++l) sum += static_cast<double>(v[l]);
+  }
   return sum;
 }
 
+static inline float largest_lane(Lanes v, int64_t n, float max) {
+  for (int64_t l = 0; l < n; ++l) max = v[l] > max ? v[l] : max;
+  return max;
+}
+
 // The largest of x that is no NaN, -inf where there is none; *nan tells whether there is a NaN.
-static inline float max_run(const float* x, int64_t count, bool* nan) {
+template <class T>
+static inline float max_run(const T* x, int64_t count, bool* nan) {
   constexpr int64_t kStep = 4 * kLanes;
   float max = -INFINITY;
   int64_t i = 0;
@@ -64,14 +74,14 @@ static inline float max_run(const float* x, int64_t count, bool* nan) {
     a = b > a ? b : a;
     c = d > c ? d : c;
     a = c > a ? c : a;
-    for (int l = 0; l < kLanes; ++l) {
-      max = a[l] > max ? a[l] : max;
-      found |= bad[l] != 0;
-    }
+    max = largest_lane(a, kLanes, max);
+    for (int l = 0; l < kLanes; ++l) found |= bad[l] != 0;
   }
-  for (; i < count; ++i) {
-    max = x[i] > max ? x[i] : max;
-    found |= x[i] != x[i];
+  for (; i < count; i += kLanes) {
+    const int64_t n = count - i < kLanes ? count - i : kLanes;
+    const Lanes v = n < kLanes ? load_part(x + i, n) : load_lanes(x + i);
+    max = largest_lane(v, n, max);
+    for (int64_t l = 0; l < n; ++l) found |= v[l] != v[l];
   }
   *nan = found;
   return max;

@@ -11,11 +11,14 @@
 namespace lowbit {
 namespace {
 
+size_t workspace(const SoftmaxArgs& args, int threads) {
+  return softmax_workspace_body(args, threads);
+}
 Status run(const SoftmaxArgs& args, const Ctx& ctx) { return softmax_body(args, ctx); }
 
 }  // namespace
 
 extern const SoftmaxKernel softmax_avx2;
-const SoftmaxKernel softmax_avx2 = {"softmax_avx2", kArchAvx2, {kFloats}, nullptr, run};
+const SoftmaxKernel softmax_avx2 = {"softmax_avx2", kArchAvx2, {kFloats}, workspace, run};
 
 }  // namespace lowbit

@@ -11,11 +11,14 @@
 namespace lowbit {
 namespace {
 
+size_t workspace(const SoftmaxArgs& args, int threads) {
+  return softmax_workspace_body(args, threads);
+}
 Status run(const SoftmaxArgs& args, const Ctx& ctx) { return softmax_body(args, ctx); }
 
 }  // namespace
 
 extern const SoftmaxKernel softmax_avx512;
-const SoftmaxKernel softmax_avx512 = {"softmax_avx512", kArchAvx512, {kFloats}, nullptr, run};
+const SoftmaxKernel softmax_avx512 = {"softmax_avx512", kArchAvx512, {kFloats}, workspace, run};
 
 }  // namespace lowbit
