@@ -107,8 +107,6 @@ export function refQuantizeRows(
 export interface RefWeight {
   readonly n: number
   readonly k: number
-  /** Whether codes are whole numbers. */
-  readonly whole: boolean
   /** Columns that share a scale. */
   readonly groupK: number
   /** [n, k] */
@@ -161,8 +159,7 @@ export function refWeight(q: QuantizedWeight): RefWeight {
       }
     }
   }
-  const whole = scaled && !q.format.startsWith('fp8')
-  return { n, k, whole, groupK, codes, scales, zeros }
+  return { n, k, groupK, codes, scales, zeros }
 }
 
 // ---- activations ---------------------------------------------------------------------------------------------------
@@ -239,6 +236,8 @@ export interface RefCall {
   /** Where x holds codes: their dtype, and scales [m] or [m, blocks]. */
   readonly codes?: { readonly dtype: CodeName; readonly scales: Float32Array; readonly per: 'row' | 'block' }
   readonly compute: Compute
+  /** Whether products of codes are added exactly within a group, as integer rows do; else in float32. */
+  readonly exact: boolean
   readonly bias?: Float32Array | undefined
   readonly activation: Activation
   /** The shape of the result. */
@@ -249,14 +248,14 @@ export interface RefCall {
 export const columnsOf = (call: RefCall) => (isGated(call.activation) ? call.w.n / 2 : call.w.n)
 
 /** What is multiplied: values or codes [m, k], and their factors [m] or, per block of columns, [m, blocks]. */
-function staged(call: RefCall): { x: Float32Array; scales: Float32Array; byBlock: boolean; whole: boolean } {
+function staged(call: RefCall): { x: Float32Array; scales: Float32Array; byBlock: boolean } {
   const { m, compute, codes } = call
   if (codes !== undefined) {
-    return { x: call.x, scales: codes.scales, byBlock: codes.per === 'block', whole: codes.dtype === 'i8' }
+    return { x: call.x, scales: codes.scales, byBlock: codes.per === 'block' }
   }
-  if (compute === 'float') return { x: call.x, scales: sized(m).fill(1), byBlock: false, whole: false }
+  if (compute === 'float') return { x: call.x, scales: sized(m).fill(1), byBlock: false }
   const rows = refQuantizeRows(call.x, m, call.w.k, compute === 'int8' ? 'i8' : 'e4m3', 'row')
-  return { x: rows.values, scales: rows.scales, byBlock: false, whole: compute === 'int8' }
+  return { x: rows.values, scales: rows.scales, byBlock: false }
 }
 
 /** The call in float64, nothing rounded but what the contract says is: x, where compute quantises it. */
@@ -299,16 +298,14 @@ export function linear64(call: RefCall): Float64Array {
 
 /**
  * The call by a plain loop: one float32 sum in the order of K, every product and sum rounded; the scale of a row of x
- * comes after its sums, those of blocks come before. Where x and w are whole numbers, their products are added exactly
- * within a group, as compute int8 promises.
+ * comes after its sums, those of blocks come before. Not yet rounded to the output's dtype.
  */
 export function linear32(call: RefCall): Float32Array {
-  const { m, w, bias, residual } = call
+  const { m, w, exact, bias, residual } = call
   const { n, k, groupK } = w
-  const { x, scales, byBlock, whole } = staged(call)
+  const { x, scales, byBlock } = staged(call)
   const blocks = byBlock ? ceil(k / scaleBlock) : 1
   const groups = ceil(k / groupK)
-  const exact = whole && w.whole && call.compute === 'int8'
   const values = sized(n * k)
   for (let row = 0, at = 0; row < n && !exact; row++) {
     for (let col = 0; col < k; col++, at++) {
@@ -355,7 +352,7 @@ export function linear32(call: RefCall): Float32Array {
       let value = act(sums[gated ? 2 * j : j] as number)
       if (gated) value = f(value * (sums[2 * j + 1] as number))
       if (residual !== undefined) value = f(value + (residual[row * columns + j] as number))
-      out[row * columns + j] = roundTo(call.out, value)
+      out[row * columns + j] = value
     }
   }
   return out
@@ -366,7 +363,9 @@ export const enough = 64
 
 /**
  * The error rule: an error against float64 is at most twice the largest error of the plain loop in the call, plus two
- * units in the last place of the output. NaN and inf stand where float64 has them. No tolerance is set by hand.
+ * units in the last place of the output, in its dtype. (What the loop loses when its results become f16 or bf16 is not
+ * counted as its error: the two units are for that.) NaN and inf stand where float64 has them. No tolerance is set by
+ * hand.
  *
  * A call of few results is given more rows of the same kind by its maker (`call.m` rows, of which the kernel saw the
  * first `m`), so that the loop's largest error is one of {@link enough} and not luck.
