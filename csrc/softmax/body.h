@@ -33,14 +33,32 @@ static inline float largest_score(const T* x, int64_t length, float scale) {
   return max;
 }
 
-// e[j] = exp(scale * x[j] - shift), and their sum; e may be x.
+// e[j] = exp(scale * x[j] - shift), never above 1 but for rounding, and their sum; e may be x.
 template <class T>
 static inline double exp_run(const T* x, int64_t length, float scale, float shift, float* e) {
+  const auto exp = [=](Lanes v) {
+    return exp_of_sum(at_least(v * scale - shift, -104.0f), Lanes{});
+  };
   double sum = 0;
-  for (int64_t i = 0; i < length; i += kRun) {
-    const int64_t width = length - i < kRun ? length - i : kRun;
-    map_run(x + i, e + i, width, [=](Lanes l) { return exp_of(l * scale - shift); });
-    sum += sum_run(e + i, width, [](Lanes v) { return v; });
+  int64_t i = 0;
+  while (length - i >= 2 * kLanes) {
+    const int64_t end =
+        i + (length - i < kSumBlock ? (length - i) / (2 * kLanes) * (2 * kLanes) : kSumBlock);
+    Lanes a = {}, b = {};
+    for (; i < end; i += 2 * kLanes) {
+      const Lanes e0 = exp(load_lanes(x + i)), e1 = exp(load_lanes(x + i + kLanes));
+      store_lanes(e + i, e0);
+      store_lanes(e + i + kLanes, e1);
+      a += e0;
+      b += e1;
+    }
+    sum += add_lanes(a, b, Lanes{}, Lanes{});
+  }
+  for (; i < length; i += kLanes) {
+    const int64_t n = length - i < kLanes ? length - i : kLanes;
+    const Lanes v = exp(load_part(x + i, n));
+    store_part(e + i, v, n);
+    for (int64_t l = 0; l < n; ++l) sum += static_cast<double>(v[l]);
   }
   return sum;
 }
