@@ -29,20 +29,22 @@ static constexpr std::chrono::microseconds kSpin{20};
 
 using Range = void (*)(void* arg, int64_t begin, int64_t end, int thread);
 
+static constexpr uint64_t kClosed = 0xffffffffu;  // in place of the next chunk: nothing to take
+
 struct Pool {
   std::vector<std::thread> workers;
   int threads = 1;
 
   std::mutex turn;  // one job at a time
 
-  // The job. The fields are written before `ticket` publishes them and stay until its last chunk is
-  // done; a worker that reads them too late finds another job number in `ticket` and drops what it
-  // read.
+  // The job. `ticket` is closed before the fields change and opened after: a worker that took up an
+  // old ticket, and may have read fields of the next job, finds another ticket when it tries to
+  // claim its chunk, and drops what it read.
   std::atomic<Range> fn{nullptr};
   std::atomic<void*> arg{nullptr};
   std::atomic<int64_t> count{0}, grain{1};
-  alignas(64) std::atomic<uint64_t> ticket{0};  // job number << 32 | next chunk
-  alignas(64) std::atomic<int64_t> done{0};     // chunks finished
+  alignas(64) std::atomic<uint64_t> ticket{kClosed};  // job number << 32 | next chunk, or kClosed
+  alignas(64) std::atomic<int64_t> done{0};           // chunks finished
 
   alignas(64) std::atomic<int> sleepers{0};
   std::mutex sleep;
@@ -50,20 +52,16 @@ struct Pool {
   bool stop = false;
 };
 
-static constexpr uint64_t kChunkMask = 0xffffffffu;
-
 static void work(Pool* pool, uint64_t job, int thread) {
   for (;;) {
     uint64_t ticket = pool->ticket.load(std::memory_order_acquire);
-    if (ticket >> 32 != job) return;
-    const Range fn = pool->fn.load(std::memory_order_relaxed);
-    void* arg = pool->arg.load(std::memory_order_relaxed);
-    const int64_t count = pool->count.load(std::memory_order_relaxed);
-    const int64_t grain = pool->grain.load(std::memory_order_relaxed);
-    const int64_t begin = static_cast<int64_t>(ticket & kChunkMask) * grain;
+    if (ticket >> 32 != job || (ticket & kClosed) == kClosed) return;
+    const Range fn = pool->fn.load(std::memory_order_acquire);
+    void* arg = pool->arg.load(std::memory_order_acquire);
+    const int64_t count = pool->count.load(std::memory_order_acquire);
+    const int64_t grain = pool->grain.load(std::memory_order_acquire);
+    const int64_t begin = static_cast<int64_t>(ticket & kClosed) * grain;
     if (begin >= count) return;
-    // Success proves that the job is still the one whose fields were read: its chunk was not yet
-    // taken.
     if (!pool->ticket.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
       continue;
     fn(arg, begin, begin + grain < count ? begin + grain : count, thread);
@@ -125,18 +123,21 @@ int pool_threads(const Pool* pool) { return pool->threads; }
 void pool_run(Pool* pool, int64_t count, int64_t grain, Range fn, void* arg) {
   if (count <= 0) return;
   if (grain < 1) grain = 1;
-  int64_t chunks = (count + grain - 1) / grain;
+  while (count / grain >= int64_t{1} << 31) grain *= 2;  // a chunk's number has 32 bits
+  const int64_t chunks = (count + grain - 1) / grain;
   if (pool->threads == 1 || chunks == 1) {
     for (int64_t b = 0; b < count; b += grain) fn(arg, b, b + grain < count ? b + grain : count, 0);
     return;
   }
   std::lock_guard<std::mutex> turn(pool->turn);
-  pool->fn.store(fn, std::memory_order_relaxed);
-  pool->arg.store(arg, std::memory_order_relaxed);
-  pool->count.store(count, std::memory_order_relaxed);
-  pool->grain.store(grain, std::memory_order_relaxed);
+  const uint64_t before = pool->ticket.load(std::memory_order_relaxed) >> 32;
+  const uint64_t job = (before + 1) & 0xffffffffu;
+  pool->ticket.store(before << 32 | kClosed, std::memory_order_seq_cst);
+  pool->fn.store(fn, std::memory_order_release);
+  pool->arg.store(arg, std::memory_order_release);
+  pool->count.store(count, std::memory_order_release);
+  pool->grain.store(grain, std::memory_order_release);
   pool->done.store(0, std::memory_order_relaxed);
-  const uint64_t job = ((pool->ticket.load(std::memory_order_relaxed) >> 32) + 1) & kChunkMask;
   pool->ticket.store(job << 32, std::memory_order_seq_cst);
   if (pool->sleepers.load(std::memory_order_seq_cst) > 0) {
     std::lock_guard<std::mutex> lock(pool->sleep);
