@@ -99,28 +99,11 @@ static inline void store_lanes(F16Bits* x, Lanes v) {
 
 #if defined(__AVX2__)
 static inline Lanes load_lanes(const Bf16Bits* x) { return bits_float(widen(x) << 16); }
-// To nearest even. v is a result of arithmetic, so that its NaN are quiet: they lose the low bits
-// of their payload and stay NaN.
-static inline BitLanes bf16_words(Lanes v) {
+// As f32_to_bf16: to nearest even, NaN kept.
+static inline void store_lanes(Bf16Bits* x, Lanes v) {
   const BitLanes u = float_bits(v);
-  const BitLanes number = reinterpret_cast<BitLanes>(v == v);
-  return (u + (((u >> 16 & 1u) + 0x7fffu) & number)) >> 16;
-}
-static inline void store_lanes(Bf16Bits* x, Lanes v) { narrow(x, bf16_words(v)); }
-#endif
-
-// Two neighbours.
-template <class T>
-static inline void store_pair(T* x, Lanes v, Lanes w) {
-  store_lanes(x, v);
-  store_lanes(x + kLanes, w);
-}
-#if defined(__AVX2__) && !defined(__AVX512F__)
-static inline void store_pair(Bf16Bits* x, Lanes v, Lanes w) {
-  const __m256i words = _mm256_packus_epi32(reinterpret_cast<__m256i>(bf16_words(v)),
-                                            reinterpret_cast<__m256i>(bf16_words(w)));
-  // The halves of both stand crosswise.
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm256_permute4x64_epi64(words, 0xd8));
+  const BitLanes rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  narrow(x, v != v ? (u >> 16 | 0x40u) : rounded);
 }
 #endif
 
@@ -142,21 +125,12 @@ static inline void store_part(T* x, Lanes v, int64_t n) {
 template <class A, class O, class F>
 static inline void map_run(const A* a, O* out, int64_t count, const F& f) {
   int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    const Lanes v = f(load_lanes(a + i)), w = f(load_lanes(a + i + kLanes));
-    store_pair(out + i, v, w);
-  }
   for (; i + kLanes <= count; i += kLanes) store_lanes(out + i, f(load_lanes(a + i)));
   if (i < count) store_part(out + i, f(load_part(a + i, count - i)), count - i);
 }
 template <class A, class B, class O, class F>
 static inline void map_run(const A* a, const B* b, O* out, int64_t count, const F& f) {
   int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    const Lanes v = f(load_lanes(a + i), load_lanes(b + i));
-    const Lanes w = f(load_lanes(a + i + kLanes), load_lanes(b + i + kLanes));
-    store_pair(out + i, v, w);
-  }
   for (; i + kLanes <= count; i += kLanes) {
     store_lanes(out + i, f(load_lanes(a + i), load_lanes(b + i)));
   }
