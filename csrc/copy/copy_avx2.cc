@@ -3,9 +3,9 @@
 // Shapes    all of copy.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: x read and out written once.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h: memcpy, the conversions of simd/convert.h, tiles for turned views.
 // Source    copy.h.
-// Measured  see NOTES.md.
+// Measured  EPYC (Zen 4), one thread, 32 MB of f32: 1.8 ms; turned, 10.7 ms; see NOTES.md.
 #include "csrc/copy/body.h"
 
 namespace lowbit {

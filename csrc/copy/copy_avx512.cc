@@ -3,7 +3,7 @@
 // Shapes    all of copy.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: x read and out written once.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h: memcpy, the conversions of simd/convert.h, tiles for turned views.
 // Source    copy.h.
 // Measured  see NOTES.md.
 #include "csrc/copy/body.h"

@@ -2,9 +2,12 @@
 //
 // Shapes    all of elementwise.h.
 // Layout    any strides that the contract allows.
-// Bound     memory: a and b read and out written once; with 16-bit dtypes in cache, the
-// exponential. Method    the loops of body.h, which the compiler turns into vector code. Source
-// Shazeer, GLU Variants Improve Transformer, 2020. Measured  see NOTES.md.
+// Bound     memory: a and b read and out written once. The gates, from cache or in 16 bits:
+//           arithmetic, the exponential.
+// Method    body.h over the lanes of simd/lanes.h, functions of simd/math.h.
+// Source    Shazeer, GLU Variants Improve Transformer, 2020.
+// Measured  EPYC (Zen 4), one thread, 2048 x 4096 f32: add 3252 us, 76 % of copy, siluMul 6427 us,
+//           38 %; see NOTES.md.
 #include "csrc/elementwise/body.h"
 
 namespace lowbit {

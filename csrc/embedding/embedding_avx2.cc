@@ -3,9 +3,9 @@
 // Shapes    all of embedding.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: a row of the table read and one of out written for each id.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h: memcpy, or the conversions of simd/convert.h.
 // Source    embedding.h.
-// Measured  see NOTES.md.
+// Measured  EPYC (Zen 4), one thread, 2048 rows of 4096 f32: 2567 us, 58 % of copy; see NOTES.md.
 #include "csrc/embedding/body.h"
 
 namespace lowbit {

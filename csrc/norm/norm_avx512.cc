@@ -4,7 +4,7 @@
 // Layout    any strides that the contract allows.
 // Bound     memory: x (and residual) read once, out (and residual_out) written once; what follows
 //           the first read of a row finds it in L1 or L2.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h over the lanes of simd/lanes.h.
 // Source    Zhang and Sennrich, 2019; Ba, Kiros and Hinton, 2016.
 // Measured  see NOTES.md.
 #include "csrc/norm/body.h"

@@ -3,9 +3,9 @@
 // Shapes    all of rope.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: x read and out written once; the tables are read once a token.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h over the lanes of simd/lanes.h.
 // Source    Su et al., RoFormer, 2021.
-// Measured  see NOTES.md.
+// Measured  EPYC (Zen 4), one thread, 2048 x 4096 f32: 2290 us, 67 % of copy; see NOTES.md.
 #include "csrc/rope/body.h"
 
 namespace lowbit {

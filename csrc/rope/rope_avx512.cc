@@ -3,7 +3,7 @@
 // Shapes    all of rope.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: x read and out written once; the tables are read once a token.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Method    body.h over the lanes of simd/lanes.h.
 // Source    Su et al., RoFormer, 2021.
 // Measured  see NOTES.md.
 #include "csrc/rope/body.h"

@@ -1,7 +1,6 @@
 // The loops of softmax, argmax and cross_entropy, compiled once under the flags of each row's file.
 //
-// Method    softmax: the row's maximum; exp, kept as f32 in out or in scratch, and its sum; then
-// one
+// Method    softmax: the row's maximum; exp, kept as f32 in out or in scratch, and its sum; then a
 //           pass that scales. argmax: the maximum of 512 elements at a time; the index is looked
 //           for in the first run that holds the row's maximum. Sums are f32 over 2048 elements and
 //           double above.

@@ -2,10 +2,11 @@
 //
 // Shapes    all of softmax.h.
 // Layout    any strides that the contract allows.
-// Bound     softmax and cross_entropy: the exponential; argmax: memory.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Bound     softmax and cross_entropy: arithmetic, the exponential; argmax: memory.
+// Method    body.h over the lanes of simd/lanes.h, functions of simd/math.h.
 // Source    softmax.h.
-// Measured  see NOTES.md.
+// Measured  EPYC (Zen 4), one thread, 2048 x 4096 f32: softmax 6111 us, argmax 1217 us;
+//           see NOTES.md.
 #include "csrc/softmax/body.h"
 
 namespace lowbit {

@@ -2,8 +2,8 @@
 //
 // Shapes    all of softmax.h.
 // Layout    any strides that the contract allows.
-// Bound     softmax and cross_entropy: the exponential; argmax: memory.
-// Method    the loops of body.h, which the compiler turns into vector code.
+// Bound     softmax and cross_entropy: arithmetic, the exponential; argmax: memory.
+// Method    body.h over the lanes of simd/lanes.h, functions of simd/math.h.
 // Source    softmax.h.
 // Measured  see NOTES.md.
 #include "csrc/softmax/body.h"
