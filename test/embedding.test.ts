@@ -3,7 +3,7 @@ import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { expectSame, floats, roundTo } from './ref/compare'
 import { Random } from './ref/random'
-import { eachRow, expectPadding, numbers, place, read, refusal, room } from './ref/rows'
+import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
 
 const random = new Random(0x656d6265)
 let one: Device
@@ -91,7 +91,7 @@ eachRow('embedding', (row) => {
 
 describe('refused', () => {
   const table = () => one.empty([6, 4])
-  const i32 = (...values: number[]) => one.tensor(Int32Array.from(values), [values.length], 'i32')
+  const i32 = (...values: number[]) => ints(one, values)
   const cases: [string, string, () => Tensor, RegExp][] = [
     [
       'a table of one dimension',

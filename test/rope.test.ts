@@ -4,7 +4,7 @@ import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, floats } from './ref/compare'
 import { Random } from './ref/random'
 import { ropeHead } from './ref/rope'
-import { eachRow, expectPadding, numbers, place, read, refusal, room } from './ref/rows'
+import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
 
 const pairings = ['half', 'interleaved'] as const
 const random = new Random(0x726f7065)
@@ -139,7 +139,7 @@ eachRow('rope', (row) => {
 describe('refused', () => {
   const x = () => one.empty([2, 3, 8])
   const tables = () => ({ cos: one.empty([6, 4]), sin: one.empty([6, 4]) })
-  const i32 = (...values: number[]) => one.tensor(Int32Array.from(values), [values.length], 'i32')
+  const i32 = (...values: number[]) => ints(one, values)
   const cases: [string, string, () => Tensor, RegExp][] = [
     [
       'two dimensions',

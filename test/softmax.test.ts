@@ -3,7 +3,7 @@ import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, floats, roundTo } from './ref/compare'
 import { Random } from './ref/random'
-import { eachRow, expectPadding, numbers, place, read, refusal, room } from './ref/rows'
+import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
 import { argmaxRow, crossEntropyRow, softmaxRow } from './ref/softmax'
 
 const lengths = [1, 2, 7, 8, 9, 31, 32, 33, 64, 511, 512, 513, 1024, 2100]
@@ -176,7 +176,7 @@ eachRow('softmax', (row) => {
 
 describe('refused', () => {
   const f = (...shape: number[]) => one.empty(shape)
-  const i32 = (...values: number[]) => one.tensor(Int32Array.from(values), [values.length], 'i32')
+  const i32 = (...values: number[]) => ints(one, values)
   const cases: [string, string, () => Tensor, RegExp][] = [
     [
       'softmax of a single number',

@@ -25,6 +25,10 @@ export function numbers(random: Random, count: number, dtype: Float, low = -4, h
   return Array.from({ length: count }, () => roundTo(dtype, random.float(low, high)))
 }
 
+/** An i32 tensor of these numbers. */
+export const ints = (device: Device, values: readonly number[]) =>
+  device.tensor(Int32Array.from(values), [values.length], 'i32')
+
 /** A view, and the whole of what it is cut from. */
 export interface Placed {
   view: Tensor
