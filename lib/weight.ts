@@ -6,7 +6,10 @@ import { type Format, type Layout, layouts, type ZeroPoint } from './words'
 
 /** Options of {@link Device.load}. */
 export interface LoadOptions {
-  /** Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' f32, f16, bf16, and int8 and int4 whose groups lie in a row. */
+  /**
+   * Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' all but fp8 and blocks of rows
+   * and columns; 'trits16' ternary, five weights a byte.
+   */
   readonly layout?: Layout
 }
 

@@ -31,7 +31,7 @@ export const zeroPoints = ['none', 'integer', 'float'] as const
 export type ZeroPoint = (typeof zeroPoints)[number]
 
 /** Packed layouts of weights. */
-export const layouts = ['rows', 'panel16'] as const
+export const layouts = ['rows', 'panel16', 'trits16'] as const
 /** Where the bytes of a packed weight lie; chosen by `Device.load`. */
 export type Layout = (typeof layouts)[number]
 

@@ -9,7 +9,7 @@ import {
 } from 'lowbit'
 import { description, native } from 'lowbit/native'
 import type { Layout } from 'lowbit/words'
-import { codeBits, panelPlace, readCode } from './ref/quantize'
+import { codeBits, panelPlace, panelUnit, readCode } from './ref/quantize'
 import { Random } from './ref/random'
 
 let device: Device
@@ -63,34 +63,27 @@ function rowsOf(q: QuantizedWeight): Uint8Array {
   return out
 }
 
-/** panel16, from its picture, value by value into zeros: so padding is zero and each value stands once. */
-function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
+/** Blocks of 16 rows, one for each group of K: `codeBytes` of codes (which `place` writes), then scales, then zeros. */
+function blocksOf(
+  q: QuantizedWeight,
+  layout: { codeBytes: (groupK: number) => number; align: number },
+  place: (out: Uint8Array, at: { groupK: number; blockBytes: number; groups: number }) => void,
+): Uint8Array | undefined {
   const [n, k] = q.shape
-  const { format, groupSize } = q
-  if (!['f32', 'f16', 'bf16', 'int8', 'int4'].includes(format)) return undefined
-  if (groupSize === 'block' || (groupSize === 'tensor' && n > 1)) return undefined
+  const { groupSize } = q
+  if (groupSize === 'block') return undefined
   const groupK = typeof groupSize === 'number' ? Math.min(groupSize, k) : k
   const groups = Math.ceil(k / groupK)
-  const width = codeBits[format]
-  const padded = up(groupK, width <= 8 ? 8 : 2)
-  const codeBytes = (16 * padded * width) / 8
+  const codeBytes = layout.codeBytes(groupK)
   const scaleSize = q.scales?.BYTES_PER_ELEMENT ?? 0
   const zeroSize = q.zeros?.BYTES_PER_ELEMENT ?? 0
-  const blockBytes = up(codeBytes + 16 * (scaleSize + zeroSize), 64)
+  const blockBytes = up(codeBytes + 16 * (scaleSize + zeroSize), layout.align)
   const out = new Uint8Array(Math.ceil(n / 16) * groups * blockBytes)
+  place(out, { groupK, blockBytes, groups })
   for (let row = 0; row < n; row++) {
-    for (let col = 0; col < k; col++) {
-      const { byte, bit } = panelPlace(format, groupK, blockBytes, groups, row, col)
-      if (width >= 8) {
-        const size = width / 8
-        out.set(q.codes.subarray((row * k + col) * size, (row * k + col + 1) * size), byte)
-      } else {
-        out[byte] = (out[byte] as number) | (readCode(q.codes, row, col, k, width) << bit)
-      }
-    }
     for (let g = 0; g < groups; g++) {
       const block = (Math.floor(row / 16) * groups + g) * blockBytes
-      const index = row * groups + g
+      const index = groupSize === 'tensor' ? 0 : row * groups + g
       const scales = block + codeBytes + (row % 16) * scaleSize
       out.set(view(q.scales).subarray(index * scaleSize, (index + 1) * scaleSize), scales)
       const zeros = block + codeBytes + 16 * scaleSize + (row % 16) * zeroSize
@@ -100,9 +93,58 @@ function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
   return out
 }
 
+/** panel16, from its picture, value by value into zeros: so padding is zero and each value stands once. */
+function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
+  const [n, k] = q.shape
+  const { format } = q
+  const unit = panelUnit[format]
+  if (unit === undefined) return undefined
+  const width = codeBits[format]
+  const codeBytes = (groupK: number) => 2 * up(groupK, unit) * width
+  return blocksOf(q, { codeBytes, align: width < 4 ? 16 : 64 }, (out, { groupK, blockBytes, groups }) => {
+    const put = ({ byte, bit }: { byte: number; bit: number }, value: number) => {
+      out[byte] = (out[byte] as number) | (value << bit)
+    }
+    for (let row = 0; row < n; row++) {
+      for (let col = 0; col < k; col++) {
+        const { byte, bit, high } = panelPlace(format, groupK, blockBytes, groups, row, col)
+        if (width >= 8) {
+          const size = width / 8
+          out.set(q.codes.subarray((row * k + col) * size, (row * k + col + 1) * size), byte)
+          continue
+        }
+        const code = readCode(q.codes, row, col, k, width)
+        put({ byte, bit }, high === undefined ? code : code & 3)
+        if (high !== undefined) put(high, code >> 2)
+      }
+    }
+  })
+}
+
+/** trits16, from its picture: the size and the sign of a number of five trits in each byte. */
+function tritsOf(q: QuantizedWeight): Uint8Array | undefined {
+  const [n, k] = q.shape
+  if (q.format !== 'ternary') return undefined
+  const codeBytes = (groupK: number) => (16 * up(groupK, 20)) / 5
+  return blocksOf(q, { codeBytes, align: 16 }, (out, { groupK, blockBytes, groups }) => {
+    const values = new Int16Array(out.length)
+    for (let row = 0; row < n; row++) {
+      for (let col = 0; col < k; col++) {
+        const block = (Math.floor(row / 16) * groups + Math.floor(col / groupK)) * blockBytes
+        const i = col % groupK
+        const byte = block + 64 * Math.floor(i / 20) + 4 * (row % 16) + (i % 4)
+        const trit = readCode(q.codes, row, col, k, 2) - 1
+        values[byte] = (values[byte] as number) + trit * 3 ** Math.floor((i % 20) / 4)
+      }
+    }
+    for (const [i, v] of values.entries()) out[i] = v < 0 ? 128 - v : v
+  })
+}
+
 const pictures: Record<Layout, (q: QuantizedWeight) => Uint8Array | undefined> = {
   rows: rowsOf,
   panel16: panelsOf,
+  trits16: tritsOf,
 }
 
 describe.each(layouts)('%s', (layout) => {
@@ -133,13 +175,14 @@ describe.each(layouts)('%s', (layout) => {
   })
 })
 
-test('a device takes panels where it has vectors and the format has panels', () => {
+test('a device takes panels where it has vectors and rows of every compute for them', () => {
   const vectors = device.info.archs.includes('avx2')
   for (const format of formats) {
     for (const scheme of schemesOf(format)) {
       const q = quantize(new Random(2).floats(20 * 64), [20, 64], scheme)
       using weight = device.load(q)
-      expect(weight.layout).toBe(vectors && panelsOf(q) !== undefined ? 'panel16' : 'rows')
+      const panels = vectors && codeBits[format] >= 4 && panelsOf(q) !== undefined
+      expect(weight.layout).toBe(panels ? 'panel16' : 'rows')
     }
   }
 })

@@ -9,7 +9,10 @@
 //           back along K. A panel is a run of blocks, one for each group of K; N is padded to 16
 //           with zero codes and zero scales.
 //
-//             block   [ codes of 16 rows ][ 16 scales ][ 16 zeros ]   rounded up to 64 bytes
+//             block   [ codes of 16 rows ][ 16 scales ][ 16 zeros ]
+//
+//           rounded up to 64 bytes, but not where codes have 3 bits and fewer: there the rounding
+//           would cost up to a third of the bytes. One scale for the matrix stands in all lanes.
 //
 //           Codes of a block, in vectors of 64 bytes = 16 lanes of 4 bytes, lane = row:
 //
@@ -18,11 +21,36 @@
 //             int8        vector j, lane r, byte b              k = 4j + b
 //             int4        vector j, lane r, byte b, low  bits   k = 8j + b
 //                         vector j, lane r, byte b, high bits   k = 8j + 4 + b
+//             int2, ternary
+//                         vector j, lane r, byte b, bits 2f ..  k = 16j + 4f + b     f = 0 .. 3
+//             int1        vector j, lane r, byte b, bit f       k = 32j + 4f + b     f = 0 .. 7
+//             int3        three vectors hold 32 columns: the two lower bits of each code as int2
+//                         has them, twice 16 columns, then the high bits:
+//                         vector 3j + h, bits 2f ..             k = 32j + 16h + 4f + b   h = 0, 1
+//                         vector 3j + 2, bit 2f + h             k = 32j + 16h + 4f + b
+//
+//             byte b of an int2 lane    k+12 k+12  k+8 k+8  k+4 k+4  k k         k = 16j + b
+//             byte b of an int3 lane    high bits of
+//                                       k+28 k+12 k+24 k+8 k+20 k+4 k+16 k       k = 32j + b
+//
+//           So the same field of the four bytes of a lane holds four neighbouring columns, as
+//           vpdpbusd reads them, and every field comes out with one mask.
 //
 //           f32, f16, bf16: the panel is one block without scales; K is padded to even with zeros.
-//           int8 and int4: group_n = 1 and group_k a multiple of 8, or group_k = K; the block's K
-//           is padded to a multiple of 8 with zero bits. Those are no zeros of int4: kernels rely
-//           on x being padded with zeros there.
+//           All others: group_n = 1 or N and group_k a multiple of 8 (3 bits and fewer: of 32), or
+//           group_k = K; the block's K is padded with zero bits to a multiple of 8 (int2, ternary:
+//           16; int3, int1: 32). Those bits are no zeros of int4: kernels rely on x being padded
+//           with zeros there.
+//
+// trits16   ternary alone: blocks as in panel16, but a byte holds five trits -1, 0, 1:
+//
+//             vector j, lane r, byte b   its columns are k = 20j + 4d + b for d = 0 .. 4,
+//             with v = sum of 3^d * trit[d], -121 .. 121:   bits 0 .. 6 = |v|, bit 7 = (v < 0)
+//
+//           1.6 bits a weight where the group is long. The seven bits are an index for vpermi2b,
+//           which takes 128 entries and ignores bit 7; a sign turns every trit round. The block's K
+//           is padded to a multiple of 20 with trits of 0, so padding is zero bytes here too, and
+//           those are zeros of the format, whatever x has there.
 #pragma once
 
 #include <cstdint>
@@ -31,57 +59,82 @@
 
 namespace lowbit {
 
-// A code: its lowest bit is bit `shift` of byte `byte`; it may run on into the following bytes.
+// A code: its lowest bit is bit `shift` of byte `byte`; it may run on into the following bytes. In
+// trits16 `shift` is the number d of the trit. int3 in panel16 has a third bit elsewhere.
 struct Place {
   int64_t byte;
   int32_t shift;
+  int64_t high_byte;  // of the third bit of int3 in panel16
+  int32_t high_shift;
 };
 
 struct Shape {
   int64_t n, k;
 };
 
-// Sizes of the blocks of panel16; kernels walk with these.
+// Sizes of the blocks of panel16 and trits16; kernels walk with these.
 struct PanelBlock {
   int64_t codes;   // bytes of codes, a multiple of 64
   int64_t scales;  // offset of the 16 scales
   int64_t zeros;   // offset of the 16 zeros
-  int64_t bytes;   // of the whole block, a multiple of 64
+  int64_t bytes;   // of the whole block, a multiple of 64 (3 bits and fewer: of 16)
   int64_t groups;  // blocks in one panel
   int64_t k;       // columns of one block, before padding
 };
 
-static inline int64_t panel_code_bytes(Kind kind, int64_t k) {
+// Columns of the least number of whole vectors: what a block's K is padded to.
+static inline int64_t panel_unit(Layout layout, Kind kind) {
+  if (layout == Layout::trits16) return 20;
   switch (kind) {
-    case Kind::f32: return round_up(k, 2) * 64;
-    case Kind::f16:
-    case Kind::bf16: return round_up(k, 2) * 32;
-    case Kind::int8: return round_up(k, 8) * 16;
-    case Kind::int4: return round_up(k, 8) * 8;
-    default: return 0;
+    case Kind::int3:
+    case Kind::int1: return 32;
+    case Kind::int2:
+    case Kind::ternary: return 16;
+    case Kind::int8:
+    case Kind::int4: return 8;
+    default: return 2;
   }
 }
 
-static inline PanelBlock panel_block(const Format& f, Shape s) {
+static inline int64_t panel_code_bytes(Layout layout, Kind kind, int64_t k) {
+  const int64_t padded = round_up(k, panel_unit(layout, kind));
+  if (layout == Layout::trits16) return padded / 5 * 16;
+  return padded * 2 * kind_row(kind).bits;
+}
+
+static inline PanelBlock panel_block(Layout layout, const Format& f, Shape s) {
   PanelBlock b = {};
   const bool scaled = kind_row(f.kind).scaled;
   b.k = scaled && f.group_k < s.k ? f.group_k : s.k;
   b.groups = b.k == 0 ? 0 : ceil_div(s.k, b.k);
-  b.codes = panel_code_bytes(f.kind, b.k);
+  b.codes = panel_code_bytes(layout, f.kind, b.k);
   b.scales = b.codes;
   b.zeros = b.scales + (scaled ? 16 * dtype_bytes(f.scale_dtype) : 0);
-  b.bytes = round_up(b.zeros + 16 * zero_bytes(f.zero_type), 64);
+  const bool narrow = scaled && kind_row(f.kind).bits < 4;
+  b.bytes = round_up(b.zeros + 16 * zero_bytes(f.zero_type), narrow ? 16 : 64);
   return b;
+}
+// Of a weight in panel16.
+static inline PanelBlock panel_block(const Format& f, Shape s) {
+  return panel_block(Layout::panel16, f, s);
 }
 
 static inline bool layout_serves(Layout layout, const Format& f, Shape s) {
   if (layout == Layout::rows) return true;
+  if (layout == Layout::trits16 && f.kind != Kind::ternary) return false;
+  const bool one_scale = f.group_n == s.n && f.group_k >= s.k;
   switch (f.kind) {
     case Kind::f32:
     case Kind::f16:
     case Kind::bf16: return true;
     case Kind::int8:
-    case Kind::int4: return f.group_n == 1 && (f.group_k >= s.k || f.group_k % 8 == 0);
+    case Kind::int4:
+      return one_scale || (f.group_n == 1 && (f.group_k >= s.k || f.group_k % 8 == 0));
+    case Kind::int3:
+    case Kind::int2:
+    case Kind::int1:
+    case Kind::ternary:
+      return one_scale || (f.group_n == 1 && (f.group_k >= s.k || f.group_k % 32 == 0));
     default: return false;
   }
 }
@@ -96,8 +149,8 @@ static inline int64_t rows_zeros_at(const Format& f, Shape s) {
 }
 
 static inline int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
-  if (layout == Layout::panel16) {
-    const PanelBlock b = panel_block(f, s);
+  if (layout != Layout::rows) {
+    const PanelBlock b = panel_block(layout, f, s);
     return ceil_div(s.n, 16) * b.groups * b.bytes;
   }
   return rows_zeros_at(f, s) +
@@ -107,18 +160,28 @@ static inline int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
 static inline Place code_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t k) {
   if (layout == Layout::rows) {
     const int64_t bit = k * kind_row(f.kind).bits;
-    return {n * code_row_bytes(f.kind, s.k) + bit / 8, static_cast<int32_t>(bit % 8)};
+    return {n * code_row_bytes(f.kind, s.k) + bit / 8, static_cast<int32_t>(bit % 8), 0, 0};
   }
-  const PanelBlock b = panel_block(f, s);
+  const PanelBlock b = panel_block(layout, f, s);
   const int64_t g = k / b.k, i = k % b.k, r = n % 16;
-  const int64_t base = (n / 16 * b.groups + g) * b.bytes;
+  const int64_t lane = (n / 16 * b.groups + g) * b.bytes + r * 4;
+  const auto place = [](int64_t byte, int64_t shift) -> Place {
+    return {byte, static_cast<int32_t>(shift), 0, 0};
+  };
+  if (layout == Layout::trits16) return place(lane + i / 20 * 64 + i % 4, i % 20 / 4);
   switch (f.kind) {
-    case Kind::f32: return {base + i * 64 + r * 4, 0};
+    case Kind::f32: return place(lane + i * 64, 0);
     case Kind::f16:
-    case Kind::bf16: return {base + i / 2 * 64 + r * 4 + i % 2 * 2, 0};
-    case Kind::int8: return {base + i / 4 * 64 + r * 4 + i % 4, 0};
-    default:
-      return {base + i / 8 * 64 + r * 4 + i % 4, static_cast<int32_t>(i % 8 / 4 * 4)};  // int4
+    case Kind::bf16: return place(lane + i / 2 * 64 + i % 2 * 2, 0);
+    case Kind::int8: return place(lane + i / 4 * 64 + i % 4, 0);
+    case Kind::int4: return place(lane + i / 8 * 64 + i % 4, i % 8 / 4 * 4);
+    case Kind::int1: return place(lane + i / 32 * 64 + i % 4, i % 32 / 4);
+    case Kind::int3: {
+      const int64_t base = lane + i / 32 * 192 + i % 4, half = i % 32 / 16, field = i % 16 / 4;
+      return {base + half * 64, static_cast<int32_t>(field * 2), base + 128,
+              static_cast<int32_t>(field * 2 + half)};
+    }
+    default: return place(lane + i / 16 * 64 + i % 4, i % 16 / 4 * 2);  // int2, ternary
   }
 }
 
@@ -128,7 +191,7 @@ static inline int64_t scale_at(Layout layout, const Format& f, Shape s, int64_t 
     return rows_scales_at(f, s) +
            (n / f.group_n * scale_cols(f, s.k) + g) * dtype_bytes(f.scale_dtype);
   }
-  const PanelBlock b = panel_block(f, s);
+  const PanelBlock b = panel_block(layout, f, s);
   return (n / 16 * b.groups + g) * b.bytes + b.scales + n % 16 * dtype_bytes(f.scale_dtype);
 }
 
@@ -136,25 +199,33 @@ static inline int64_t zero_at(Layout layout, const Format& f, Shape s, int64_t n
   if (layout == Layout::rows) {
     return rows_zeros_at(f, s) + (n / f.group_n * scale_cols(f, s.k) + g) * zero_bytes(f.zero_type);
   }
-  const PanelBlock b = panel_block(f, s);
+  const PanelBlock b = panel_block(layout, f, s);
   return (n / 16 * b.groups + g) * b.bytes + b.zeros + n % 16 * zero_bytes(f.zero_type);
 }
 
-// Reads and writes one code; bits <= 32.
-static inline uint32_t read_code(const uint8_t* data, Place p, int bits) {
+// Reads `bits` <= 32 bits.
+static inline uint32_t read_bits(const uint8_t* data, int64_t byte, int32_t shift, int bits) {
   uint64_t word = 0;
-  const int bytes = (p.shift + bits + 7) / 8;
-  for (int i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(data[p.byte + i]) << (8 * i);
-  return static_cast<uint32_t>(word >> p.shift & ((1ull << bits) - 1));
+  const int bytes = (shift + bits + 7) / 8;
+  for (int i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(data[byte + i]) << (8 * i);
+  return static_cast<uint32_t>(word >> shift & ((1ull << bits) - 1));
 }
-static inline void write_code(uint8_t* data, Place p, int bits, uint32_t code) {
-  const uint64_t mask = ((1ull << bits) - 1) << p.shift;
-  const uint64_t word = static_cast<uint64_t>(code) << p.shift;
-  const int bytes = (p.shift + bits + 7) / 8;
-  for (int i = 0; i < bytes; ++i) {
-    uint8_t& byte = data[p.byte + i];
-    byte = static_cast<uint8_t>((byte & ~(mask >> (8 * i))) | (word >> (8 * i) & mask >> (8 * i)));
+
+// The stored code at (n, k).
+static inline uint32_t read_code(const Weight& w, int64_t n, int64_t k) {
+  const Kind kind = w.format.kind;
+  const Place p = code_at(w.layout, w.format, {w.n, w.k}, n, k);
+  if (w.layout == Layout::trits16) {
+    const int byte = w.data[p.byte], size = byte & 127;
+    int v = 121 + (byte < 128 ? size : -size);  // each trit + 1 as a digit of base 3
+    for (int32_t d = 0; d < p.shift; ++d) v /= 3;
+    return static_cast<uint32_t>(v % 3);
   }
+  if (w.layout == Layout::panel16 && kind == Kind::int3) {
+    return read_bits(w.data, p.byte, p.shift, 2) | read_bits(w.data, p.high_byte, p.high_shift, 1)
+                                                       << 2;
+  }
+  return read_bits(w.data, p.byte, p.shift, kind_row(kind).bits);
 }
 
 // The float value at (n, k) of a packed weight: what every reference reads.
@@ -162,7 +233,7 @@ static inline float weight_value(const Weight& w, int64_t n, int64_t k) {
   const Format& f = w.format;
   const Shape s = {w.n, w.k};
   const KindRow& row = kind_row(f.kind);
-  const uint32_t code = read_code(w.data, code_at(w.layout, f, s, n, k), row.bits);
+  const uint32_t code = read_code(w, n, k);
   const float value = decode_code(f.kind, code);
   if (!row.scaled) return value;
   const int64_t g = k / f.group_k;
@@ -179,6 +250,6 @@ static inline float weight_value(const Weight& w, int64_t n, int64_t k) {
 // The layout that the kernels of `arch` read fastest: what dev.load() packs into.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s);
 const char* layout_name(Layout layout);
-inline constexpr int kLayoutCount = 2;
+inline constexpr int kLayoutCount = 3;
 
 }  // namespace lowbit

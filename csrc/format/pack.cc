@@ -1,13 +1,14 @@
 // pack() and unpack(): canonical weights to a device's layout and back.
 //
-// rows is a copy. panel16 is a transposition of words: in every kind that it holds, four bytes of a
-// packed vector are one row's next 1, 2, 4 or 8 codes, which a canonical row has in one aligned
-// word too (int4 has its eight nibbles in another order). So a block is packed by reading one word
-// of each of sixteen rows and writing 64 bytes. The tests hold every byte against code_at(),
-// scale_at() and zero_at().
+// rows is a copy. panel16 is a transposition of words: four bytes of a packed vector are one row's
+// next 1, 2, 4, 8, 16 or 32 codes, which a canonical row has in one aligned word too, with its bits
+// in another order. So a block is packed by reading one word of each of sixteen rows and writing 64
+// bytes. int3 makes three words of twelve bytes, trits16 one word of five. The tests hold every
+// byte against the pictures of layout.h.
 #include "csrc/format/pack.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "csrc/base/arch.h"
 #include "csrc/base/threads.h"
@@ -32,22 +33,164 @@ void for_each(Pool* pool, int64_t count, int64_t bytes_each, const F& f) {
   parallel_for(pool, count, grain, f);
 }
 
-// Nibbles 0 1 2 3 4 5 6 7 (lowest first) to 0 4 1 5 2 6 3 7: byte b then holds k = b and k = b + 4.
-// Two rounds of swapping the middle: bytes of the word, then nibbles of each half.
-uint32_t interleave(uint32_t x) {
-  uint32_t t = (x ^ x >> 8) & 0x0000ff00u;
-  x ^= t ^ t << 8;
-  t = (x ^ x >> 4) & 0x00f000f0u;
-  return x ^ t ^ t << 4;
-}
-uint32_t deinterleave(uint32_t x) {
-  uint32_t t = (x ^ x >> 4) & 0x00f000f0u;
-  x ^= t ^ t << 4;
-  t = (x ^ x >> 8) & 0x0000ff00u;
-  return x ^ t ^ t << 8;
+// Swaps the bits of x under `mask` with those that lie `by` above them.
+uint32_t swap_bits(uint32_t x, uint32_t mask, int by) {
+  const uint32_t t = (x ^ x >> by) & mask;
+  return x ^ t ^ t << by;
 }
 
-// The parts of panel16 that pack and unpack walk alike.
+// How the codes of a word or more of a canonical row become words of a lane.
+enum class Coding { words, int4, int3, int2, int1, trits };
+
+struct Piece {
+  int64_t bytes;  // of a canonical row
+  int64_t words;  // of a lane
+};
+constexpr Piece piece_of(Coding coding) {
+  return coding == Coding::int3    ? Piece{12, 3}
+         : coding == Coding::trits ? Piece{5, 1}
+                                   : Piece{4, 1};
+}
+
+// Nibbles 0 1 2 3 4 5 6 7 (lowest first) to 0 4 1 5 2 6 3 7, and back: two rounds of swapping the
+// middle, bytes of the word and nibbles of each half.
+uint32_t interleave_4(uint32_t x) {
+  return swap_bits(swap_bits(x, 0x0000ff00u, 8), 0x00f000f0u, 4);
+}
+uint32_t deinterleave_4(uint32_t x) {
+  return swap_bits(swap_bits(x, 0x00f000f0u, 4), 0x0000ff00u, 8);
+}
+
+// Sixteen codes of two bits as a 4 x 4 matrix, transposed: k = 4f + b to field f of byte b. It is
+// its own inverse.
+uint32_t transpose_2(uint32_t x) {
+  return swap_bits(swap_bits(x, 0x00cc00ccu, 6), 0x0000f0f0u, 12);
+}
+
+// Thirty-two bits: k = 4f + b to bit f of byte b, and back.
+uint32_t transpose_1(uint32_t x) {
+  x = swap_bits(swap_bits(x, 0x0000ccccu, 14), 0x00aa00aau, 7);
+  return swap_bits(swap_bits(x, 0x0c0c0c0cu, 2), 0x22222222u, 1);
+}
+uint32_t untranspose_1(uint32_t x) {
+  x = swap_bits(swap_bits(x, 0x22222222u, 1), 0x0c0c0c0cu, 2);
+  return swap_bits(swap_bits(x, 0x00aa00aau, 7), 0x0000ccccu, 14);
+}
+
+// The high bits of 32 codes of int3: k = 16h + 4f + b to bit 2f + h of byte b, and back.
+uint32_t transpose_high(uint32_t x) {
+  x = swap_bits(swap_bits(x, 0x0000ccccu, 14), 0x00aa00aau, 7);
+  return swap_bits(swap_bits(x, 0x0a0a0a0au, 3), 0x22222222u, 1);
+}
+uint32_t untranspose_high(uint32_t x) {
+  x = swap_bits(swap_bits(x, 0x22222222u, 1), 0x0a0a0a0au, 3);
+  return swap_bits(swap_bits(x, 0x00aa00aau, 7), 0x0000ccccu, 14);
+}
+
+// Eight codes of three bits: their lower two bits side by side, and their high bits. Masks in octal
+// have one digit a code.
+uint32_t low_bits(uint32_t x) {
+  x = (x & 003030303u) | (x >> 1 & 003030303u << 2);
+  x = (x & 000170017u) | (x >> 2 & 000170017u << 4);
+  return (x & 0xffu) | (x >> 4 & 0xff00u);
+}
+uint32_t high_bits(uint32_t x) {
+  x = x >> 2 & 011111111u;
+  x = (x | x >> 2) & 003030303u;
+  x = (x | x >> 4) & 000170017u;
+  return (x | x >> 8) & 0xffu;
+}
+uint32_t join_bits(uint32_t low, uint32_t high) {
+  low = (low & 0xffu) | (low & 0xff00u) << 4;
+  low = (low & 000170017u) | (low & 000170017u << 4) << 2;
+  low = (low & 003030303u) | (low & 003030303u << 2) << 1;
+  high = (high | high << 8) & 000170017u;
+  high = (high | high << 4) & 003030303u;
+  high = (high | high << 2) & 011111111u;
+  return low | high << 2;
+}
+
+// Four codes of two bits, one to a byte.
+uint32_t spread_2(uint32_t x) {
+  x = (x | x << 12) & 0x000f000fu;
+  return (x | x << 6) & 0x03030303u;
+}
+
+// Five bytes of ternary codes, k = 4d + b, to a word of trits16.
+uint32_t to_trits(const uint8_t* from) {
+  uint32_t digits = 0;  // in each byte, the codes of one b in base 3
+  for (int d = 4; d >= 0; --d) digits = digits * 3 + spread_2(from[d]);
+  uint32_t word = 0;
+  for (int b = 0; b < 4; ++b) {
+    const int v = static_cast<int>(digits >> (8 * b) & 255) - 121;
+    word |= static_cast<uint32_t>(v < 0 ? 128 - v : v) << (8 * b);
+  }
+  return word;
+}
+void from_trits(uint32_t word, uint8_t* to) {
+  uint64_t digits = 0;  // in 16 bits each
+  for (int b = 0; b < 4; ++b) {
+    const int byte = static_cast<int>(word >> (8 * b) & 255), size = byte & 127;
+    digits |= static_cast<uint64_t>(121 + (byte < 128 ? size : -size)) << (16 * b);
+  }
+  for (int d = 0; d < 5; ++d) {
+    const uint64_t third = digits * 171 >> 9 & 0x007f007f007f007full;  // right up to 255
+    const uint64_t codes = digits - 3 * third;
+    to[d] = static_cast<uint8_t>(codes | codes >> 14 | codes >> 28 | codes >> 42);
+    digits = third;
+  }
+}
+
+uint32_t load_word(const uint8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return word;
+}
+void store_word(uint8_t* p, uint32_t word) { std::memcpy(p, &word, 4); }
+
+// One piece of a row to the words of its lane, which are 64 bytes apart, and back.
+template <Coding C>
+void scatter_piece(const uint8_t* from, uint8_t* to) {
+  if constexpr (C == Coding::trits) {
+    store_word(to, to_trits(from));
+  } else if constexpr (C == Coding::int3) {
+    const uint32_t w0 = load_word(from), w1 = load_word(from + 4), w2 = load_word(from + 8);
+    const uint32_t x[4] = {w0 & 0xffffffu, w0 >> 24 | (w1 & 0xffffu) << 8,
+                           w1 >> 16 | (w2 & 0xffu) << 16, w2 >> 8};
+    store_word(to, transpose_2(low_bits(x[0]) | low_bits(x[1]) << 16));
+    store_word(to + 64, transpose_2(low_bits(x[2]) | low_bits(x[3]) << 16));
+    store_word(to + 128, transpose_high(high_bits(x[0]) | high_bits(x[1]) << 8 |
+                                        high_bits(x[2]) << 16 | high_bits(x[3]) << 24));
+  } else {
+    const uint32_t x = load_word(from);
+    store_word(to, C == Coding::int4   ? interleave_4(x)
+                   : C == Coding::int2 ? transpose_2(x)
+                   : C == Coding::int1 ? transpose_1(x)
+                                       : x);
+  }
+}
+template <Coding C>
+void gather_piece(const uint8_t* from, uint8_t* to) {
+  if constexpr (C == Coding::trits) {
+    from_trits(load_word(from), to);
+  } else if constexpr (C == Coding::int3) {
+    const uint32_t a = transpose_2(load_word(from)), b = transpose_2(load_word(from + 64));
+    const uint32_t h = untranspose_high(load_word(from + 128));
+    const uint32_t x0 = join_bits(a & 0xffffu, h & 255), x1 = join_bits(a >> 16, h >> 8 & 255);
+    const uint32_t x2 = join_bits(b & 0xffffu, h >> 16 & 255), x3 = join_bits(b >> 16, h >> 24);
+    store_word(to, x0 | x1 << 24);
+    store_word(to + 4, x1 >> 8 | x2 << 16);
+    store_word(to + 8, x2 >> 16 | x3 << 8);
+  } else {
+    const uint32_t x = load_word(from);
+    store_word(to, C == Coding::int4   ? deinterleave_4(x)
+                   : C == Coding::int2 ? transpose_2(x)
+                   : C == Coding::int1 ? untranspose_1(x)
+                                       : x);
+  }
+}
+
+// What pack and unpack of panel16 and trits16 walk alike.
 struct Panels {
   Format format;
   Shape shape;
@@ -55,117 +198,163 @@ struct Panels {
   int64_t row_bytes;    // of a canonical row
   int64_t group_bytes;  // of one group's codes in a canonical row
   int64_t cols;         // scales of a canonical row
+  bool one_scale;       // all rows have the same ones
   int64_t panel_bytes;
-  bool nibbles;
 };
 
-Panels panels_of(const Format& f, Shape s) {
+Panels panels_of(Layout layout, const Format& f, Shape s) {
   Panels p = {};
   p.format = f;
   p.shape = s;
-  p.block = panel_block(f, s);
+  p.block = panel_block(layout, f, s);
   p.row_bytes = code_row_bytes(f.kind, s.k);
   p.group_bytes = code_row_bytes(f.kind, p.block.k);
   p.cols = kind_row(f.kind).scaled ? scale_cols(f, s.k) : 0;
+  p.one_scale = f.group_n > 1;
   p.panel_bytes = p.block.groups * p.block.bytes;
-  p.nibbles = f.kind == Kind::int4;
   return p;
 }
 
-int64_t bytes_of_group(const Panels& p, int64_t g) {
-  const int64_t left = p.row_bytes - g * p.group_bytes;
-  return left < p.group_bytes ? left : p.group_bytes;
+// Calls f with the coding of a weight's pieces as a constant.
+template <class F>
+void with_coding(Layout layout, Kind kind, const F& f) {
+  if (layout == Layout::trits16) return f(std::integral_constant<Coding, Coding::trits>{});
+  switch (kind) {
+    case Kind::int4: return f(std::integral_constant<Coding, Coding::int4>{});
+    case Kind::int3: return f(std::integral_constant<Coding, Coding::int3>{});
+    case Kind::int2:
+    case Kind::ternary: return f(std::integral_constant<Coding, Coding::int2>{});
+    case Kind::int1: return f(std::integral_constant<Coding, Coding::int1>{});
+    default: return f(std::integral_constant<Coding, Coding::words>{});
+  }
 }
 
-// Words of one row that are moved before the next row's turn: sixteen rows of them are 4 KiB on
-// either side, which stay in L1 while each line of the panel is visited sixteen times.
+int64_t columns_of_group(const Panels& p, int64_t g) {
+  const int64_t left = p.shape.k - g * p.block.k;
+  return left < p.block.k ? left : p.block.k;
+}
+
+// Pieces of one row that are moved before the next row's turn: sixteen rows of 64 words are 4 KiB
+// on either side, which stay in L1 while each line of the panel is visited sixteen times.
 constexpr int64_t kTile = 64;
 
-// Calls f(r, byte of the row's group, bytes) for runs of at most kTile words of each row.
+// Calls f(r, first piece, pieces) for runs of at most kTile pieces of each row.
 template <class F>
-void tiles(int64_t rows, int64_t bytes, const F& f) {
-  for (int64_t at = 0; at < bytes; at += kTile * 4) {
-    const int64_t size = bytes - at < kTile * 4 ? bytes - at : kTile * 4;
-    for (int64_t r = 0; r < rows; ++r) f(r, at, size);
+void tiles(int64_t rows, int64_t pieces, const F& f) {
+  for (int64_t at = 0; at < pieces; at += kTile) {
+    const int64_t count = pieces - at < kTile ? pieces - at : kTile;
+    for (int64_t r = 0; r < rows; ++r) f(r, at, count);
   }
 }
 
-// A row's bytes to one lane of the vectors from `to` on, and back. The last word may be cut.
-void scatter_words(bool nibbles, const uint8_t* from, int64_t bytes, uint8_t* to) {
-  for (int64_t at = 0; at < bytes; at += 4, to += 64) {
-    uint32_t word = 0;
-    if (bytes - at >= 4) {
-      std::memcpy(&word, from + at, 4);
-    } else {
-      std::memcpy(&word, from + at, static_cast<size_t>(bytes - at));
-    }
-    word = nibbles ? interleave(word) : word;
-    std::memcpy(to, &word, 4);
-  }
-}
-void gather_words(bool nibbles, const uint8_t* from, int64_t bytes, uint8_t* to) {
-  for (int64_t at = 0; at < bytes; at += 4, from += 64) {
-    uint32_t word;
-    std::memcpy(&word, from, 4);
-    word = nibbles ? deinterleave(word) : word;
-    if (bytes - at >= 4) {
-      std::memcpy(to + at, &word, 4);
-    } else {
-      std::memcpy(to + at, &word, static_cast<size_t>(bytes - at));
-    }
+// What stands behind the last of a group's columns in its last bytes and piece: codes of 0, but
+// trits of 0 (code 1) in trits16.
+template <Coding C>
+void fill_tail(int64_t columns, int64_t bytes, uint8_t* piece) {
+  constexpr int64_t kSize = piece_of(C).bytes;
+  std::memset(piece + bytes, C == Coding::trits ? 0x55 : 0, static_cast<size_t>(kSize - bytes));
+  if (C == Coding::trits && columns % 4 != 0) {
+    piece[bytes - 1] = static_cast<uint8_t>(piece[bytes - 1] | 0x55 << columns % 4 * 2);
   }
 }
 
-void pack_panel(const Panels& p, const Canonical& c, int64_t panel, uint8_t* out) {
-  const int64_t n0 = panel * kRows, rows = p.shape.n - n0 < kRows ? p.shape.n - n0 : kRows;
+// Pieces of a row that hold codes alone: `columns` columns, the last bytes of which may be filled.
+template <Coding C>
+int64_t whole_pieces(const Panels& p, int64_t columns) {
+  const int64_t bytes = C == Coding::trits ? columns / 4 : code_row_bytes(p.format.kind, columns);
+  return bytes / piece_of(C).bytes;
+}
+
+template <Coding C>
+void pack_codes(const Panels& p, const uint8_t* codes, int64_t rows, int64_t columns,
+                uint8_t* out) {
+  constexpr Piece kPiece = piece_of(C);
+  const int64_t bytes = code_row_bytes(p.format.kind, columns);
+  const int64_t whole = whole_pieces<C>(p, columns);
+  tiles(rows, whole, [&](int64_t r, int64_t at, int64_t count) {
+    const uint8_t* from = codes + r * p.row_bytes + at * kPiece.bytes;
+    uint8_t* to = out + at * kPiece.words * 64 + r * 4;
+    for (int64_t i = 0; i < count; ++i, from += kPiece.bytes, to += kPiece.words * 64) {
+      scatter_piece<C>(from, to);
+    }
+  });
+  const int64_t rest = bytes - whole * kPiece.bytes;
+  for (int64_t r = 0; r < rows && rest > 0; ++r) {
+    uint8_t piece[16];
+    std::memcpy(piece, codes + r * p.row_bytes + whole * kPiece.bytes, static_cast<size_t>(rest));
+    fill_tail<C>(columns, rest, piece);
+    scatter_piece<C>(piece, out + whole * kPiece.words * 64 + r * 4);
+  }
+}
+
+template <Coding C>
+void unpack_codes(const Panels& p, const uint8_t* in, int64_t rows, int64_t columns,
+                  uint8_t* codes) {
+  constexpr Piece kPiece = piece_of(C);
+  const int64_t bytes = code_row_bytes(p.format.kind, columns);
+  const int64_t whole = whole_pieces<C>(p, columns);
+  tiles(rows, whole, [&](int64_t r, int64_t at, int64_t count) {
+    const uint8_t* from = in + at * kPiece.words * 64 + r * 4;
+    uint8_t* to = codes + r * p.row_bytes + at * kPiece.bytes;
+    for (int64_t i = 0; i < count; ++i, from += kPiece.words * 64, to += kPiece.bytes) {
+      gather_piece<C>(from, to);
+    }
+  });
+  const int64_t rest = bytes - whole * kPiece.bytes;
+  for (int64_t r = 0; r < rows && rest > 0; ++r) {
+    uint8_t piece[16];
+    gather_piece<C>(in + whole * kPiece.words * 64 + r * 4, piece);
+    if (C == Coding::trits && columns % 4 != 0) {
+      piece[rest - 1] = static_cast<uint8_t>(piece[rest - 1] & ((1 << columns % 4 * 2) - 1));
+    }
+    std::memcpy(codes + r * p.row_bytes + whole * kPiece.bytes, piece, static_cast<size_t>(rest));
+  }
+}
+
+// Calls f(part, offset in the canonical part, offset in the block, bytes) for each scale (part 0)
+// and zero point (part 1) of `rows` rows of a block.
+template <class F>
+void for_scales(const Panels& p, int64_t n0, int64_t rows, int64_t g, const F& f) {
   const int64_t scale_size = p.cols > 0 ? dtype_bytes(p.format.scale_dtype) : 0;
   const int64_t zero_size = zero_bytes(p.format.zero_type);
-  for (int64_t g = 0; g < p.block.groups; ++g, out += p.block.bytes) {
-    const int64_t bytes = bytes_of_group(p, g);
-    // Full rows of full words are written over; all else of the block is padding.
-    const int64_t full = rows == kRows ? bytes / 4 * 64 : 0;
-    std::memset(out + full, 0, static_cast<size_t>(p.block.bytes - full));
-    const uint8_t* codes = c.codes + n0 * p.row_bytes + g * p.group_bytes;
-    tiles(rows, bytes, [&](int64_t r, int64_t at, int64_t size) {
-      scatter_words(p.nibbles, codes + r * p.row_bytes + at, size, out + at * 16 + r * 4);
-    });
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t index = (n0 + r) * p.cols + g;
-      if (scale_size > 0) {
-        std::memcpy(out + p.block.scales + r * scale_size,
-                    static_cast<const uint8_t*>(c.scales) + index * scale_size,
-                    static_cast<size_t>(scale_size));
-      }
-      if (zero_size > 0) {
-        std::memcpy(out + p.block.zeros + r * zero_size,
-                    static_cast<const uint8_t*>(c.zeros) + index * zero_size,
-                    static_cast<size_t>(zero_size));
-      }
-    }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t index = p.one_scale ? g : (n0 + r) * p.cols + g;
+    if (scale_size > 0) f(0, index * scale_size, p.block.scales + r * scale_size, scale_size);
+    if (zero_size > 0) f(1, index * zero_size, p.block.zeros + r * zero_size, zero_size);
   }
 }
 
+template <Coding C>
+void pack_panel(const Panels& p, const Canonical& c, int64_t panel, uint8_t* out) {
+  const int64_t n0 = panel * kRows, rows = p.shape.n - n0 < kRows ? p.shape.n - n0 : kRows;
+  const uint8_t* parts[2] = {static_cast<const uint8_t*>(c.scales),
+                             static_cast<const uint8_t*>(c.zeros)};
+  for (int64_t g = 0; g < p.block.groups; ++g, out += p.block.bytes) {
+    const int64_t columns = columns_of_group(p, g);
+    // Whole pieces of all rows are written over; all else of the block is padding.
+    const int64_t full = rows == kRows ? whole_pieces<C>(p, columns) * piece_of(C).words * 64 : 0;
+    std::memset(out + full, 0, static_cast<size_t>(p.block.bytes - full));
+    pack_codes<C>(p, c.codes + n0 * p.row_bytes + g * p.group_bytes, rows, columns, out);
+    for_scales(p, n0, rows, g, [&](int part, int64_t at, int64_t to, int64_t size) {
+      std::memcpy(out + to, parts[part] + at, static_cast<size_t>(size));
+    });
+  }
+}
+
+template <Coding C>
 void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, uint8_t* codes, void* scales,
                   void* zeros) {
   const int64_t n0 = panel * kRows, rows = p.shape.n - n0 < kRows ? p.shape.n - n0 : kRows;
-  const int64_t scale_size = p.cols > 0 ? dtype_bytes(p.format.scale_dtype) : 0;
-  const int64_t zero_size = zero_bytes(p.format.zero_type);
+  uint8_t* parts[2] = {static_cast<uint8_t*>(scales), static_cast<uint8_t*>(zeros)};
   for (int64_t g = 0; g < p.block.groups; ++g, in += p.block.bytes) {
-    uint8_t* to = codes + n0 * p.row_bytes + g * p.group_bytes;
-    tiles(rows, bytes_of_group(p, g), [&](int64_t r, int64_t at, int64_t size) {
-      gather_words(p.nibbles, in + at * 16 + r * 4, size, to + r * p.row_bytes + at);
-    });
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t index = (n0 + r) * p.cols + g;
-      if (scale_size > 0) {
-        std::memcpy(static_cast<uint8_t*>(scales) + index * scale_size,
-                    in + p.block.scales + r * scale_size, static_cast<size_t>(scale_size));
-      }
-      if (zero_size > 0) {
-        std::memcpy(static_cast<uint8_t*>(zeros) + index * zero_size,
-                    in + p.block.zeros + r * zero_size, static_cast<size_t>(zero_size));
-      }
-    }
+    unpack_codes<C>(p, in, rows, columns_of_group(p, g),
+                    codes + n0 * p.row_bytes + g * p.group_bytes);
+    // A scale of the whole matrix is the same in every panel: one thread writes it.
+    if (p.one_scale && panel > 0) continue;
+    for_scales(p, n0, p.one_scale ? 1 : rows, g,
+               [&](int part, int64_t to, int64_t at, int64_t size) {
+                 std::memcpy(parts[part] + to, in + at, static_cast<size_t>(size));
+               });
   }
 }
 
@@ -201,10 +390,14 @@ void copy_part(Pool* pool, uint8_t* to, const void* from, int64_t bytes, int64_t
 
 void pack(const Canonical& c, Layout layout, uint8_t* data, Pool* pool) {
   const Shape s = {c.n, c.k};
-  if (layout == Layout::panel16) {
-    const Panels p = panels_of(c.format, s);
-    for_each(pool, ceil_div(c.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) pack_panel(p, c, i, data + i * p.panel_bytes);
+  if (layout != Layout::rows) {
+    const Panels p = panels_of(layout, c.format, s);
+    with_coding(layout, c.format.kind, [&](auto coding) {
+      for_each(pool, ceil_div(c.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          pack_panel<decltype(coding)::value>(p, c, i, data + i * p.panel_bytes);
+        }
+      });
     });
     return;
   }
@@ -217,12 +410,15 @@ void pack(const Canonical& c, Layout layout, uint8_t* data, Pool* pool) {
 
 void unpack(const Weight& w, uint8_t* codes, void* scales, void* zeros, Pool* pool) {
   const Shape s = {w.n, w.k};
-  if (w.layout == Layout::panel16) {
-    const Panels p = panels_of(w.format, s);
-    for_each(pool, ceil_div(w.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        unpack_panel(p, w.data + i * p.panel_bytes, i, codes, scales, zeros);
-      }
+  if (w.layout != Layout::rows) {
+    const Panels p = panels_of(w.layout, w.format, s);
+    with_coding(w.layout, w.format.kind, [&](auto coding) {
+      for_each(pool, ceil_div(w.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          unpack_panel<decltype(coding)::value>(p, w.data + i * p.panel_bytes, i, codes, scales,
+                                                zeros);
+        }
+      });
     });
     return;
   }
@@ -239,16 +435,20 @@ void unpack(const Weight& w, uint8_t* codes, void* scales, void* zeros, Pool* po
 }
 
 // Every AVX2 and AVX-512 row of linear walks panels of 16 rows; a CPU without AVX2 runs the
-// reference, which reads any layout, and keeps what needs no padding.
+// reference, which reads any layout, and keeps what needs no padding. Codes of 3 bits and fewer
+// have float rows for `rows` alone.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
   const bool vectors = (arch & kArchAvx2) != 0;
-  return vectors && layout_serves(Layout::panel16, f, s) ? Layout::panel16 : Layout::rows;
+  const bool narrow = kind_row(f.kind).bits < 4;
+  return vectors && !narrow && layout_serves(Layout::panel16, f, s) ? Layout::panel16
+                                                                    : Layout::rows;
 }
 
 const char* layout_name(Layout layout) {
   switch (layout) {
     case Layout::rows: return "rows";
     case Layout::panel16: return "panel16";
+    case Layout::trits16: return "trits16";
   }
   return "unknown";
 }

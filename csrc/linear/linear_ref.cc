@@ -2,7 +2,7 @@
 // compute.
 //
 // Shapes    any.
-// Layout    both, read code by code through layout.h.
+// Layout    all, read code by code through layout.h.
 // Bound     none named: this row is the oracle of the others and the last resort.
 // Method    three loops with double sums. x stands in scratch as f32 (exact: the values or codes of
 //           stage.h), two rows of w at a time as doubles, so decoding costs 1/kRows of the
@@ -56,7 +56,7 @@ void decode_row(const Weight& w, int64_t n, double* to) {
                                              : load_f32(w.data + at, DType::f32, 0);
       }
     }
-    const uint32_t code = read_code(w.data, code_at(w.layout, f, s, n, k), row.bits);
+    const uint32_t code = read_code(w, n, k);
     to[k] = scale * (static_cast<double>(decode_code(f.kind, code)) - zero);
   }
 }
@@ -105,7 +105,7 @@ extern const LinearKernel linear_ref;
 const LinearKernel linear_ref = {
     "linear_ref",
     kArchCpu,
-    {kAllKinds, bit(Layout::rows) | bit(Layout::panel16), kFloats | kCodeDTypes,
+    {kAllKinds, (1u << kLayoutCount) - 1, kFloats | kCodeDTypes,
      bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8), true, 0, 1, 1, 1},
     workspace,
     run,

@@ -221,7 +221,23 @@ export function writeCode(
   if (two > 255) bytes[at + 1] = (bytes[at + 1] as number) | (two >> 8)
 }
 
-/** Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. */
+/** Columns that whole vectors of panel16 hold. */
+export const panelUnit: Partial<Record<Format, number>> = {
+  f32: 2,
+  f16: 2,
+  bf16: 2,
+  int8: 8,
+  int4: 8,
+  int3: 32,
+  int2: 16,
+  int1: 32,
+  ternary: 16,
+}
+
+/**
+ * Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. `high` is the place of the
+ * third bit of int3.
+ */
 export function panelPlace(
   format: Format,
   groupK: number,
@@ -229,7 +245,7 @@ export function panelPlace(
   groups: number,
   n: number,
   k: number,
-): { byte: number; bit: number } {
+): { byte: number; bit: number; high?: { byte: number; bit: number } } {
   const block = (floor(n / 16) * groups + floor(k / groupK)) * blockBytes
   const lane = (n % 16) * 4
   const i = k % groupK
@@ -243,6 +259,19 @@ export function panelPlace(
       return { byte: block + 64 * floor(i / 4) + lane + (i % 4), bit: 0 }
     case 'int4':
       return { byte: block + 64 * floor(i / 8) + lane + (i % 4), bit: i % 8 < 4 ? 0 : 4 }
+    case 'int2':
+    case 'ternary':
+      return { byte: block + 64 * floor(i / 16) + lane + (i % 4), bit: 2 * floor((i % 16) / 4) }
+    case 'int1':
+      return { byte: block + 64 * floor(i / 32) + lane + (i % 4), bit: floor((i % 32) / 4) }
+    case 'int3': {
+      const [three, h, f, b] = [floor(i / 32) * 3, floor((i % 32) / 16), floor((i % 16) / 4), i % 4]
+      return {
+        byte: block + 64 * (three + h) + lane + b,
+        bit: 2 * f,
+        high: { byte: block + 64 * (three + 2) + lane + b, bit: 2 * f + h },
+      }
+    }
     default:
       throw new Error(`panel16 has no ${format}`)
   }
