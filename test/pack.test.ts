@@ -66,7 +66,7 @@ function rowsOf(q: QuantizedWeight): Uint8Array {
 /** Blocks of 16 rows, one for each group of K: `codeBytes` of codes (which `place` writes), then scales, then zeros. */
 function blocksOf(
   q: QuantizedWeight,
-  layout: { codeBytes: (groupK: number) => number; align: number },
+  codeBytesOf: (groupK: number) => number,
   place: (out: Uint8Array, at: { groupK: number; blockBytes: number; groups: number }) => void,
 ): Uint8Array | undefined {
   const [n, k] = q.shape
@@ -74,10 +74,10 @@ function blocksOf(
   if (groupSize === 'block') return undefined
   const groupK = typeof groupSize === 'number' ? Math.min(groupSize, k) : k
   const groups = Math.ceil(k / groupK)
-  const codeBytes = layout.codeBytes(groupK)
+  const codeBytes = codeBytesOf(groupK)
   const scaleSize = q.scales?.BYTES_PER_ELEMENT ?? 0
   const zeroSize = q.zeros?.BYTES_PER_ELEMENT ?? 0
-  const blockBytes = up(codeBytes + 16 * (scaleSize + zeroSize), layout.align)
+  const blockBytes = codeBytes + 16 * (scaleSize + zeroSize)
   const out = new Uint8Array(Math.ceil(n / 16) * groups * blockBytes)
   place(out, { groupK, blockBytes, groups })
   for (let row = 0; row < n; row++) {
@@ -101,7 +101,7 @@ function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
   if (unit === undefined) return undefined
   const width = codeBits[format]
   const codeBytes = (groupK: number) => 2 * up(groupK, unit) * width
-  return blocksOf(q, { codeBytes, align: width < 4 ? 16 : 64 }, (out, { groupK, blockBytes, groups }) => {
+  return blocksOf(q, codeBytes, (out, { groupK, blockBytes, groups }) => {
     const put = ({ byte, bit }: { byte: number; bit: number }, value: number) => {
       out[byte] = (out[byte] as number) | (value << bit)
     }
@@ -126,7 +126,7 @@ function tritsOf(q: QuantizedWeight): Uint8Array | undefined {
   const [n, k] = q.shape
   if (q.format !== 'ternary') return undefined
   const codeBytes = (groupK: number) => (16 * up(groupK, 20)) / 5
-  return blocksOf(q, { codeBytes, align: 16 }, (out, { groupK, blockBytes, groups }) => {
+  return blocksOf(q, codeBytes, (out, { groupK, blockBytes, groups }) => {
     const values = new Int16Array(out.length)
     for (let row = 0; row < n; row++) {
       for (let col = 0; col < k; col++) {

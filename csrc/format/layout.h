@@ -11,8 +11,9 @@
 //
 //             block   [ codes of 16 rows ][ 16 scales ][ 16 zeros ]
 //
-//           rounded up to 64 bytes, but not where codes have 3 bits and fewer: there the rounding
-//           would cost up to a third of the bytes. One scale for the matrix stands in all lanes.
+//           with nothing in between: rounding blocks up to 64 bytes would cost a tenth of the bytes
+//           of int4 in groups of 32, and time in proportion wherever memory is the bound. So codes
+//           begin at any multiple of 16. One scale for the matrix stands in all lanes.
 //
 //           Codes of a block, in vectors of 64 bytes = 16 lanes of 4 bytes, lane = row:
 //
@@ -77,7 +78,7 @@ struct PanelBlock {
   int64_t codes;   // bytes of codes, a multiple of 64
   int64_t scales;  // offset of the 16 scales
   int64_t zeros;   // offset of the 16 zeros
-  int64_t bytes;   // of the whole block, a multiple of 64 (3 bits and fewer: of 16)
+  int64_t bytes;   // of the whole block, a multiple of 16
   int64_t groups;  // blocks in one panel
   int64_t k;       // columns of one block, before padding
 };
@@ -110,8 +111,7 @@ static inline PanelBlock panel_block(Layout layout, const Format& f, Shape s) {
   b.codes = panel_code_bytes(layout, f.kind, b.k);
   b.scales = b.codes;
   b.zeros = b.scales + (scaled ? 16 * dtype_bytes(f.scale_dtype) : 0);
-  const bool narrow = scaled && kind_row(f.kind).bits < 4;
-  b.bytes = round_up(b.zeros + 16 * zero_bytes(f.zero_type), narrow ? 16 : 64);
+  b.bytes = b.zeros + 16 * zero_bytes(f.zero_type);
   return b;
 }
 // Of a weight in panel16.
