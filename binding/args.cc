@@ -119,9 +119,25 @@ void Reader::add_shell(Tensor* slot, napi_value object, Tensor made) {
   shell[shells++] = {slot, object};
 }
 
+void Reader::agree(const char* name, const Tensor& given, const char* option, DType meant) {
+  if (failed_ || meant == DType::none || !present(given) || given.dtype == meant) return;
+  fail(error(Code::dtype, "%s: expected %s in %s, as %s says, but got %s", op_, name,
+             dtype_name(meant), option, dtype_name(given.dtype)));
+}
+
+void Reader::agree_scales(const char* name, const Tensor& given, const char* option,
+                          bool by_block) {
+  if (failed_ || !present(given) || given.rank == (by_block ? 2 : 1)) return;
+  fail(error(Code::shape, "%s: expected %s of shape %s, as %s says, but got %s", op_, name,
+             by_block ? "[M, blocks of 128 columns]" : "[M]", option, shape_text(given).text));
+}
+
 DeviceHandle* Reader::device(const char* name) {
   napi_value value = next();
   if (failed_) return nullptr;
+  if (TensorHandle* tensor = unwrap_tensor(env_, value)) {
+    return accept(tensor, value, name) == nullptr ? nullptr : tensor->device;
+  }
   DeviceHandle* handle = unwrap_device(env_, value);
   if (handle == nullptr) fail_type(name, "a Device", value);
   return handle != nullptr && own(handle, name) ? handle : nullptr;
@@ -175,6 +191,10 @@ int Reader::word(const char* name, int count) {
     fail(error(Code::argument, "%s: %s is none of the words that it may be", op_, name));
   }
   return failed_ ? 0 : static_cast<int>(index);
+}
+
+DType Reader::optional_dtype(const char* name) {
+  return absent() ? DType::none : static_cast<DType>(word(name, kDTypeCount));
 }
 
 bool Reader::text(const char* name, char* out, size_t size) {

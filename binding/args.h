@@ -32,7 +32,12 @@ class Reader {
     add_shell(slot, shell_object, made);
   }
 
-  DeviceHandle* device(const char* name);
+  // Where the caller gives an output, what the call says of outputs must be true of it; none says
+  // nothing.
+  void agree(const char* name, const Tensor& given, const char* option, DType meant);
+  void agree_scales(const char* name, const Tensor& given, const char* option, bool by_block);
+
+  DeviceHandle* device(const char* name);  // a Device, or a Tensor for its device
   TensorHandle* tensor(const char* name);
   WeightHandle* weight_handle(const char* name);
   napi_value object(const char* name);  // an object without a handle, to be wrapped
@@ -43,6 +48,7 @@ class Reader {
   int64_t integer(const char* name);  // a whole number within +-2^53
   bool boolean(const char* name);
   int word(const char* name, int count);                  // an index into one of the word lists
+  DType optional_dtype(const char* name);                 // undefined: none
   bool text(const char* name, char* out, size_t size);    // false: undefined
   int shape(const char* name, int64_t (&out)[kMaxRank]);  // an array of sizes; its length
   // A typed array; null: undefined.

@@ -17,7 +17,7 @@ struct Copy {
 
   static void read(Reader& r, Args& a) {
     a.x = r.input("x");
-    a.dtype = r.absent() ? DType::none : static_cast<DType>(r.word("dtype", kDTypeCount));
+    a.dtype = r.optional_dtype("dtype");
     r.output("out", &a.out, copy_infer, a);
   }
 };

@@ -37,6 +37,7 @@ static napi_value adopt(napi_env env, napi_value object, const Status& status, D
   if (!is_ok(status)) return fail(env, status);
   DeviceHandle* handle = new DeviceHandle;
   handle->device = device;
+  if (device->cuda != nullptr) handle->cuda_index = device->cuda_index;
   handle->env = env_of(env);
   if (open_wake(env, handle) != napi_ok) {
     device_close(device);

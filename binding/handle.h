@@ -20,6 +20,7 @@ struct Pending;  // a promise that waits for the queue: wait.cc
 struct DeviceHandle {
   int refs = 1;              // JavaScript thread only
   Device* device = nullptr;  // null once closed
+  int cuda_index = -1;       // -1: a CPU
   Env* env = nullptr;
   napi_threadsafe_function wake = nullptr;
   std::vector<Pending*> waiting;  // promises not yet settled

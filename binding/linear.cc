@@ -10,7 +10,7 @@ namespace {
 // What the caller asks of outputs that the library makes.
 struct Wanted {
   const LinearArgs& args;
-  DType dtype;    // none: as linear_infer says
+  DType dtype;    // none: not said; linear_infer knows
   bool by_block;  // out_scale has one value for each 128 columns
 };
 
@@ -42,10 +42,13 @@ struct Linear {
     args.residual = r.optional("residual");
     args.activation = static_cast<Activation>(r.word("activation", 8));
     args.compute = static_cast<Compute>(r.word("compute", 3));
-    const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount + 1));
-    const Wanted wanted = {args, dtype, r.boolean("block")};
+    const DType dtype = r.optional_dtype("dtype");
+    const bool says_per = !r.absent(), by_block = says_per && r.boolean("block");
+    const Wanted wanted = {args, dtype, by_block};
     r.output("out", &args.out, infer_out, wanted);
-    r.output("outScales", &args.out_scale, infer_scale, wanted);
+    r.agree("out", args.out, is_code_dtype(dtype) ? "outQuant.dtype" : "dtype", dtype);
+    r.output("out.scales", &args.out_scale, infer_scale, wanted);
+    if (says_per) r.agree_scales("out.scales", args.out_scale, "outQuant.per", by_block);
   }
 };
 

@@ -40,10 +40,13 @@ struct QuantizeRows : Quantize {
   static constexpr const char* kName = "quantizeRows";
   static void read(Reader& r, Args& args) {
     args.floats = r.input("x");
-    const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount));
-    const Wanted wanted = {args.floats, dtype, r.boolean("block")};
+    const DType dtype = r.optional_dtype("dtype");
+    const bool says_per = !r.absent(), by_block = says_per && r.boolean("block");
+    const Wanted wanted = {args.floats, dtype == DType::none ? DType::i8 : dtype, by_block};
     r.output("out.codes", &args.codes, infer_codes, wanted);
+    r.agree("out.codes", args.codes, "dtype", dtype);
     r.output("out.scales", &args.scale, infer_scale, wanted);
+    if (says_per) r.agree_scales("out.scales", args.scale, "per", by_block);
   }
 };
 
@@ -53,8 +56,10 @@ struct DequantizeRows : Quantize {
     args.inverse = true;
     args.codes = r.input("x.codes");
     args.scale = r.input("x.scales");
-    const Wanted wanted = {args.codes, static_cast<DType>(r.word("dtype", kDTypeCount)), false};
+    const DType dtype = r.optional_dtype("dtype");
+    const Wanted wanted = {args.codes, dtype == DType::none ? DType::f32 : dtype, false};
     r.output("out", &args.floats, infer_floats, wanted);
+    r.agree("out", args.floats, "dtype", dtype);
   }
 };
 

@@ -1,3 +1,5 @@
+#include <cstdio>
+
 #include "binding/args.h"
 #include "binding/describe.h"
 #include "binding/export.h"
@@ -25,6 +27,10 @@ napi_value tensor_info(napi_env env, napi_callback_info info) {
   set_sizes(env, out, "strides", handle->view.strides, handle->view.rank);
   set_number(env, out, "dtype", static_cast<double>(handle->view.dtype));
   set_boolean(env, out, "contiguous", is_contiguous(handle->view));
+  char device[24] = "cpu";
+  const int index = handle->device->cuda_index;
+  if (index >= 0) std::snprintf(device, sizeof device, "cuda:%d", index);
+  set_text(env, out, "device", device);
   return out;
 }
 

@@ -1,6 +1,6 @@
 import { kindOf, LowbitTypeError, wordIndex } from './errors'
 import { native } from './native'
-import { outputOf, Tensor } from './tensor'
+import { type IntList, intTensor, outputOf, Tensor } from './tensor'
 import { type Score, scores } from './words'
 
 /** How many keys to the left and to the right of its own position a query sees; -1 or left out: all. */
@@ -11,29 +11,32 @@ export type AttentionWindow =
 /** Options of {@link attention}. */
 export interface AttentionOptions {
   /** Query i stands at position i + (seqKv - seqQ), so that the last query has the last key, and sees no later key. */
-  readonly causal?: boolean
+  readonly causal?: boolean | undefined
   /** How far a query sees from its own position. Default: without limit. */
-  readonly window?: AttentionWindow
+  readonly window?: AttentionWindow | undefined
   /** Scores become softcap * tanh(score / softcap); 0: they don't. Default 0. */
-  readonly softcap?: number
+  readonly softcap?: number | undefined
   /** f32 [heads]: slope * (key position - query position) is added to the scores (Press et al., ALiBi, 2022). */
-  readonly alibiSlopes?: Tensor
+  readonly alibiSlopes?: Tensor | undefined
   /** f32 [heads]: exp(sink) is added to each softmax's denominator. Not with 'sigmoid'. */
-  readonly sinks?: Tensor
+  readonly sinks?: Tensor | undefined
   /** Factor of q·k, finite. 0 and default: 1 / sqrt(headDim). */
-  readonly softmaxScale?: number
+  readonly softmaxScale?: number | undefined
   /** 'softmax' (default), or 'sigmoid': 1 / (1 + exp(-score)), not normalised (Ramapuram et al., 2024). */
-  readonly score?: Score
-  /** i32 [batch + 1]: where the sequences of packed q begin and end; from 0, never falling, to tokens. Default: one. */
-  readonly cuSeqlensQ?: Tensor
+  readonly score?: Score | undefined
+  /**
+   * i32 [batch + 1]: where the sequences of packed q begin and end; from 0, never falling, to tokens. Default: one. Here
+   * and in the two below, a list is copied before the call returns; give a tensor where the same one serves many calls.
+   */
+  readonly cuSeqlensQ?: IntList | undefined
   /** The same for packed k and v. Default: cuSeqlensQ. */
-  readonly cuSeqlensKv?: Tensor
+  readonly cuSeqlensKv?: IntList | undefined
   /** i32 [batch]: how many positions of batched k and v are there. Default: all. */
-  readonly kvLens?: Tensor
+  readonly kvLens?: IntList | undefined
   /** Receives the result: q's dtype or f32, memory of its own. Default: a new tensor in q's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
   /** Also give the log of each softmax's denominator. Not with 'sigmoid'. Default false. */
-  readonly returnLse?: boolean
+  readonly returnLse?: boolean | undefined
 }
 
 /** What {@link attention} gives with `returnLse`. */
@@ -84,23 +87,36 @@ export function attention(
   const [left, right] = options.window === undefined ? [-1, -1] : limitsOf(options.window)
   const out = outputOf(options.out, 'attention')
   const lse = returnLse ? Tensor.shell() : undefined
-  native.attention(
-    q,
-    k,
-    v,
-    options.cuSeqlensQ,
-    options.cuSeqlensKv,
-    options.kvLens,
-    options.alibiSlopes,
-    options.sinks,
-    options.softmaxScale ?? 0,
-    options.softcap ?? 0,
-    left,
-    right,
-    options.causal ?? false,
-    wordIndex(scores, score, 'attention: score'),
-    out,
-    lse,
-  )
+  const made: Tensor[] = []
+  const ints = (list: IntList | undefined, name: string): Tensor | undefined => {
+    if (list === undefined || list instanceof Tensor || !(q instanceof Tensor))
+      return list as Tensor | undefined
+    const tensor = intTensor(q, list, `attention: ${name}`)
+    made.push(tensor)
+    return tensor
+  }
+  try {
+    native.attention(
+      q,
+      k,
+      v,
+      ints(options.cuSeqlensQ, 'cuSeqlensQ'),
+      ints(options.cuSeqlensKv, 'cuSeqlensKv'),
+      ints(options.kvLens, 'kvLens'),
+      options.alibiSlopes,
+      options.sinks,
+      options.softmaxScale ?? 0,
+      options.softcap ?? 0,
+      left,
+      right,
+      options.causal ?? false,
+      wordIndex(scores, score, 'attention: score'),
+      out,
+      lse,
+    )
+  } finally {
+    // The queued op holds their memory until it has run.
+    for (const tensor of made) tensor.dispose()
+  }
   return lse === undefined ? out : { out, lse }
 }

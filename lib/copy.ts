@@ -6,9 +6,9 @@ import { type DType, dtypes } from './words'
 /** Options of {@link copy}. */
 export interface CopyOptions<D extends DType = DType> {
   /** Element type of the result. Default: that of `out`, or of x. */
-  readonly dtype?: D
+  readonly dtype?: D | undefined
   /** Receives the elements: any view of x's shape, such as a slice of a cache. Default: a new contiguous tensor. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /**

@@ -18,7 +18,7 @@ export interface DeviceInfo {
   readonly threads: number
   readonly memory: number
   /** Bytes per second that the memory can deliver by its data sheet, where it is known. */
-  readonly bandwidth?: number
+  readonly bandwidth?: number | undefined
 }
 
 /** Bytes of a device's memory. `cached` is kept for reuse, `limit` is where requests begin to fail. */
@@ -32,9 +32,9 @@ export interface MemoryUsage {
 /** Options of {@link openDevice}. */
 export interface DeviceOptions {
   /** CPU only: threads of the kernels, 1 to 1024. Default: every core that the process may use. */
-  readonly threads?: number
+  readonly threads?: number | undefined
   /** Bytes of tensors and weights that the device may hold. Default: all of its memory. */
-  readonly memoryLimit?: number
+  readonly memoryLimit?: number | undefined
 }
 
 /**

@@ -4,13 +4,13 @@ import { outputOf, type Tensor } from './tensor'
 /** Options of {@link add} and {@link siluMul}. */
 export interface ElementwiseOptions {
   /** Receives the result, in its own dtype; may be one of the inputs. Default: a new tensor in the first input's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /** Options of {@link geluMul}. */
 export interface GeluMulOptions extends ElementwiseOptions {
   /** Use the tanh form of GELU in place of the exact one. Default false. */
-  readonly tanh?: boolean
+  readonly tanh?: boolean | undefined
 }
 
 /**

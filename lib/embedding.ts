@@ -4,7 +4,7 @@ import { outputOf, type Tensor } from './tensor'
 /** Options of {@link embedding}. */
 export interface EmbeddingOptions {
   /** Receives the result; any float dtype. Default: a new tensor in the table's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /**

@@ -75,7 +75,7 @@ export {
   type SoftmaxOptions,
   softmax,
 } from './softmax'
-export type { ArrayOf, Tensor } from './tensor'
+export type { ArrayOf, IntList, Tensor } from './tensor'
 export { type LoadOptions, Weight } from './weight'
 export type {
   Activation,

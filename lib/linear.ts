@@ -8,28 +8,26 @@ import { type Activation, activations, type Compute, computes, dtypes } from './
 /** Options of {@link linear}. */
 export interface LinearOptions {
   /** [N], f32, f16 or bf16: added before the activation. */
-  readonly bias?: Tensor
+  readonly bias?: Tensor | undefined
   /** Default 'none'. swiglu and geglu read w's rows in pairs, gate then value, and give N/2 columns. */
-  readonly activation?: Activation
+  readonly activation?: Activation | undefined
   /** The shape of the result, f32, f16 or bf16: added last. May be `out` itself. */
-  readonly residual?: Tensor
+  readonly residual?: Tensor | undefined
   /** What may happen to x on the way: nothing ('float', the default), or quantisation per row to 'int8' or 'fp8'. */
-  readonly compute?: Compute
-  /** Receives the result, in its own dtype. Default: a new tensor. */
-  readonly out?: Tensor
-  /** Dtype of the new tensor: f32, f16 or bf16. Default: x's (f32 where x is quantised). */
-  readonly dtype?: 'f32' | 'f16' | 'bf16'
+  readonly compute?: Compute | undefined
+  /** Receives the result. Default: a new tensor. */
+  readonly out?: Tensor | undefined
+  /** f32, f16 or bf16: the dtype of the result. Default: that of `out`, else x's (f32 where x is quantised). */
+  readonly dtype?: 'f32' | 'f16' | 'bf16' | undefined
 }
 
 /** Options of {@link linear} that give codes for the next GEMM. */
 export interface LinearQuantOptions extends Omit<LinearOptions, 'out' | 'dtype'> {
-  /** Re-quantise the result, per row or per block of 128 columns. */
+  /** Re-quantise the result, per row or per block of 128 columns. Defaults: what `out` has, else 'i8' and 'row'. */
   readonly outQuant: RowQuantization
-  /** Receives codes and scales. */
-  readonly out?: QuantizedRows
+  /** Receives codes and scales. Default: new tensors. */
+  readonly out?: QuantizedRows | undefined
 }
-
-const noDType: number = dtypes.length
 
 /**
  * `act(x wᵀ + bias) + residual`, where w may have any {@link Format}. One call, one pass over w.
@@ -37,7 +35,7 @@ const noDType: number = dtypes.length
  * @param x [M, K]: f32, f16 or bf16 with contiguous rows, or the codes and scales of {@link quantizeRows}.
  * @param w [N, K], from `device.load`.
  * @returns [M, N], or [M, N/2] for swiglu and geglu; with `outQuant` its codes and scales.
- * @throws LowbitError ERR_SHAPE, ERR_DTYPE, ERR_STRIDES, ERR_DEVICE, ERR_DISPOSED, ERR_MEMORY, ERR_ARGUMENT;
+ * @throws LowbitError ERR_SHAPE and ERR_DTYPE, also where `out` is not what `dtype` or `outQuant` say; ERR_STRIDES, ERR_DEVICE, ERR_DISPOSED, ERR_MEMORY, ERR_ARGUMENT;
  *   LowbitTypeError.
  * @see csrc/linear/linear.h for the exact arithmetic; Dettmers et al., LLM.int8(), 2022, for quantised rows; Shazeer,
  *   GLU Variants Improve Transformer, 2020, for the gated activations.
@@ -53,14 +51,12 @@ export function linear(
   const { activation = 'none', compute = 'float' } = options
   let out: Tensor
   let scales: Tensor | undefined
-  let dtype = noDType
-  let block = false
+  let dtype: number | undefined
+  let block: boolean | undefined
   let result: Tensor | QuantizedRows
   if ('outQuant' in options && options.outQuant !== undefined) {
-    const rows = options.out ?? QuantizedRows.shell()
-    const quant = QuantizedRows.read(options.outQuant, 'linear: outQuant')
-    dtype = quant.dtype
-    block = quant.block
+    const rows = QuantizedRows.outputOf(options.out, 'linear')
+    ;({ dtype, block } = QuantizedRows.read(options.outQuant, 'linear: outQuant', options.out))
     out = rows.codes
     scales = rows.scales
     result = rows

@@ -51,6 +51,7 @@ export interface TensorInfo {
   strides: number[]
   dtype: number
   contiguous: boolean
+  device: string
 }
 /** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint. */
 export type NativeFormat = readonly [readonly number[], number, number, number, number, number]
@@ -90,7 +91,8 @@ export interface Description {
 
 /**
  * Arguments stand by position, words as indices into the lists of words.ts. `out` is a Tensor, or an object of that
- * class without memory that the call fills. `row` forces a kernel row by name (tests and benches).
+ * class without memory that the call fills; what `dtype` and `block` say must be true of a Tensor that is given, and
+ * undefined says nothing. `device` may be a Device, or a Tensor for its device. `row` forces a kernel row by name (tests and benches).
  */
 export interface Native {
   describe(): Description
@@ -206,14 +208,21 @@ export interface Native {
     residual: Handle | undefined,
     activation: number,
     compute: number,
-    dtype: number,
-    block: boolean,
+    dtype: number | undefined,
+    block: boolean | undefined,
     out: Handle,
     outScales: Handle | undefined,
     row?: string,
   ): void
-  quantizeRows(x: Handle, dtype: number, block: boolean, codes: Handle, scales: Handle, row?: string): void
-  dequantizeRows(codes: Handle, scales: Handle, dtype: number, out: Handle, row?: string): void
+  quantizeRows(
+    x: Handle,
+    dtype: number | undefined,
+    block: boolean | undefined,
+    codes: Handle,
+    scales: Handle,
+    row?: string,
+  ): void
+  dequantizeRows(codes: Handle, scales: Handle, dtype: number | undefined, out: Handle, row?: string): void
   attention(
     q: Handle,
     k: Handle,

@@ -4,16 +4,16 @@ import { outputOf, type Tensor } from './tensor'
 /** Options of {@link rmsNorm} and {@link layerNorm}. */
 export interface NormOptions {
   /** Added to the mean square before the root. Finite, not negative; default 1e-5. */
-  readonly eps?: number
+  readonly eps?: number | undefined
   /** Added to x first; the shape of x. */
-  readonly residual?: Tensor
+  readonly residual?: Tensor | undefined
   /**
    * Receives x + residual; may be `residual` or `x` itself. The norm is then that of the sum as rounded to this tensor's
    * dtype: the same numbers as {@link add} and a norm in turn, in one pass over memory.
    */
-  readonly residualOut?: Tensor
+  readonly residualOut?: Tensor | undefined
   /** Receives the result; may be `x` or `residual` itself. Default: a new tensor in x's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /**

@@ -49,7 +49,7 @@ export function bestRates(rows: readonly PeakRow[], threads: 'one' | 'all'): Rat
 /** Options of {@link measurePeaks}. */
 export interface PeakOptions {
   /** How long each figure is measured, above 0 and up to 10. Default 0.08; the less, the rougher. */
-  readonly seconds?: number
+  readonly seconds?: number | undefined
 }
 
 /**

@@ -17,20 +17,20 @@ export type GroupSize = 32 | 64 | 128 | 'channel' | 'tensor' | 'block'
 export interface Scheme {
   readonly format: Format
   /** Default: 64 for int4, int3 and int2, 'channel' for the others. f32, f16 and bf16 have no groups. */
-  readonly groupSize?: GroupSize
+  readonly groupSize?: GroupSize | undefined
   /** int4, int3, int2: no zero points, codes on both sides of the middle. Default: false. The others always are. */
-  readonly symmetric?: boolean
+  readonly symmetric?: boolean | undefined
   /** int4, int3, int2 that are not symmetric: zero points rounded to codes (default) or kept as f32. */
-  readonly zeroPoint?: 'integer' | 'float'
+  readonly zeroPoint?: 'integer' | 'float' | undefined
   /** Scales are rounded to this dtype before the codes are made. Default: f32. */
-  readonly scaleDtype?: FloatDType
+  readonly scaleDtype?: FloatDType | undefined
   /**
    * true or 'search': choose the range of each group out of 25 by least squared error instead of taking the full
    * range. Never worse in that measure, and about 20 times slower. Default: false.
    */
-  readonly clip?: boolean | 'search'
+  readonly clip?: boolean | 'search' | undefined
   /** What a Uint16Array holds. */
-  readonly dtype?: FloatDType
+  readonly dtype?: FloatDType | undefined
 }
 
 /** Typed arrays that weights come in; newer versions of Node have Float16Array. */

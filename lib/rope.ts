@@ -17,14 +17,14 @@ export interface RopeOptions {
    * Where the tokens stand: an i32 tensor `[tokens]` (for 4-D x `[seq]` or `[batch, seq]`), or the position of the first
    * token, from which the others count up. Default 0.
    */
-  readonly positions?: Tensor | number
+  readonly positions?: Tensor | number | undefined
   /**
    * `half` is what Llama, Mistral and Qwen checkpoints in Hugging Face form need; `interleaved` is GPT-J's and that of
    * Llama's own files. Default 'half'.
    */
-  readonly pairing?: Pairing
+  readonly pairing?: Pairing | undefined
   /** Receives the result; may be `x` itself. Default: a new tensor in x's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /**

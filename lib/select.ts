@@ -16,7 +16,7 @@ import {
 /** What the choice of a row looks at besides the call: instruction sets (what they imply is added) and a row to insist on. */
 export interface Choice {
   readonly archs: readonly string[]
-  readonly row?: string
+  readonly row?: string | undefined
 }
 
 /** A call of linear: x [m, k] with a weight [n, k]. */
@@ -25,13 +25,13 @@ export interface LinearCall {
   readonly n: number
   readonly k: number
   readonly format: Format
-  readonly x?: DType
-  readonly compute?: Compute
-  readonly groupSize?: GroupSize
-  readonly zeroPoint?: ZeroPoint
-  readonly scaleDtype?: FloatDType
+  readonly x?: DType | undefined
+  readonly compute?: Compute | undefined
+  readonly groupSize?: GroupSize | undefined
+  readonly zeroPoint?: ZeroPoint | undefined
+  readonly scaleDtype?: FloatDType | undefined
   /** Default: what `load` takes on such a device. */
-  readonly layout?: Layout
+  readonly layout?: Layout | undefined
 }
 
 /**
@@ -55,14 +55,14 @@ export function selectLinear(call: LinearCall, choice: Choice): { row: string; l
 
 /** A call of attention: q [batch, seqQ, heads, headDim], k [batch, seqKv, kvHeads, headDim], v with headDimV. */
 export interface AttentionCall {
-  readonly batch?: number
+  readonly batch?: number | undefined
   readonly seqQ: number
   readonly seqKv: number
   readonly heads: number
   readonly kvHeads: number
   readonly headDim: number
-  readonly headDimV?: number
-  readonly dtype?: DType
+  readonly headDimV?: number | undefined
+  readonly dtype?: DType | undefined
 }
 
 /** The row that serves a call of attention. */

@@ -4,15 +4,15 @@ import { outputOf, type Tensor } from './tensor'
 /** Options of {@link softmax}. */
 export interface SoftmaxOptions {
   /** Multiplies x first. Finite, of either sign; default 1. */
-  readonly scale?: number
+  readonly scale?: number | undefined
   /** Receives the result, in its own dtype; may be `x` itself. Default: a new tensor in x's dtype. */
-  readonly out?: Tensor
+  readonly out?: Tensor | undefined
 }
 
 /** Options of {@link argmax} and {@link crossEntropy}. */
 export interface RowResultOptions<D extends 'i32' | 'f32'> {
   /** Receives the result. Default: a new tensor. */
-  readonly out?: Tensor<D>
+  readonly out?: Tensor<D> | undefined
 }
 
 /**

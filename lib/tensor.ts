@@ -1,4 +1,4 @@
-import { kindOf, LowbitTypeError, wordIndex } from './errors'
+import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
 import { native, nativeError, type TensorInfo } from './native'
 import { type DType, dtypes } from './words'
 
@@ -59,6 +59,10 @@ export class Tensor<D extends DType = DType> implements Disposable {
   /** Element type. */
   get dtype(): D {
     return dtypes[this.#about.dtype] as D
+  }
+  /** Which device holds it: 'cpu', 'cuda:0', ... */
+  get device(): string {
+    return this.#about.device
   }
   /** Whether the elements lie in row-major order without gaps. */
   get contiguous(): boolean {
@@ -152,4 +156,28 @@ export function outputOf(out: Tensor | undefined, op: string, name = 'out'): Ten
   if (!(out instanceof Tensor))
     throw new LowbitTypeError(`${op}: expected ${name} to be a Tensor but got ${kindOf(out)}`)
   return out
+}
+
+/** Whole numbers that an op reads: a tensor, or a list that the call makes one of. */
+export type IntList = Tensor | Int32Array | readonly number[]
+
+/** A list as an i32 tensor in the memory of x's device; whoever asked for it disposes it. */
+export function intTensor(x: Tensor, list: Int32Array | readonly number[], where: string): Tensor<'i32'> {
+  if (!(list instanceof Int32Array) && !Array.isArray(list))
+    throw new LowbitTypeError(
+      `${where}: expected a Tensor, an Int32Array or an array of whole numbers but got ${kindOf(list)}`,
+    )
+  const numbers = list instanceof Int32Array ? list : Int32Array.from(list)
+  for (const [i, value] of list.entries()) {
+    if (typeof value !== 'number')
+      throw new LowbitTypeError(`${where}[${i}]: expected a whole number but got ${kindOf(value)}`)
+    if (numbers[i] !== value)
+      throw new LowbitError(
+        'ERR_ARGUMENT',
+        `${where}[${i}]: expected a whole number of 32 bits but got ${value}`,
+      )
+  }
+  const tensor = Tensor.shell<'i32'>()
+  native.tensor(x, tensor, [numbers.length], dtypes.indexOf('i32'), numbers)
+  return tensor
 }

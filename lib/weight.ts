@@ -10,7 +10,7 @@ export interface LoadOptions {
    * Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' all but fp8 and blocks of rows
    * and columns; 'trits16' ternary, five weights a byte.
    */
-  readonly layout?: Layout
+  readonly layout?: Layout | undefined
 }
 
 /**

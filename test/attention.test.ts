@@ -22,6 +22,7 @@ afterAll(() => {
 describe('the public function', () => {
   const f32 = (shape: number[], value = 0.5, device = two) =>
     device.tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape)
+  const lens = (...values: number[]) => ints(two, values)
   const [q4, k4] = [
     [2, 3, 4, 8],
     [2, 5, 2, 8],
@@ -72,6 +73,28 @@ describe('the public function', () => {
     expectSame(one.slice(0, 48), forms([2, 3], {}).slice(0, 48), 'kvLens')
   })
 
+  test('lengths may be lists: they are copied, and their memory goes back', () => {
+    const random = new Random(9)
+    const of = (shape: number[]) => two.tensor(random.floats(shape.reduce((a, b) => a * b, 1)), shape)
+    const [q, k, v] = [of([6, 2, 8]), of([7, 1, 8]), of([7, 1, 8])]
+    const want = read(attention(q, k, v, { cuSeqlensQ: lens(0, 2, 6), cuSeqlensKv: lens(0, 3, 7) }))
+    const list = Int32Array.of(0, 2, 6)
+    two.syncSync()
+    const before = two.memoryUsage().used
+    const typed = attention(q, k, v, { cuSeqlensQ: list, cuSeqlensKv: [0, 3, 7] })
+    list.fill(99)
+    expectSame(read(typed), want, 'packed')
+    typed.dispose()
+    two.syncSync()
+    expect(two.memoryUsage().used).toBe(before)
+    const [bq, bk] = [of([2, 3, 2, 8]), of([2, 4, 1, 8])]
+    expectSame(
+      read(attention(bq, bk, bk, { kvLens: [4, 1] })),
+      read(attention(bq, bk, bk, { kvLens: lens(4, 1) })),
+      'batched',
+    )
+  })
+
   test('a legal call always finds a row', () => {
     const wide = f32([1, 2, 1, 1100])
     attention(wide, wide, wide).readSync()
@@ -101,9 +124,9 @@ describe('the public function', () => {
   }
 
   const any = <T>(value: unknown): T => value as T
+  const kv = () => [f32(k4), f32(k4)] as const
   const qkv = () => [f32(q4), f32(k4), f32(k4)] as const
   const packed = () => [f32([6, 4, 8]), f32([6, 2, 8]), f32([6, 2, 8])] as const
-  const lens = (...values: number[]) => ints(two, values)
   const refused: [what: string, code: string, text: RegExp, act: () => Tensor][] = [
     [
       'q of rank 2',
@@ -318,6 +341,43 @@ describe('the public function', () => {
       /cuSeqlensKv was given without cuSeqlensQ/,
       () => attention(...packed(), { cuSeqlensKv: lens(0, 6) }),
     ],
+    [
+      'a list of fractions',
+      'ERR_ARGUMENT',
+      /cuSeqlensQ\[1\]: expected a whole number of 32 bits but got 1\.5/,
+      () => attention(...packed(), { cuSeqlensQ: [0, 1.5, 6] }),
+    ],
+    [
+      'a list beyond 32 bits',
+      'ERR_ARGUMENT',
+      /kvLens\[0\]: expected a whole number of 32 bits but got 4294967296/,
+      () => attention(...qkv(), { kvLens: [2 ** 32, 1] }),
+    ],
+    [
+      'a list of words',
+      'ERR_TYPE',
+      /kvLens\[0\]: expected a whole number but got '3'/,
+      () => attention(...qkv(), { kvLens: any(['3', '1']) }),
+    ],
+    [
+      'a list of doubles',
+      'ERR_TYPE',
+      /kvLens: expected a Tensor, an Int32Array or an array of whole numbers but got a Float64Array/,
+      () => attention(...qkv(), { kvLens: any(new Float64Array(2)) }),
+    ],
+    [
+      'a list that is too long',
+      'ERR_SHAPE',
+      /kvLens of shape \[2\] \(the batch of q\) but got \[3\]/,
+      () => attention(...qkv(), { kvLens: [1, 1, 1] }),
+    ],
+    [
+      'a list that falls',
+      'ERR_ARGUMENT',
+      /cuSeqlensQ\[2\] = 3 follows 4/,
+      () => attention(...packed(), { cuSeqlensQ: [0, 4, 3, 6] }),
+    ],
+    ['a list beside no tensor', 'ERR_TYPE', /./, () => attention(any(1), ...kv(), { kvLens: [1, 1] })],
     [
       'cuSeqlensQ of floats',
       'ERR_DTYPE',

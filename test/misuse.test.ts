@@ -151,6 +151,28 @@ const cases: [what: string, code: string, act: () => unknown][] = [
     'ERR_DTYPE',
     () => attention(f32([1, 2, 2, 8]), device.empty([1, 2, 2, 8], 'bf16'), f32([1, 2, 2, 8])),
   ],
+  // calls that contradict themselves
+  [
+    'linear: dtype and an out of another',
+    'ERR_DTYPE',
+    () => linear(x, w, { dtype: 'bf16', out: f32([2, 16]) }),
+  ],
+  [
+    'linear: outQuant and codes of another dtype',
+    'ERR_DTYPE',
+    () => linear(x, w, { outQuant: { dtype: 'e4m3' }, out: quantizeRows(f32([2, 16])) }),
+  ],
+  [
+    'quantizeRows: per block, scales by row',
+    'ERR_SHAPE',
+    () => quantizeRows(x, { per: 'block', out: quantizeRows(x) }),
+  ],
+  [
+    'dequantizeRows: dtype and an out of another',
+    'ERR_DTYPE',
+    () => dequantizeRows(quantizeRows(x), { dtype: 'f16', out: f32([2, 64]) }),
+  ],
+  ['copy: dtype and an out of another', 'ERR_DTYPE', () => copy(x, { dtype: 'bf16', out: f32([2, 64]) })],
   // devices and lifetimes
   ['add: two devices', 'ERR_DEVICE', () => add(x, other.empty([2, 64]))],
   ['linear: x on another device', 'ERR_DEVICE', () => linear(other.empty([2, 64]), w)],
@@ -223,6 +245,8 @@ const cases: [what: string, code: string, act: () => unknown][] = [
     () => attention(f32([1, 2, 2, 8]), f32([1, 2, 2, 8]), f32([1, 2, 2, 8]), { window: [-5, 0] }),
   ],
   ['quantizeRows: unknown dtype', 'ERR_ARGUMENT', () => quantizeRows(x, { dtype: any('i7') })],
+  ['softmax: a scale of NaN', 'ERR_ARGUMENT', () => softmax(x, { scale: Number.NaN })],
+  ['geluMul: tanh is a word', 'ERR_TYPE', () => geluMul(x, x, { tanh: any('yes') })],
   // strides and overlap
   ['reshape: a transposed view', 'ERR_STRIDES', () => x.transpose(0, 1).reshape([128])],
   ['linear: x is transposed', 'ERR_STRIDES', () => linear(f32([64, 2]).transpose(0, 1), w)],
@@ -237,6 +261,11 @@ const cases: [what: string, code: string, act: () => unknown][] = [
     'an op on the result of a failed op',
     'ERR_ARGUMENT',
     () => add(embedding(x, device.tensor(new Int32Array([-1]), [1], 'i32')), f32([1, 64])).read(),
+  ],
+  [
+    'attention: a list of fractions',
+    'ERR_ARGUMENT',
+    () => attention(f32([4, 2, 8]), f32([4, 2, 8]), f32([4, 2, 8]), { cuSeqlensQ: [0, 2.5, 4] }),
   ],
   [
     'attention: cuSeqlens that fall',
@@ -324,5 +353,4 @@ test('every misuse has a code and a sentence, and harms nothing', async () => {
   expect((await add(x, x).read())[0]).toBe(2)
   await device.sync()
   expect(backends().at(-1)).toMatchObject({ device: 'cpu', usable: true })
-  void [copy, softmax, geluMul, dequantizeRows]
 })

@@ -40,6 +40,7 @@ test('a new tensor has row-major strides, and sizes of zero are allowed', () => 
   expect(tensor.shape).toEqual([2, 3, 4])
   expect(tensor.strides).toEqual([12, 4, 1])
   expect(tensor.size).toBe(24)
+  expect(tensor.device).toBe('cpu')
   expect(device.empty([0, 5]).readSync()).toEqual(new Float32Array(0))
   expect(device.tensor(new Float32Array([7]), []).readSync()).toEqual(new Float32Array([7]))
 })

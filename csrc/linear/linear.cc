@@ -98,14 +98,14 @@ Status linear_infer(const LinearArgs& a, Tensor* out) {
 }
 
 static Status check_out(const LinearArgs& a) {
-  const Named x = {"x", &a.x}, out = {"out", &a.out}, out_scale = {"outScales", &a.out_scale};
+  const Named x = {"x", &a.x}, out = {"out", &a.out}, out_scale = {"out.scales", &a.out_scale};
   LB_TRY(check_present(kOp, out));
   LB_TRY(check_dtype(kOp, out, kFloats | kCodeDTypes));
   const bool codes = is_code_dtype(a.out.dtype);
   if (codes != present(a.out_scale)) {
     return error(Code::argument,
-                 codes ? "linear: expected outScales, because out holds %s codes"
-                       : "linear: expected out in i8, e4m3 or e5m2 with outScales but got %s",
+                 codes ? "linear: expected out.scales, because out holds %s codes"
+                       : "linear: expected out in i8, e4m3 or e5m2 with out.scales but got %s",
                  dtype_name(a.out.dtype));
   }
   const int64_t shape[2] = {a.x.shape[0], out_columns(a)};
@@ -125,7 +125,7 @@ static Status check_out(const LinearArgs& a) {
 Status linear_check(const LinearArgs& a) {
   const Named x = {"x", &a.x}, x_scale = {"x.scales", &a.x_scale}, bias = {"bias", &a.bias};
   const Named residual = {"residual", &a.residual}, out = {"out", &a.out};
-  const Named out_scale = {"outScales", &a.out_scale};
+  const Named out_scale = {"out.scales", &a.out_scale};
   LB_TRY(check_words(a));
   LB_TRY(check_x(a));
   if (!same_device(a.w.device, a.x.device)) {

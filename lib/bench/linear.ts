@@ -5,7 +5,7 @@ import type { Quantity } from '../peaks'
 import { canonical, type GroupSize, type QuantizedWeight, quantize } from '../quantize'
 import type { Tensor } from '../tensor'
 import type { Weight } from '../weight'
-import { type Compute, computes, dtypes, type Format, type ZeroPoint } from '../words'
+import { type Compute, computes, type Format, type ZeroPoint } from '../words'
 import {
   coldBytes,
   coldM,
@@ -139,8 +139,8 @@ function checkLinear(
     undefined,
     0,
     computes.indexOf(compute),
-    dtypes.length,
-    false,
+    undefined,
+    undefined,
     to,
     undefined,
     'linear_ref',
