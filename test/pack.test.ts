@@ -216,7 +216,7 @@ describe('a Weight', () => {
       zeroPoint: 'integer',
       scaleDtype: 'f16',
       layout: 'panel16',
-      bytes: 2 * 576,
+      bytes: 2 * 560,
       disposed: false,
     })
     expect(weight.toString()).toBe('Weight(int4 [20, 64])')
