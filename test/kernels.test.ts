@@ -86,6 +86,7 @@ interface LinearRow extends KernelRow {
   x: DType[]
   computes: Compute[]
   zeros: boolean
+  mMin: number
   mMax: number
   nMultiple: number
   kMultiple: number
@@ -177,6 +178,8 @@ function columnsFor(row: LinearRow, groupSize: GroupSize | undefined): number[] 
   return [...new Set(sizes.map((k) => ceil(k / row.kMultiple) * row.kMultiple))]
 }
 
+const serves = (row: LinearRow, m: number) => m >= row.mMin && (row.mMax === 0 || m <= row.mMax)
+
 /** Sizes beyond what fits in the blocks, stages and segments that kernels cut a call into. */
 const large = [
   [1030, 17, 40],
@@ -188,12 +191,12 @@ const large = [
 ] as const
 
 function* callsOf(row: LinearRow, format: Format, layout: Layout, random: Random): Generator<Call> {
-  const ms = [1, 2, 3, 5, 6, 7, 8, 9, 17, 33, 65, row.mMax - 1, row.mMax]
+  const ms = [1, 2, 3, 5, 6, 7, 8, 9, 16, 17, 33, 65, row.mMin, row.mMax - 1, row.mMax]
   const ns = row.nMultiple === 1 ? [1, 2, 3, 7, 16, 17, 33, 34] : [1, 2, 3, 5]
   const decks = {
     m: new Deck(
       random,
-      ms.filter((m) => m > 0 && (row.mMax === 0 || m <= row.mMax)),
+      ms.filter((m) => m > 0 && serves(row, m)),
     ),
     n: new Deck(
       random,
@@ -235,7 +238,7 @@ function* callsOf(row: LinearRow, format: Format, layout: Layout, random: Random
   for (let i = 0; i < count; i++) yield call()
   for (const [m, n, k] of large) {
     const up = (size: number, multiple: number) => ceil(size / multiple) * multiple
-    if (row.mMax === 0 || m <= row.mMax) yield call([m, up(n, row.nMultiple), up(k, row.kMultiple)])
+    if (serves(row, m)) yield call([m, up(n, row.nMultiple), up(k, row.kMultiple)])
   }
 }
 
@@ -560,7 +563,11 @@ describe('NaN and inf in x spread as the contract says', () => {
           if (!isFloatName(input.dtype)) continue
           for (const m of [1, 7]) {
             const call: Call = {
-              ...{ m: row.mMax > 0 ? Math.min(m, row.mMax) : m, n: 5 * row.nMultiple, k: 32 * row.kMultiple },
+              ...{
+                m: Math.max(row.mMin, row.mMax > 0 ? Math.min(m, row.mMax) : m),
+                n: 5 * row.nMultiple,
+                k: 32 * row.kMultiple,
+              },
               ...{
                 format,
                 layout,

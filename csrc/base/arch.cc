@@ -2,6 +2,7 @@
 #include "csrc/base/arch.h"
 
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -19,6 +20,12 @@ static uint64_t xgetbv0() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Linux gives a process the 8 KiB of tile state only when asked, once for all its threads.
+static bool ask_for_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 ArchSet detect_cpu() {
@@ -41,6 +48,12 @@ ArchSet detect_cpu() {
   uint32_t a1, b1, c1, d1;
   if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1))
     set |= kArchAvx512Bf16;
+  const bool tiles = (state & 0x60000) == 0x60000;  // tile configuration and data
+  const bool amx = d >> 24 & 1, amx_int8 = d >> 25 & 1, amx_bf16 = d >> 22 & 1;
+  const ArchSet rest = kArchAvx512Vnni | kArchAvx512Bf16;
+  if (tiles && amx && amx_int8 && amx_bf16 && (set & rest) == rest && ask_for_tiles()) {
+    set |= kArchAmx;
+  }
   return set;
 }
 

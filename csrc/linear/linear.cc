@@ -153,7 +153,7 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
   return has(spec.kinds, f.kind) && (spec.layouts & bit(args.w.layout)) != 0 &&
          has(spec.x, args.x.dtype) && (spec.computes & bit(args.compute)) != 0 &&
          (spec.zeros || f.zero_type == ZeroType::none) &&
-         (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
+         args.x.shape[0] >= spec.m_min && (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
          (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple));
 }

@@ -63,7 +63,8 @@ struct LinearArgs {
   Compute compute;
 };
 
-// What one row can do. Zero in m_max means any M; multiples of 1 mean any size.
+// What one row can do. Zero in m_max means any M; multiples of 1 mean any size. m_min keeps calls
+// away from a row that other rows, further down, serve better.
 struct LinearSpec {
   KindSet kinds;
   uint32_t layouts;   // bit(Layout)
@@ -71,6 +72,7 @@ struct LinearSpec {
   uint32_t computes;  // bit(Compute)
   bool zeros;         // reads stored zero points
   int64_t m_max, n_multiple, k_multiple, group_multiple;
+  int64_t m_min = 0;
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
 

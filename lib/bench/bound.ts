@@ -25,6 +25,7 @@ const included: Readonly<Record<string, readonly string[]>> = {
   avx512: ['cpu', 'avx2', 'avx512'],
   avx512vnni: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
   avx512bf16: ['cpu', 'avx2', 'avx512', 'avx512bf16'],
+  amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16', 'amx'],
 }
 
 /**
