@@ -23,11 +23,11 @@ struct Mask {
   int64_t left, right;
 };
 
-static inline Mask make_mask(bool causal, int64_t window_left, int64_t window_right) {
+static constexpr Mask make_mask(bool causal, int64_t window_left, int64_t window_right) {
   return {window_left, causal ? 0 : window_right};  // causal is right = 0, the tightest right limit
 }
 
-static inline KeyRange visible_keys(Mask mask, int64_t position, int64_t seq_kv) {
+static constexpr KeyRange visible_keys(Mask mask, int64_t position, int64_t seq_kv) {
   KeyRange range = {0, seq_kv};
   // Compared as limit < distance, so that the largest limits can't overflow.
   if (mask.left >= 0 && mask.left < position) range.begin = position - mask.left;
@@ -40,7 +40,7 @@ static inline KeyRange visible_keys(Mask mask, int64_t position, int64_t seq_kv)
 }
 
 // The keys that any of the positions first to last sees.
-static inline KeyRange visible_keys(Mask mask, int64_t first, int64_t last, int64_t seq_kv) {
+static constexpr KeyRange visible_keys(Mask mask, int64_t first, int64_t last, int64_t seq_kv) {
   KeyRange range = {visible_keys(mask, first, seq_kv).begin, visible_keys(mask, last, seq_kv).end};
   if (range.end < range.begin) range.end = range.begin;
   return range;

@@ -14,21 +14,21 @@ struct Sequence {
 };
 
 // The token and head strides of q, k, v or o, in either form.
-static inline int64_t token_stride(const Tensor& t) { return t.strides[t.rank - 3]; }
-static inline int64_t head_stride(const Tensor& t) { return t.strides[t.rank - 2]; }
+static constexpr int64_t token_stride(const Tensor& t) { return t.strides[t.rank - 3]; }
+static constexpr int64_t head_stride(const Tensor& t) { return t.strides[t.rank - 2]; }
 
-static inline bool is_batched(const AttentionArgs& a) { return a.q.rank == 4; }
-static inline int64_t head_count(const AttentionArgs& a) { return a.q.shape[a.q.rank - 2]; }
-static inline int64_t kv_head_count(const AttentionArgs& a) { return a.k.shape[a.k.rank - 2]; }
-static inline int64_t head_dim_of(const AttentionArgs& a) { return a.q.shape[a.q.rank - 1]; }
-static inline int64_t head_dim_v_of(const AttentionArgs& a) { return a.v.shape[a.v.rank - 1]; }
+static constexpr bool is_batched(const AttentionArgs& a) { return a.q.rank == 4; }
+static constexpr int64_t head_count(const AttentionArgs& a) { return a.q.shape[a.q.rank - 2]; }
+static constexpr int64_t kv_head_count(const AttentionArgs& a) { return a.k.shape[a.k.rank - 2]; }
+static constexpr int64_t head_dim_of(const AttentionArgs& a) { return a.q.shape[a.q.rank - 1]; }
+static constexpr int64_t head_dim_v_of(const AttentionArgs& a) { return a.v.shape[a.v.rank - 1]; }
 
-static inline int64_t sequence_count(const AttentionArgs& a) {
+static constexpr int64_t sequence_count(const AttentionArgs& a) {
   if (is_batched(a)) return a.q.shape[0];
   return present(a.cu_seqlens_q) ? a.cu_seqlens_q.shape[0] - 1 : 1;
 }
 
-static inline Sequence sequence_at(const AttentionArgs& a, int64_t b) {
+static constexpr Sequence sequence_at(const AttentionArgs& a, int64_t b) {
   Sequence s = {};
   if (is_batched(a)) {
     s.q = b * a.q.strides[0];
@@ -61,6 +61,6 @@ static inline Sequence sequence_at(const AttentionArgs& a, int64_t b) {
 }
 
 // An upper bound of seq_kv over the sequences, known from the shapes alone.
-static inline int64_t seq_kv_bound(const AttentionArgs& a) { return a.k.shape[a.k.rank - 3]; }
+static constexpr int64_t seq_kv_bound(const AttentionArgs& a) { return a.k.shape[a.k.rank - 3]; }
 
 }  // namespace lowbit

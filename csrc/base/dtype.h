@@ -5,6 +5,14 @@
 #include <cstdint>
 #include <cstring>
 
+// Tables that kernels of both kinds index at run time. nvcc compiles constexpr functions for the
+// device too, but such an index into a table without this word to a trap, and says nothing.
+#ifdef __CUDACC__
+#define LB_TABLE __device__
+#else
+#define LB_TABLE
+#endif
+
 namespace lowbit {
 
 // The order is shared with lib/words.ts (`dtypes`) and compared when the addon loads.
@@ -16,14 +24,14 @@ struct DTypeRow {
   bool floating;
 };
 
-static constexpr DTypeRow kDTypes[] = {
+static LB_TABLE constexpr DTypeRow kDTypes[] = {
     {"f32", 4, true}, {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
     {"i8", 1, false}, {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
 };
 static constexpr int kDTypeCount = sizeof kDTypes / sizeof kDTypes[0];
 
-static inline int64_t dtype_bytes(DType d) { return kDTypes[static_cast<int>(d)].bytes; }
-static inline const char* dtype_name(DType d) {
+static constexpr int64_t dtype_bytes(DType d) { return kDTypes[static_cast<int>(d)].bytes; }
+static constexpr const char* dtype_name(DType d) {
   return d == DType::none ? "none" : kDTypes[static_cast<int>(d)].name;
 }
 // A set of dtypes as bits, for the specs of kernel rows.
@@ -34,22 +42,16 @@ static constexpr bool has(DTypeSet set, DType d) {
 }
 inline constexpr DTypeSet kFloats = 1u << 0 | 1u << 1 | 1u << 2;  // f32, f16, bf16
 
-static inline uint32_t float_bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  return u;
-}
-static inline float bits_float(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
+static constexpr uint32_t float_bits(float f) { return __builtin_bit_cast(uint32_t, f); }
+static constexpr float bits_float(uint32_t u) { return __builtin_bit_cast(float, u); }
 
-static inline float bf16_to_f32(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
+static constexpr float bf16_to_f32(uint16_t h) {
+  return bits_float(static_cast<uint32_t>(h) << 16);
+}
 
 // Round to nearest even; a NaN stays a NaN (its quiet bit is set, so that truncation can't make it
 // inf).
-static inline uint16_t f32_to_bf16(float f) {
+static constexpr uint16_t f32_to_bf16(float f) {
   const uint32_t u = float_bits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(u >> 16 | 0x40u);
   return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
@@ -57,7 +59,7 @@ static inline uint16_t f32_to_bf16(float f) {
 
 // The conversions from here on compute both sides of a choice and select, without branches, so that
 // loops over them become vectors.
-static inline float f16_to_f32(uint16_t h) {
+static constexpr float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
   // Shift into place with the f16 exponent bias, then let one multiplication by 2^112 rebias it:
@@ -67,7 +69,7 @@ static inline float f16_to_f32(uint16_t h) {
 }
 
 // Round to nearest even, overflow to inf, gradual underflow.
-static inline uint16_t f32_to_f16(float f) {
+static constexpr uint16_t f32_to_f16(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 16 & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;
@@ -82,15 +84,15 @@ static inline uint16_t f32_to_f16(float f) {
 
 // OCP FP8 (OFP8 Formats Specification 1.0): round to nearest even, saturating, NaN kept.
 // e4m3: bias 7, largest 448, no inf, NaN 0x7f. e5m2: bias 15, largest 57344, inf 0x7c, NaN above.
-static inline float e4m3_to_f32(uint8_t b) {
+static constexpr float e4m3_to_f32(uint8_t b) {
   const uint32_t sign = static_cast<uint32_t>(b & 0x80u) << 24;
   const uint32_t magnitude = b & 0x7fu;
   if (magnitude == 0x7fu) return bits_float(sign | 0x7fc00000u);
   return bits_float(sign | float_bits(bits_float(magnitude << 20) * 0x1p120f));
 }
-static inline float e5m2_to_f32(uint8_t b) { return f16_to_f32(static_cast<uint16_t>(b << 8)); }
+static constexpr float e5m2_to_f32(uint8_t b) { return f16_to_f32(static_cast<uint16_t>(b << 8)); }
 
-static inline uint8_t f32_to_e4m3(float f) {
+static constexpr uint8_t f32_to_e4m3(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 24 & 0x80u;
   const uint32_t magnitude = u & 0x7fffffffu;
@@ -103,7 +105,7 @@ static inline uint8_t f32_to_e4m3(float f) {
   return static_cast<uint8_t>(sign | r);
 }
 
-static inline uint8_t f32_to_e5m2(float f) {
+static constexpr uint8_t f32_to_e5m2(float f) {
   const uint32_t u = float_bits(f);
   const uint32_t sign = u >> 24 & 0x80u;
   const uint32_t magnitude = u & 0x7fffffffu;
@@ -117,7 +119,7 @@ static inline uint8_t f32_to_e5m2(float f) {
 }
 
 // One element of any floating dtype, as the references read and write it.
-static inline float load_f32(const void* base, DType dtype, int64_t index) {
+static constexpr float load_f32(const void* base, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::f32: return static_cast<const float*>(base)[index];
     case DType::f16: return f16_to_f32(static_cast<const uint16_t*>(base)[index]);
@@ -131,7 +133,7 @@ static inline float load_f32(const void* base, DType dtype, int64_t index) {
   }
   return 0.0f;
 }
-static inline void store_f32(void* base, DType dtype, int64_t index, float value) {
+static constexpr void store_f32(void* base, DType dtype, int64_t index, float value) {
   switch (dtype) {
     case DType::f32: static_cast<float*>(base)[index] = value; return;
     case DType::f16: static_cast<uint16_t*>(base)[index] = f32_to_f16(value); return;

@@ -14,7 +14,7 @@ struct Rows {
 };
 
 // Of the first `rank` dimensions of t.
-static inline Rows rows_over(const Tensor& t, int rank) {
+static constexpr Rows rows_over(const Tensor& t, int rank) {
   Rows rows = {};
   rows.count = rows.length = 1;
   for (int i = rank; i < t.rank; ++i) rows.length *= t.shape[i];
@@ -34,12 +34,12 @@ static inline Rows rows_over(const Tensor& t, int rank) {
 }
 
 // The rows of a view of at least one dimension.
-static inline Rows rows_of(const Tensor& t) { return rows_over(t, t.rank - 1); }
+static constexpr Rows rows_of(const Tensor& t) { return rows_over(t, t.rank - 1); }
 // Every element as a row of its own.
-static inline Rows elements_of(const Tensor& t) { return rows_over(t, t.rank); }
+static constexpr Rows elements_of(const Tensor& t) { return rows_over(t, t.rank); }
 
 // Elements from the view's first to the row's first.
-static inline int64_t row_offset(const Rows& rows, int64_t row) {
+static constexpr int64_t row_offset(const Rows& rows, int64_t row) {
   int64_t offset = 0;
   for (int i = rows.rank - 1; i > 0; --i) {
     offset += row % rows.shape[i] * rows.strides[i];
@@ -60,7 +60,7 @@ struct Walk {
   int64_t step[kWalkViews];  // from one element of a row to the next
 };
 
-static inline Walk walk_of(const Tensor* const* views, int count) {
+static constexpr Walk walk_of(const Tensor* const* views, int count) {
   Walk w = {};
   // All dimensions first; the innermost one leaves at the end.
   for (int i = 0; i < views[0]->rank; ++i) {
@@ -87,7 +87,7 @@ static inline Walk walk_of(const Tensor* const* views, int count) {
 
 // The same with rows whose elements are neighbours in each of the `count` views; where the
 // innermost dimension is not, every element becomes a row.
-static inline Walk walk_rows(const Tensor* const* views, int count) {
+static constexpr Walk walk_rows(const Tensor* const* views, int count) {
   Walk w = walk_of(views, count);
   bool neighbours = true;
   for (int v = 0; v < count; ++v) neighbours = neighbours && w.step[v] == 1;
@@ -100,7 +100,7 @@ static inline Walk walk_rows(const Tensor* const* views, int count) {
 }
 
 // Elements from view v's first to its first of the row.
-static inline int64_t walk_offset(const Walk& w, int v, int64_t row) {
+static constexpr int64_t walk_offset(const Walk& w, int v, int64_t row) {
   int64_t offset = 0;
   for (int i = w.rank - 1; i > 0; --i) {
     offset += row % w.shape[i] * w.strides[v][i];
@@ -109,17 +109,17 @@ static inline int64_t walk_offset(const Walk& w, int v, int64_t row) {
   return w.rank > 0 ? offset + row * w.strides[v][0] : 0;
 }
 
-static inline const void* element(const void* base, DType dtype, int64_t index) {
+static constexpr const void* element(const void* base, DType dtype, int64_t index) {
   return static_cast<const uint8_t*>(base) + index * dtype_bytes(dtype);
 }
-static inline void* element(void* base, DType dtype, int64_t index) {
+static constexpr void* element(void* base, DType dtype, int64_t index) {
   return static_cast<uint8_t*>(base) + index * dtype_bytes(dtype);
 }
 
 // Rows of about this many elements make one chunk of parallel work: a microsecond or more, so that
 // what one row of a decode step needs stays on the thread that asks, and a chunk costs the pool
 // little.
-static inline int64_t row_grain(int64_t length, int64_t elements) {
+static constexpr int64_t row_grain(int64_t length, int64_t elements) {
   return length >= elements ? 1 : elements / (length > 0 ? length : 1);
 }
 

@@ -18,7 +18,7 @@ struct DeviceTag {
   DeviceKind kind;
   int32_t id;
 };
-static inline bool same_device(DeviceTag a, DeviceTag b) {
+static constexpr bool same_device(DeviceTag a, DeviceTag b) {
   return a.kind == b.kind && a.id == b.id;
 }
 
@@ -31,22 +31,22 @@ struct Tensor {
   DeviceTag device;
 };
 
-static inline bool present(const Tensor& t) { return t.dtype != DType::none; }
+static constexpr bool present(const Tensor& t) { return t.dtype != DType::none; }
 
-static inline Tensor absent_tensor() {
+static constexpr Tensor absent_tensor() {
   Tensor t = {};
   t.dtype = DType::none;
   return t;
 }
 
-static inline int64_t numel(const Tensor& t) {
+static constexpr int64_t numel(const Tensor& t) {
   int64_t n = 1;
   for (int i = 0; i < t.rank; ++i) n *= t.shape[i];
   return n;
 }
 
 // Row-major without gaps; dimensions of size 1 may have any stride.
-static inline bool is_contiguous(const Tensor& t) {
+static constexpr bool is_contiguous(const Tensor& t) {
   int64_t expected = 1;
   for (int i = t.rank - 1; i >= 0; --i) {
     if (t.shape[i] != 1 && t.strides[i] != expected) return numel(t) == 0;
@@ -56,11 +56,11 @@ static inline bool is_contiguous(const Tensor& t) {
 }
 
 // The last dimension has no gaps: what most kernels ask of their inputs.
-static inline bool rows_contiguous(const Tensor& t) {
+static constexpr bool rows_contiguous(const Tensor& t) {
   return t.rank == 0 || t.shape[t.rank - 1] <= 1 || t.strides[t.rank - 1] == 1 || numel(t) == 0;
 }
 
-static inline bool same_shape(const Tensor& a, const Tensor& b) {
+static constexpr bool same_shape(const Tensor& a, const Tensor& b) {
   if (a.rank != b.rank) return false;
   for (int i = 0; i < a.rank; ++i) {
     if (a.shape[i] != b.shape[i]) return false;
@@ -69,7 +69,7 @@ static inline bool same_shape(const Tensor& a, const Tensor& b) {
 }
 
 // Bytes from the first to one past the last element that the view reaches.
-static inline int64_t span_bytes(const Tensor& t) {
+static constexpr int64_t span_bytes(const Tensor& t) {
   if (numel(t) == 0) return 0;
   int64_t last = 0;
   for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
@@ -78,7 +78,7 @@ static inline int64_t span_bytes(const Tensor& t) {
 
 // Whether two views may touch the same byte (by their spans: interleaved views count as
 // overlapping).
-static inline bool overlaps(const Tensor& a, const Tensor& b) {
+static constexpr bool overlaps(const Tensor& a, const Tensor& b) {
   const uint8_t* pa = static_cast<const uint8_t*>(a.data);
   const uint8_t* pb = static_cast<const uint8_t*>(b.data);
   const int64_t na = span_bytes(a), nb = span_bytes(b);

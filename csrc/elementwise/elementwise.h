@@ -28,7 +28,7 @@ struct ElementwiseArgs {
   Tensor a, b, out;
   Function function;
 };
-static inline const char* elementwise_op(Function f) {
+static constexpr const char* elementwise_op(Function f) {
   return f == Function::add ? "add" : f == Function::silu_mul ? "siluMul" : "geluMul";
 }
 
@@ -52,7 +52,7 @@ size_t elementwise_workspace(const ElementwiseArgs& args, const ElementwiseKerne
 Status elementwise_run(const ElementwiseArgs& args, const ElementwiseKernel& row, const Ctx& ctx);
 
 // b with the shape of a: strides of 0 where it is repeated.
-static inline Tensor broadcast(const Tensor& b, const Tensor& a) {
+static constexpr Tensor broadcast(const Tensor& b, const Tensor& a) {
   Tensor t = b;
   t.rank = a.rank;
   for (int i = a.rank - 1; i >= 0; --i) {
@@ -64,7 +64,7 @@ static inline Tensor broadcast(const Tensor& b, const Tensor& a) {
 }
 
 // a, b and out, in this order; the elements of a row are neighbours.
-static inline Walk elementwise_walk(const ElementwiseArgs& args) {
+static constexpr Walk elementwise_walk(const ElementwiseArgs& args) {
   const Tensor b = broadcast(args.b, args.a);
   const Tensor* views[] = {&args.a, &b, &args.out};
   return walk_rows(views, 3);

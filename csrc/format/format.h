@@ -41,7 +41,7 @@ struct KindRow {
 // int8 codes are stored signed (two's complement), -127..127. Symmetric int4 codes run -7..7 and
 // are stored as 1..15; int3 -3..3 as 1..7; int2 -1..1 as 1..3. int1: code 0 is -1, code 1 is +1.
 // Ternary: codes 0, 1, 2 are -1, 0, 1.
-static constexpr KindRow kKinds[] = {
+static LB_TABLE constexpr KindRow kKinds[] = {
     {"f32", 32, false, false, 0, 0, 0},      {"f16", 16, false, false, 0, 0, 0},
     {"bf16", 16, false, false, 0, 0, 0},     {"int8", 8, true, false, 0, -127, 127},
     {"int4", 4, true, true, 8, 0, 15},       {"int3", 3, true, true, 4, 0, 7},
@@ -50,8 +50,8 @@ static constexpr KindRow kKinds[] = {
     {"fp8_e5m2", 8, true, false, 0, 0, 255},
 };
 inline constexpr int kKindCount = sizeof kKinds / sizeof kKinds[0];
-static inline const KindRow& kind_row(Kind k) { return kKinds[static_cast<int>(k)]; }
-static inline const char* kind_name(Kind k) { return kKinds[static_cast<int>(k)].name; }
+static constexpr const KindRow& kind_row(Kind k) { return kKinds[static_cast<int>(k)]; }
+static constexpr const char* kind_name(Kind k) { return kKinds[static_cast<int>(k)].name; }
 
 using KindSet = uint32_t;
 static constexpr KindSet bit(Kind k) { return 1u << static_cast<int>(k); }
@@ -73,16 +73,16 @@ struct Format {
   ZeroType zero_type;
 };
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
-static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-static inline int64_t scale_rows(const Format& f, int64_t n) { return ceil_div(n, f.group_n); }
-static inline int64_t scale_cols(const Format& f, int64_t k) { return ceil_div(k, f.group_k); }
-static inline int64_t zero_bytes(ZeroType z) {
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
+static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static constexpr int64_t scale_rows(const Format& f, int64_t n) { return ceil_div(n, f.group_n); }
+static constexpr int64_t scale_cols(const Format& f, int64_t k) { return ceil_div(k, f.group_k); }
+static constexpr int64_t zero_bytes(ZeroType z) {
   return z == ZeroType::none ? 0 : z == ZeroType::u8 ? 1 : 4;
 }
 
 // The value of one stored code before scale and zero: what `scale * (decode - zero)` starts from.
-static inline float decode_code(Kind kind, uint32_t code) {
+static constexpr float decode_code(Kind kind, uint32_t code) {
   switch (kind) {
     case Kind::f32: return bits_float(code);
     case Kind::f16: return f16_to_f32(static_cast<uint16_t>(code));

@@ -84,7 +84,7 @@ struct PanelBlock {
 };
 
 // Columns of the least number of whole vectors: what a block's K is padded to.
-static inline int64_t panel_unit(Layout layout, Kind kind) {
+static constexpr int64_t panel_unit(Layout layout, Kind kind) {
   if (layout == Layout::trits16) return 20;
   switch (kind) {
     case Kind::int3:
@@ -97,13 +97,13 @@ static inline int64_t panel_unit(Layout layout, Kind kind) {
   }
 }
 
-static inline int64_t panel_code_bytes(Layout layout, Kind kind, int64_t k) {
+static constexpr int64_t panel_code_bytes(Layout layout, Kind kind, int64_t k) {
   const int64_t padded = round_up(k, panel_unit(layout, kind));
   if (layout == Layout::trits16) return padded / 5 * 16;
   return padded * 2 * kind_row(kind).bits;
 }
 
-static inline PanelBlock panel_block(Layout layout, const Format& f, Shape s) {
+static constexpr PanelBlock panel_block(Layout layout, const Format& f, Shape s) {
   PanelBlock b = {};
   const bool scaled = kind_row(f.kind).scaled;
   b.k = scaled && f.group_k < s.k ? f.group_k : s.k;
@@ -115,11 +115,11 @@ static inline PanelBlock panel_block(Layout layout, const Format& f, Shape s) {
   return b;
 }
 // Of a weight in panel16.
-static inline PanelBlock panel_block(const Format& f, Shape s) {
+static constexpr PanelBlock panel_block(const Format& f, Shape s) {
   return panel_block(Layout::panel16, f, s);
 }
 
-static inline bool layout_serves(Layout layout, const Format& f, Shape s) {
+static constexpr bool layout_serves(Layout layout, const Format& f, Shape s) {
   if (layout == Layout::rows) return true;
   if (layout == Layout::trits16 && f.kind != Kind::ternary) return false;
   const bool one_scale = f.group_n == s.n && f.group_k >= s.k;
@@ -139,16 +139,16 @@ static inline bool layout_serves(Layout layout, const Format& f, Shape s) {
   }
 }
 
-static inline int64_t rows_scales_at(const Format& f, Shape s) {
+static constexpr int64_t rows_scales_at(const Format& f, Shape s) {
   return round_up(s.n * code_row_bytes(f.kind, s.k), 64);
 }
-static inline int64_t rows_zeros_at(const Format& f, Shape s) {
+static constexpr int64_t rows_zeros_at(const Format& f, Shape s) {
   const int64_t count = kind_row(f.kind).scaled ? scale_rows(f, s.n) * scale_cols(f, s.k) : 0;
   const int64_t each = kind_row(f.kind).scaled ? dtype_bytes(f.scale_dtype) : 0;
   return rows_scales_at(f, s) + round_up(count * each, 64);
 }
 
-static inline int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
+static constexpr int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
   if (layout != Layout::rows) {
     const PanelBlock b = panel_block(layout, f, s);
     return ceil_div(s.n, 16) * b.groups * b.bytes;
@@ -157,7 +157,7 @@ static inline int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
          round_up(scale_rows(f, s.n) * scale_cols(f, s.k) * zero_bytes(f.zero_type), 64);
 }
 
-static inline Place code_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t k) {
+static constexpr Place code_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t k) {
   if (layout == Layout::rows) {
     const int64_t bit = k * kind_row(f.kind).bits;
     return {n * code_row_bytes(f.kind, s.k) + bit / 8, static_cast<int32_t>(bit % 8), 0, 0};
@@ -186,7 +186,7 @@ static inline Place code_at(Layout layout, const Format& f, Shape s, int64_t n, 
 }
 
 // Byte offset of the scale of column group g = k / group_k for row n.
-static inline int64_t scale_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
+static constexpr int64_t scale_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
   if (layout == Layout::rows) {
     return rows_scales_at(f, s) +
            (n / f.group_n * scale_cols(f, s.k) + g) * dtype_bytes(f.scale_dtype);
@@ -195,7 +195,7 @@ static inline int64_t scale_at(Layout layout, const Format& f, Shape s, int64_t 
   return (n / 16 * b.groups + g) * b.bytes + b.scales + n % 16 * dtype_bytes(f.scale_dtype);
 }
 
-static inline int64_t zero_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
+static constexpr int64_t zero_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
   if (layout == Layout::rows) {
     return rows_zeros_at(f, s) + (n / f.group_n * scale_cols(f, s.k) + g) * zero_bytes(f.zero_type);
   }
@@ -204,7 +204,7 @@ static inline int64_t zero_at(Layout layout, const Format& f, Shape s, int64_t n
 }
 
 // Reads `bits` <= 32 bits.
-static inline uint32_t read_bits(const uint8_t* data, int64_t byte, int32_t shift, int bits) {
+static constexpr uint32_t read_bits(const uint8_t* data, int64_t byte, int32_t shift, int bits) {
   uint64_t word = 0;
   const int bytes = (shift + bits + 7) / 8;
   for (int i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(data[byte + i]) << (8 * i);
@@ -212,7 +212,7 @@ static inline uint32_t read_bits(const uint8_t* data, int64_t byte, int32_t shif
 }
 
 // The stored code at (n, k).
-static inline uint32_t read_code(const Weight& w, int64_t n, int64_t k) {
+static constexpr uint32_t read_code(const Weight& w, int64_t n, int64_t k) {
   const Kind kind = w.format.kind;
   const Place p = code_at(w.layout, w.format, {w.n, w.k}, n, k);
   if (w.layout == Layout::trits16) {
@@ -229,7 +229,7 @@ static inline uint32_t read_code(const Weight& w, int64_t n, int64_t k) {
 }
 
 // The float value at (n, k) of a packed weight: what every reference reads.
-static inline float weight_value(const Weight& w, int64_t n, int64_t k) {
+static constexpr float weight_value(const Weight& w, int64_t n, int64_t k) {
   const Format& f = w.format;
   const Shape s = {w.n, w.k};
   const KindRow& row = kind_row(f.kind);

@@ -36,7 +36,7 @@ struct Canonical {
   const void* zeros;   // null where zero_type is none
 };
 
-static inline int64_t code_row_bytes(Kind kind, int64_t k) {
+static constexpr int64_t code_row_bytes(Kind kind, int64_t k) {
   return (k * kind_row(kind).bits + 7) / 8;
 }
 

@@ -47,7 +47,7 @@ inline constexpr const char* kActivationNames[] = {"none",      "relu", "relu2",
 inline constexpr const char* kComputeNames[] = {"float", "int8", "fp8"};
 inline constexpr int kActivationCount = sizeof kActivationNames / sizeof kActivationNames[0];
 inline constexpr int kComputeCount = sizeof kComputeNames / sizeof kComputeNames[0];
-static inline bool is_gated(Activation a) {
+static constexpr bool is_gated(Activation a) {
   return a == Activation::swiglu || a == Activation::geglu;
 }
 
@@ -96,7 +96,7 @@ size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int thr
 Status linear_run(const LinearArgs& args, const LinearKernel& row, const Ctx& ctx);
 
 // Columns of out.
-static inline int64_t out_columns(const LinearArgs& args) {
+static constexpr int64_t out_columns(const LinearArgs& args) {
   return is_gated(args.activation) ? args.w.n / 2 : args.w.n;
 }
 

@@ -32,7 +32,7 @@ struct NormArgs {
   double eps;  // >= 0
   NormKind kind;
 };
-static inline const char* norm_op(NormKind kind) {
+static constexpr const char* norm_op(NormKind kind) {
   return kind == NormKind::rms ? "rmsNorm" : "layerNorm";
 }
 

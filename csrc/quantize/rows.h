@@ -14,19 +14,19 @@
 namespace lowbit {
 
 inline constexpr DTypeSet kCodeDTypes = bit(DType::i8) | bit(DType::e4m3) | bit(DType::e5m2);
-static inline bool is_code_dtype(DType d) {
+static constexpr bool is_code_dtype(DType d) {
   return d == DType::i8 || d == DType::e4m3 || d == DType::e5m2;
 }
 
 // Columns that share a scale when the scales of a row are per block.
 inline constexpr int64_t kScaleBlock = 128;
 
-static inline float code_limit(DType codes) {
+static constexpr float code_limit(DType codes) {
   return codes == DType::i8 ? 127.0f : codes == DType::e4m3 ? 448.0f : 57344.0f;
 }
 
 // max|x|, or NaN where there is a NaN or an inf.
-static inline float largest_of(const float* x, int64_t count) {
+static constexpr float largest_of(const float* x, int64_t count) {
   // Magnitudes compare as integers, so NaN and inf come out on top and the loop has no order.
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -37,12 +37,13 @@ static inline float largest_of(const float* x, int64_t count) {
 }
 
 // NaN stays NaN.
-static inline float scale_for(float largest, DType codes) {
+static constexpr float scale_for(float largest, DType codes) {
   const float scale = largest / code_limit(codes);
   return scale < 1e-12f ? 1e-12f : scale;
 }
 
-static inline void codes_of(const float* x, int64_t count, float scale, DType dtype, uint8_t* out) {
+static constexpr void codes_of(const float* x, int64_t count, float scale, DType dtype,
+                               uint8_t* out) {
   if (scale != scale) {
     for (int64_t i = 0; i < count; ++i) out[i] = 0;
   } else if (dtype == DType::i8) {
@@ -62,7 +63,7 @@ static inline void codes_of(const float* x, int64_t count, float scale, DType dt
   }
 }
 
-static inline float quantize_span(const float* x, int64_t count, DType dtype, void* codes) {
+static constexpr float quantize_span(const float* x, int64_t count, DType dtype, void* codes) {
   const float scale = scale_for(largest_of(x, count), dtype);
   codes_of(x, count, scale, dtype, static_cast<uint8_t*>(codes));
   return scale;
@@ -70,7 +71,7 @@ static inline float quantize_span(const float* x, int64_t count, DType dtype, vo
 
 // x[i] becomes the float value of its code: what a float kernel multiplies when x is to be
 // quantised on the way.
-static inline float round_span(float* x, int64_t count, DType dtype) {
+static constexpr float round_span(float* x, int64_t count, DType dtype) {
   const float scale = scale_for(largest_of(x, count), dtype);
   if (scale != scale) {
     for (int64_t i = 0; i < count; ++i) x[i] = 0.0f;

@@ -52,7 +52,7 @@ size_t rope_workspace(const RopeArgs& args, const RopeKernel& row, int threads);
 Status rope_run(const RopeArgs& args, const RopeKernel& row, const Ctx& ctx);
 
 // Where token (batch, index within the batch) stands.
-static inline int64_t rope_position(const RopeArgs& a, int64_t batch, int64_t index) {
+static constexpr int64_t rope_position(const RopeArgs& a, int64_t batch, int64_t index) {
   const Tensor& p = a.positions;
   if (!present(p)) return a.offset + index;
   const int64_t at =

@@ -34,7 +34,7 @@ struct SoftmaxArgs {
   float scale;
   RowFunction function;
 };
-static inline const char* softmax_op(RowFunction f) {
+static constexpr const char* softmax_op(RowFunction f) {
   return kRowFunctionNames[static_cast<int>(f)];
 }
 
