@@ -41,6 +41,7 @@ export interface AttentionOptions {
 
 /** What {@link attention} gives with `returnLse`. */
 export interface AttentionResult {
+  /** What {@link attention} gives without `returnLse`. */
   readonly out: Tensor
   /** f32 [heads, tokens] (packed) or [batch, heads, seqQ]. */
   readonly lse: Tensor

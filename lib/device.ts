@@ -16,6 +16,7 @@ export interface DeviceInfo {
   readonly archs: readonly string[]
   /** Threads that run CPU kernels; 0 on CUDA. */
   readonly threads: number
+  /** Bytes: of the GPU, or those that the machine (or its cgroup) has. */
   readonly memory: number
   /** Bytes per second that the memory can deliver by its data sheet, where it is known. */
   readonly bandwidth?: number | undefined
@@ -23,9 +24,13 @@ export interface DeviceInfo {
 
 /** Bytes of a device's memory. `cached` is kept for reuse, `limit` is where requests begin to fail. */
 export interface MemoryUsage {
+  /** In tensors and weights, disposed ones that a queued op still needs included. */
   readonly used: number
+  /** Given back and kept for the next tensor of that size. */
   readonly cached: number
+  /** The most that was in use. */
   readonly peak: number
+  /** What may be in use: `memoryLimit`, or all of the memory. */
   readonly limit: number
 }
 

@@ -4,6 +4,7 @@ import type { ErrorCode } from './words'
 export class LowbitError extends Error {
   /** What went wrong, for programs. The message says it for people. */
   readonly code: ErrorCode
+  /** For importers and the like that throw errors of the same kind. */
   constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
     super(message, options)
     this.name = 'LowbitError'
@@ -13,7 +14,9 @@ export class LowbitError extends Error {
 
 /** A JavaScript value of the wrong kind, such as a number where a Tensor is expected. */
 export class LowbitTypeError extends TypeError {
+  /** The same for all of them: what is wrong is a value's type. */
   readonly code = 'ERR_TYPE'
+  /** See {@link LowbitError}. */
   constructor(message: string) {
     super(message)
     this.name = 'LowbitTypeError'

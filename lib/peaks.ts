@@ -18,6 +18,7 @@ export type Rates = Readonly<Record<Quantity, number>>
 export interface PeakRow {
   /** `peak_int8_avx2`, ... */
   readonly name: string
+  /** What it measures. */
   readonly quantity: Quantity
   /** The instruction set that it needs. */
   readonly arch: string

@@ -24,7 +24,9 @@ export class QuantizedRows implements Disposable {
    * @param scales f32 [M], or [M, ceil(K / 128)].
    */
   constructor(
+    /** [M, K], i8, e4m3 or e5m2. */
     readonly codes: Tensor,
+    /** f32 [M], or [M, ceil(K / 128)]. */
     readonly scales: Tensor,
   ) {}
 
@@ -52,6 +54,7 @@ export class QuantizedRows implements Disposable {
     }
   }
 
+  /** Disposes both tensors. */
   dispose(): void {
     this.codes.dispose()
     this.scales.dispose()

@@ -15,6 +15,7 @@ export type GroupSize = 32 | 64 | 128 | 'channel' | 'tensor' | 'block'
 
 /** How {@link quantize} turns floats into codes. */
 export interface Scheme {
+  /** What the codes mean. */
   readonly format: Format
   /** Default: 64 for int4, int3 and int2, 'channel' for the others. f32, f16 and bf16 have no groups. */
   readonly groupSize?: GroupSize | undefined
@@ -41,6 +42,7 @@ export type WeightArray =
 
 /** The fields of a {@link QuantizedWeight}, as {@link canonical} takes them. */
 export interface CanonicalFields {
+  /** What the codes mean. */
   readonly format: Format
   /** [N, K]: N outputs, K inputs. */
   readonly shape: readonly [number, number] | readonly number[]
@@ -150,6 +152,7 @@ function halvesOf(view: ArrayBufferView | undefined, dtype: FloatDType): ArrayBu
  * with the scale and zero of its group.
  */
 export class QuantizedWeight {
+  /** What the codes mean. */
   readonly format: Format
   /** [N, K]. */
   readonly shape: readonly [number, number]
@@ -159,9 +162,11 @@ export class QuantizedWeight {
   readonly zeroPoint: ZeroPoint
   /** Undefined for f32, f16 and bf16. */
   readonly scaleDtype: FloatDType | undefined
+  /** Rows of codes; each begins at a whole byte, the least significant bits first. */
   readonly codes: Uint8Array<ArrayBufferLike>
   /** Groups of a row side by side, rows below each other: [rows, columns] is {@link scaleShape}. */
   readonly scales: Float32Array | Uint16Array | undefined
+  /** Zero points in the order of the scales; undefined where the weight is symmetric. */
   readonly zeros: Uint8Array | Float32Array | undefined
   /** Rows and columns of scales; [0, 0] for f32, f16 and bf16. */
   readonly scaleShape: readonly [number, number]

@@ -145,6 +145,7 @@ export class Tensor<D extends DType = DType> implements Disposable {
     this.dispose()
   }
 
+  /** For messages: `Tensor(f32 [2, 3])`. */
   toString(): string {
     return this.disposed ? 'Tensor(disposed)' : `Tensor(${this.dtype} [${this.shape.join(', ')}])`
   }

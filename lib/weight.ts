@@ -18,11 +18,15 @@ export interface LoadOptions {
  * it. `dispose()` gives the memory back as soon as the queued ops that read it are done.
  */
 export class Weight implements Disposable {
+  /** What its codes mean. */
   readonly format: Format
   /** [N, K]. */
   readonly shape: readonly [number, number]
+  /** Undefined for f32, f16 and bf16. */
   readonly groupSize: GroupSize | undefined
+  /** How zero points are stored; 'none' where the weight is symmetric. */
   readonly zeroPoint: ZeroPoint
+  /** Undefined for f32, f16 and bf16. */
   readonly scaleDtype: FloatDType | undefined
   #info: { layout: Layout; bytes: number } | undefined
 
@@ -71,6 +75,7 @@ export class Weight implements Disposable {
     this.dispose()
   }
 
+  /** For messages: `Weight(int4 [64, 128])`. */
   toString(): string {
     return `Weight(${this.format} [${this.shape.join(', ')}]${this.disposed ? ', disposed' : ''})`
   }

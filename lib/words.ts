@@ -77,6 +77,7 @@ export const backendCodes = [
   'INIT_FAILED',
   'NO_KERNELS',
 ] as const
+/** See {@link backendCodes}. */
 export type BackendCode = (typeof backendCodes)[number]
 /**
  * What went wrong. ERR_TYPE: a JavaScript value of the wrong kind (a TypeError). ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_STRIDES:

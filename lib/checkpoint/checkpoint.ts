@@ -33,9 +33,13 @@ const readAsync = promisify(fs.read)
 
 /** What a checkpoint knows of a tensor before it is read. */
 export interface CheckpointTensor {
+  /** As the file spells it. */
   readonly name: string
+  /** Element type in the file. */
   readonly dtype: SafetensorsDType
+  /** Sizes, outermost first. */
   readonly shape: readonly number[]
+  /** Size in the file. */
   readonly byteLength: number
   /** The file that holds it. */
   readonly file: string
@@ -365,6 +369,7 @@ export class Checkpoint implements Disposable, AsyncDisposable {
     this.close()
   }
 
+  /** For `await using`: {@link close}. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.close()
   }

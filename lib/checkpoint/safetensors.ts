@@ -71,8 +71,11 @@ export interface SafetensorsHeader {
 
 /** A tensor in memory, as it is read and written. */
 export interface SafetensorsTensor {
+  /** Element type in the file. */
   readonly dtype: SafetensorsDType
+  /** Sizes, outermost first. */
   readonly shape: readonly number[]
+  /** The elements in row-major order; those that JavaScript has no array for, as bytes. */
   readonly data: SafetensorsArray
 }
 

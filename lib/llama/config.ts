@@ -31,19 +31,27 @@ export type RopeScaling =
 
 /** The numbers of a Llama-family decoder. */
 export interface LlamaConfig {
+  /** Rows of the embedding table. */
   readonly vocabSize: number
+  /** Width of a token between the layers. */
   readonly hiddenSize: number
+  /** Width between up and down. */
   readonly intermediateSize: number
+  /** Layers of attention and MLP. */
   readonly layers: number
+  /** Query heads. */
   readonly heads: number
   /** Divides `heads`. */
   readonly kvHeads: number
   /** Even. */
   readonly headDim: number
+  /** Added to the mean square under the root of every norm. */
   readonly normEps: number
   /** The positions that the model was trained for: the longest context a session takes by default. */
   readonly maxPositions: number
+  /** Base of the rotary angles. */
   readonly ropeTheta: number
+  /** How the rotary angles are stretched for longer contexts. */
   readonly ropeScaling: RopeScaling
   /** The head is the embedding table. */
   readonly tiedHead: boolean

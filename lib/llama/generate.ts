@@ -64,6 +64,7 @@ export interface GenerateOptions extends SampleOptions {
 
 /** One step of {@link generate}. */
 export interface GeneratedToken {
+  /** Its id. */
   readonly token: number
   /** The text that this token completes; '' where it ends inside a character, and without a tokenizer. */
   readonly text: string

@@ -64,8 +64,11 @@ export interface WeightUsage {
  */
 export class Llama implements Disposable {
   private constructor(
+    /** What config.json says. */
     readonly config: LlamaConfig,
+    /** Holds the weights and runs the ops. */
     readonly device: Device,
+    /** How the weights are stored and multiplied. */
     readonly scheme: LlamaScheme,
     /** Undefined where the folder has no tokenizer.json: tokens must come as ids then. */
     readonly tokenizer: Tokenizer | undefined,
@@ -205,6 +208,7 @@ export class LlamaSession implements Disposable {
 
   /** @internal Made by {@link Llama.session}. */
   constructor(
+    /** Whose weights it uses. */
     readonly model: Llama,
     options: SessionOptions,
   ) {

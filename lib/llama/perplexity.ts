@@ -6,6 +6,7 @@ import type { Llama } from './model'
 
 /** Options of {@link perplexity}. */
 export interface PerplexityOptions {
+  /** Stops between two windows; the promise rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined
   /** Called with the windows that are done, at least once. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined
@@ -13,6 +14,7 @@ export interface PerplexityOptions {
 
 /** What {@link perplexity} found. */
 export interface Perplexity {
+  /** exp(nll / tokens). */
   readonly perplexity: number
   /** Sum of the negative log-likelihoods, in nats. */
   readonly nll: number

@@ -59,6 +59,7 @@ export class TextStream {
   // How many characters of the text of `tokens` have been given out.
   private given = 0
 
+  /** Begins a text. */
   constructor(private readonly tokenizer: Tokenizer) {}
 
   /** The text that one more token completes; often the token's own text, sometimes ''. */
