@@ -214,6 +214,25 @@ describe('a GPU for which this build has no kernels', () => {
     })
   })
 
+  test('ERR_CUDA: the runtime fails at a copy, and the device works on', () => {
+    const library = compile('copies', 'library.cc', ['COPY_CODE=77'])
+    const script = `
+      const before = device.memoryUsage().used
+      try { device.tensor(new Float32Array(4), [4]) } catch (error) { answer.result = [error.code, error.message] }
+      answer.result.push(device.memoryUsage().used - before)
+      const x = device.empty([4])
+      x.write(new Float32Array(4))
+      await x.read().catch((error) => answer.result.push(error.code))
+      answer.result.push(device.empty([4]).shape[0])`
+    expect(ask({ ...variables, LB_CUDA_LIBRARY: library }, script).result).toEqual([
+      'ERR_CUDA',
+      'copy to the device: a fake error',
+      0,
+      'ERR_CUDA',
+      4,
+    ])
+  })
+
   test('a library with kernels makes auto take the GPU', () => {
     const library = compile('rows', 'library.cc', ['ROWS=1'])
     const answer = ask({ ...variables, LB_CUDA_LIBRARY: library })

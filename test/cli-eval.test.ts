@@ -182,6 +182,35 @@ describe('lowbit eval', () => {
   })
 })
 
+describe('on a terminal', () => {
+  // stderr says that it is a terminal of 50 columns; what is written to it is seen all the same.
+  const terminal = (...args: string[]) => {
+    const script = `
+      process.stderr.isTTY = true
+      process.stderr.columns = 50
+      process.argv.splice(1, process.argv.length - 1, ${JSON.stringify(main)}, ...${JSON.stringify(args)})
+      require(${JSON.stringify(main)})`
+    return spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' })
+  }
+
+  test.each([
+    ['eval', [small, '--schemes', 'bf16', '--windows', '1', '--json']],
+    ['generate', [small, '--prompt', 'def', '--tokens', '3', '--json']],
+    ['bench', ['calls', '--json', '--rounds', '2', '--seconds', '0.001', '--threads', '1']],
+  ] as const)('%s shows its progress in one line, and --json keeps stdout clean', (name, args) => {
+    const { status, stdout, stderr } = terminal(name, ...args)
+    expect(status).toBe(0)
+    const shown = stderr.split('\r\u001b[2K')
+    expect(shown.length).toBeGreaterThan(2)
+    expect(stderr).not.toContain('\n')
+    for (const line of shown) expect(line.length).toBeLessThan(50)
+    expect(shown.at(-1)).toBe('') // taken away at the end
+    // One object, or (bench) one a line.
+    const objects = name === 'bench' ? stdout.trim().split('\n') : [stdout]
+    for (const text of objects) expect(typeof JSON.parse(text)).toBe('object')
+  })
+})
+
 describe('lowbit generate', () => {
   test('streams the prompt and its continuation; the seed decides', () => {
     const args = ['generate', small, '--prompt', 'import os', '--tokens', '12', '--seed', '7']

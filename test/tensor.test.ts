@@ -1,4 +1,4 @@
-import { type Device, openDevice, type Tensor } from 'lowbit'
+import { add, type Device, openDevice, quantize, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 
 let device: Device
@@ -110,6 +110,34 @@ test('external memory goes up and down exactly once', async () => {
   expect(external() - before).toBe(bytes)
   for (const view of views) view.dispose()
   expect(external()).toBe(before)
+})
+
+test('external memory of weights, and of tensors that a queued op still needs', () => {
+  const external = native.externalMemory
+  // Arrays are external memory too: those of the test are made before it counts.
+  const ones = new Float32Array(1 << 18).fill(1)
+  const q = quantize(ones, [512, 512], { format: 'int8' })
+  const before = external()
+  const weight = device.load(q)
+  expect(external() - before).toBeGreaterThanOrEqual(1 << 18)
+  weight.dispose()
+  weight.dispose()
+  expect(external()).toBe(before)
+  // The garbage collector hears of a disposed tensor at once; its memory goes back when the op has run.
+  device.syncSync()
+  const { used } = device.memoryUsage()
+  const x = device.tensor(ones, [1 << 18])
+  for (let i = 0; i < 50; i++) add(x, x).dispose()
+  x.dispose()
+  expect(external()).toBe(before)
+  device.syncSync()
+  expect(device.memoryUsage().used).toBe(used)
+  // A call that is refused leaves nothing behind.
+  const [three, four] = [device.empty([3]), device.empty([4])]
+  const held = () => [external(), device.memoryUsage().used]
+  const whole = held()
+  expect(() => add(three, four)).toThrow('add: expected b')
+  expect(held()).toEqual(whole)
 })
 
 test('using disposes', () => {

@@ -16,6 +16,9 @@
 #ifndef COUNT_CODE
 #define COUNT_CODE 0
 #endif
+#ifndef COPY_CODE
+#define COPY_CODE 0
+#endif
 #ifndef ENTRY
 #define ENTRY lowbit_cuda_api
 #endif
@@ -85,7 +88,7 @@ static const lowbit::CudaApi kApi = {
     .copy_in =
         [](int, void* to, const void* from, int64_t bytes, void*) {
           std::memcpy(to, from, static_cast<size_t>(bytes));
-          return 0;
+          return COPY_CODE;
         },
     .copy_out =
         [](int, void* to, const void* from, int64_t bytes, void*) {
