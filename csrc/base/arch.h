@@ -13,6 +13,7 @@ inline constexpr ArchSet kArchAvx2 = 1u << 1;        // AVX2, FMA, F16C
 inline constexpr ArchSet kArchAvx512 = 1u << 2;      // AVX-512 F, BW, DQ, VL
 inline constexpr ArchSet kArchAvx512Vnni = 1u << 3;  // and VNNI
 inline constexpr ArchSet kArchAvx512Bf16 = 1u << 4;  // and BF16
+inline constexpr ArchSet kArchAvx512Vbmi = 1u << 5;  // and VNNI and VBMI
 inline constexpr ArchSet kArchAmx =
     1u << 6;  // AMX tiles of int8 and bf16, with AVX-512, VNNI and BF16
 inline constexpr ArchSet kArchSm75 = 1u << 16;   // compute capability 7.5 and newer
@@ -33,7 +34,10 @@ inline constexpr ArchRow kArchs[] = {
     {"avx512", kArchAvx512, kArchCpu | kArchAvx2, 0, 0},
     {"avx512vnni", kArchAvx512Vnni, kArchCpu | kArchAvx2 | kArchAvx512, 0, 0},
     {"avx512bf16", kArchAvx512Bf16, kArchCpu | kArchAvx2 | kArchAvx512, 0, 0},
-    {"amx", kArchAmx, kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni | kArchAvx512Bf16, 0, 0},
+    {"avx512vbmi", kArchAvx512Vbmi, kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni, 0, 0},
+    {"amx", kArchAmx,
+     kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni | kArchAvx512Vbmi | kArchAvx512Bf16, 0,
+     0},
     {"sm75", kArchSm75, 0, 75, 9999},
     {"sm80", kArchSm80, kArchSm75, 80, 9999},
     {"sm89", kArchSm89, kArchSm75 | kArchSm80, 89, 9999},

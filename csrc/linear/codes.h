@@ -26,13 +26,16 @@ struct Segments {
   int64_t per_group;  // segments in a group
   int64_t count;      // segments in a row
   int64_t per_slice;  // segments that are walked together while their part of the panel is in L1
+  int64_t unit;       // columns of whole vectors: kernels multiply so many at a time
 };
 
 static inline Segments segments_of(const Weight& w) {
   Segments s = {};
-  s.block = panel_block(w.format, {w.n, w.k});
+  s.block = panel_block(w.layout, w.format, {w.n, w.k});
   s.k = w.k;
-  s.size = s.block.k < kSegmentK ? s.block.k : kSegmentK;
+  s.unit = panel_unit(w.layout, w.format.kind);
+  const int64_t most = kSegmentK / s.unit * s.unit;
+  s.size = s.block.k < most ? s.block.k : most;
   s.per_group = ceil_div(s.block.k, s.size);
   s.count = s.block.groups * s.per_group;
   const int64_t slice = kSliceBytes * 8 / (kPanel * kind_row(w.format.kind).bits);
@@ -72,19 +75,27 @@ static inline void next_segment(const Segments& s, Segment* r) {
 }
 
 struct CodeScratch {
-  uint8_t* x;       // (stage, x_stride bytes): codes, padded with zeros to a multiple of 8
+  uint8_t* x;       // (stage, x_stride bytes): codes, padded with zeros
   int32_t* x_sums;  // (stage, segments)
   float* scale;     // (stage)
   float* sums;      // (threads, kBlockM, kBlockN)
   float* floats;    // (threads, K): a row of x before it is quantised
-  int8_t* codes;    // (threads, K rounded up to 8)
+  int8_t* codes;    // (threads, padded_columns)
   int64_t x_stride;
 };
+
+// Columns of x in scratch: zeros stand behind the last one for as far as any kernel's vectors
+// reach.
+static inline int64_t padded_columns(const Weight& w) {
+  // The last group of trits16 may begin anywhere in a vector's columns.
+  const int64_t unit = panel_unit(w.layout, w.format.kind);
+  return round_up(round_up(w.k, unit) + (w.layout == Layout::trits16 ? unit : 0), 8);
+}
 
 // `width`: bytes that the kernel's form of x takes for a code.
 static inline size_t carve_codes(const LinearArgs& args, int threads, int width, void* base,
                                  CodeScratch* s) {
-  const int64_t rows = stage_rows(args.x.shape[0]), padded = round_up(args.w.k, 8);
+  const int64_t rows = stage_rows(args.x.shape[0]), padded = padded_columns(args.w);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->x_stride = padded * width;
   s->x = take<uint8_t>(&at, rows * s->x_stride);
@@ -109,7 +120,7 @@ template <class Arrange, class Multiply>
 static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Segments& segments,
                                const CodeScratch& s, int64_t tile, const Arrange& arrange,
                                const Multiply& multiply) {
-  const int64_t m_all = args.x.shape[0], k = args.w.k, padded = round_up(k, 8);
+  const int64_t m_all = args.x.shape[0], k = args.w.k, padded = padded_columns(args.w);
   const int64_t stage = stage_rows(m_all);
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
@@ -120,8 +131,11 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Seg
         s.scale[m] = stage_codes(args, first + m, s.floats + thread * k, codes);
         for (int64_t i = 0; i < segments.count; ++i) {
           const Segment segment = segment_at(segments, i);
+          // Over the columns that the kernel multiplies: those behind a group count nothing where
+          // their codes stand for zero (trits16), and are zeros of x everywhere else.
+          const int64_t width = round_up(segment.width, segments.unit);
           int32_t sum = 0;
-          for (int64_t j = 0; j < segment.width; ++j) sum += codes[segment.k + j];
+          for (int64_t j = 0; j < width; ++j) sum += codes[segment.k + j];
           s.x_sums[m * segments.count + i] = sum;
         }
         arrange(codes, padded, s.x + m * s.x_stride);
@@ -154,9 +168,8 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Seg
 }
 
 // What an integer row over panel16 serves.
-static constexpr LinearSpec code_spec(KindSet kinds) {
-  return {kinds, bit(Layout::panel16), kFloats | bit(DType::i8), bit(Compute::int8), true, 0, 1, 1,
-          1};
+static constexpr LinearSpec code_spec(KindSet kinds, Layout layout = Layout::panel16) {
+  return {kinds, bit(layout), kFloats | bit(DType::i8), bit(Compute::int8), true, 0, 1, 1, 1};
 }
 
 }  // namespace lowbit

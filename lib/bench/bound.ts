@@ -24,6 +24,7 @@ const included: Readonly<Record<string, readonly string[]>> = {
   avx2: ['cpu', 'avx2'],
   avx512: ['cpu', 'avx2', 'avx512'],
   avx512vnni: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
+  avx512vbmi: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi'],
   avx512bf16: ['cpu', 'avx2', 'avx512', 'avx512bf16'],
   amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16', 'amx'],
 }

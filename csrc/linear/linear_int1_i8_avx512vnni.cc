@@ -1,0 +1,64 @@
+// linear_int1_i8_avx512vnni: out[M,N] = act(x_scale * (codes of x[M,K]) * deq(w)[N,K]^T + bias) +
+// residual; int1 weights, i8 activations, exact integer sums per group.
+//
+// Shapes    any; scales per matrix, channel or group of a multiple of 32 columns.
+// Layout    w in panel16: a lane of 4 bytes holds columns 32j + 4f + b of its row in bit f of byte
+//           b; x as rows of bytes.
+// Bound     M = 1: memory at 1/8 byte a product, vpdpbusd close behind it. Large M: vpdpbusd, 64
+//           products each.
+// Method    The sum of +-x is twice the sum of x over the set bits, less the sum of x. M up to 2: a
+//           mask takes one bit of each byte where it lies, as 0 or 2^f, vpdpbusd multiplies it with
+//           a broadcast of 4 bytes of x: two instructions for 64 products. The bits add up apart
+//           and are shifted once a segment. Larger M: 7 shifts and 8 masks serve 8 rows of x.
+#include "csrc/linear/narrow_avx512vnni.h"
+
+namespace lowbit {
+namespace {
+
+using namespace avx512;
+
+struct Int1 {
+  static constexpr int kColumns = 32, kBytes = 64, kVectors = 8;
+  static constexpr int kFewRows = 2, kSums = 8;  // 16 sums
+  static constexpr float kMiddle = 0.5f, kFactor = 2.0f;
+
+  static inline void decode(const uint8_t* p, __m512i (&c)[8]) {
+    const __m512i v = load_bytes(p);
+#pragma GCC unroll 8
+    for (int f = 0; f < 8; ++f) c[f] = masked(_mm512_srli_epi16(v, f), 1);
+  }
+
+  template <int T>
+  static inline void products(const uint8_t* p, const uint8_t* x, int64_t x_stride,
+                              __m512i (&acc)[T][8]) {
+    const __m512i v = load_bytes(p);
+#pragma GCC unroll 8
+    for (int f = 0; f < 8; ++f) {
+      const __m512i c = masked(v, 1 << f);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        acc[t][f] = add_products(acc[t][f], c, x + 4 * f + t * x_stride);
+      }
+    }
+  }
+
+  static inline __m512i total(const __m512i (&acc)[8]) {
+    __m512i sum = acc[7];
+#pragma GCC unroll 8
+    for (int f = 6; f >= 0; --f) sum = _mm512_add_epi32(_mm512_srai_epi32(sum, 1), acc[f]);
+    return sum;
+  }
+};
+
+}  // namespace
+
+extern const LinearKernel linear_int1_i8_avx512vnni;
+const LinearKernel linear_int1_i8_avx512vnni = {
+    "linear_int1_i8_avx512vnni",
+    kArchAvx512Vnni,
+    code_spec(bit(Kind::int1)),
+    workspace_narrow,
+    run_narrow<Int1>,
+};
+
+}  // namespace lowbit

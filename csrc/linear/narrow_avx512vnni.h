@@ -1,0 +1,134 @@
+// What the VNNI rows of codes of 3 bits and fewer share: the tile and the walk. A row brings a
+// struct Codes with
+//
+//   kColumns, kBytes    of a chunk: the least number of columns of sixteen rows that fills vectors
+//   kVectors            of unsigned codes in a chunk; vector f holds columns 4f .. 4f + 3
+//   decode(p, c)        the chunk at p as those vectors
+//   kFewRows            rows of x up to which codes are multiplied where they lie
+//   kSums               sums that `products` keeps apart for each of these rows
+//   products<T>(p, x, x_stride, acc), total(acc)
+//                       masked bytes times x: a code that lies s bits up counts 2^s times too much,
+//                       so each s has a sum of its own, and `total` shifts those once a segment
+//                       instead of every vector
+//   kMiddle, kFactor    value = kFactor * scale * (code - kMiddle) of the symmetric kinds
+#pragma once
+
+#include "csrc/linear/codes.h"
+#include "csrc/linear/panel_avx512.h"
+#include "csrc/simd/avx512vnni.h"
+
+namespace lowbit::avx512 {
+
+inline constexpr int64_t kNarrowTileM = 8;  // 8 sums, 8 totals and the codes in 32 registers
+
+// The bytes of v under a mask that is the same in every byte.
+static inline __m512i masked(__m512i v, int mask) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
+}
+
+// sums(T, 16) (+)= segments [begin, end) of the panel at w times x(T, K).
+template <class Codes, int T>
+[[gnu::noinline]] static void narrow_tile(const uint8_t* w, const Format& f, float middle,
+                                          const Segments& segments, int64_t begin, int64_t end,
+                                          const uint8_t* x, int64_t x_stride, const int32_t* x_sums,
+                                          float* sums, bool add) {
+  constexpr bool kFew = T <= Codes::kFewRows;
+  // A sum waits 4 cycles for itself, so at one a cycle 4 must be under way.
+  constexpr int kSums = kFew ? Codes::kSums : T < 4 ? 2 : 1;
+  __m512 total[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    total[t] = add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
+  }
+  Segment segment = segment_at(segments, begin);
+  for (int64_t i = begin; i < end; ++i, next_segment(segments, &segment)) {
+    const uint8_t* base = w + segment.block;
+    const uint8_t* v = base + segment.column / Codes::kColumns * Codes::kBytes;
+    const uint8_t* xk = x + segment.k;
+    __m512i acc[T][kSums];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kSums; ++s) acc[t][s] = _mm512_setzero_si512();
+    }
+    for (int64_t k = 0; k < segment.width; k += Codes::kColumns, v += Codes::kBytes) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < Codes::kBytes; i += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch + i, _MM_HINT_T0);
+      }
+      if constexpr (kFew) {
+        Codes::template products<T>(v, xk + k, x_stride, acc);
+      } else {
+        __m512i c[Codes::kVectors];
+        Codes::decode(v, c);
+#pragma GCC unroll 8
+        for (int j = 0; j < Codes::kVectors; ++j) {
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            __m512i& sum = acc[t][j % kSums];
+            sum = add_products(sum, c[j], xk + k + 4 * j + t * x_stride);
+          }
+        }
+      }
+    }
+    const __m512 scale = _mm512_mul_ps(load_scales(base + segments.block.scales, f.scale_dtype),
+                                       _mm512_set1_ps(Codes::kFactor));
+    const __m512 zero = load_zeros(base + segments.block.zeros, f.zero_type, middle);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      __m512i whole = acc[t][0];
+      if constexpr (kFew) {
+        whole = Codes::total(acc[t]);
+      } else if constexpr (kSums == 2) {
+        whole = _mm512_add_epi32(whole, acc[t][1]);
+      }
+      const __m512 x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(x_sums[t * segments.count + i]));
+      const __m512 sum = _mm512_fnmadd_ps(zero, x_sum, _mm512_cvtepi32_ps(whole));
+      total[t] = _mm512_fmadd_ps(sum, scale, total[t]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) _mm512_storeu_ps(sums + t * kBlockN, total[t]);
+}
+
+static size_t workspace_narrow(const LinearArgs& args, int threads) {
+  return workspace_codes(args, threads, 1);
+}
+
+template <class Codes>
+static Status run_narrow(const LinearArgs& args, const Ctx& ctx) {
+  const Segments segments = segments_of(args.w);
+  const Format& f = args.w.format;
+  const float middle =
+      Codes::kMiddle < 0.0f ? static_cast<float>(kind_row(f.kind).mid) : Codes::kMiddle;
+  CodeScratch s;
+  carve_codes(args, pool_threads(ctx.pool), 1, ctx.scratch, &s);
+  const auto arrange = [](const int8_t* codes, int64_t padded, uint8_t* to) {
+    std::memcpy(to, codes, static_cast<size_t>(padded));
+  };
+  return run_codes(
+      args, ctx, segments, s, kNarrowTileM, arrange,
+      [&](int64_t p, int64_t begin, int64_t end, int64_t m0, int64_t rows, float* sums, bool add) {
+        const uint8_t* w = args.w.data + p * segments.block.groups * segments.block.bytes;
+        for_tiles(rows, kNarrowTileM, [&](int64_t m, int64_t count) {
+          const uint8_t* x = s.x + (m0 + m) * s.x_stride;
+          const int32_t* x_sums = s.x_sums + (m0 + m) * segments.count;
+          float* to = sums + m * kBlockN;
+          const auto go = [&](auto* kernel) {
+            kernel(w, f, middle, segments, begin, end, x, s.x_stride, x_sums, to, add);
+          };
+          switch (count) {
+            case 1: go(narrow_tile<Codes, 1>); break;
+            case 2: go(narrow_tile<Codes, 2>); break;
+            case 3: go(narrow_tile<Codes, 3>); break;
+            case 4: go(narrow_tile<Codes, 4>); break;
+            case 5: go(narrow_tile<Codes, 5>); break;
+            case 6: go(narrow_tile<Codes, 6>); break;
+            case 7: go(narrow_tile<Codes, 7>); break;
+            default: go(narrow_tile<Codes, 8>); break;
+          }
+        });
+      });
+}
+
+}  // namespace lowbit::avx512
