@@ -38,7 +38,9 @@ for (const { file, command } of JSON.parse(fs.readFileSync(commandsFile, 'utf8')
   if (!file.endsWith('.cc')) continue
   objects++
   const name = path.relative('.', file)
-  const flags = command.split(' ').filter((flag) => /^-(m(arch|tune|cpu|avx|amx|fma|f16c|sse)|flto)/.test(flag))
+  const flags = command
+    .split(' ')
+    .filter((flag) => /^-(m(arch|tune|cpu|avx|amx|fma|f16c|sse)|flto)/.test(flag))
   if (!/_(avx\w*|amx|neon\w*)\.cc$/.test(file)) {
     if (flags.length > 0)
       failures.push(`${name}: compiled with ${flags.join(' ')}, and no ISA stands in its name`)

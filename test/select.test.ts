@@ -8,7 +8,7 @@ import { computes, formats, layouts } from 'lowbit/words'
 import { refusal } from './ref/rows'
 
 const x86 = process.arch === 'x64'
-const cpus = x86 ? ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'] : ['cpu']
+const cpus = x86 ? ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi', 'avx512bf16'] : ['cpu']
 const gpus = description.archs.filter((arch) => arch.startsWith('sm'))
 /** What each arch brings with it, stated again so that csrc/base/arch.h is not its own judge. */
 const implied: Record<string, readonly string[]> = {
@@ -16,7 +16,9 @@ const implied: Record<string, readonly string[]> = {
   avx2: ['cpu'],
   avx512: ['cpu', 'avx2'],
   avx512vnni: ['cpu', 'avx2', 'avx512'],
+  avx512vbmi: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
   avx512bf16: ['cpu', 'avx2', 'avx512'],
+  amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi', 'avx512bf16'],
   sm75: [],
   sm80: ['sm75'],
   sm89: ['sm75', 'sm80'],

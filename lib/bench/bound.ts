@@ -26,7 +26,7 @@ const included: Readonly<Record<string, readonly string[]>> = {
   avx512vnni: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
   avx512vbmi: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi'],
   avx512bf16: ['cpu', 'avx2', 'avx512', 'avx512bf16'],
-  amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16', 'amx'],
+  amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi', 'avx512bf16', 'amx'],
 }
 
 /**
