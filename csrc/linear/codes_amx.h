@@ -19,7 +19,7 @@ struct TileScratch {
   TiledX x;         // (stage rounded up to 32)
   float* scale;     // (stage)
   int32_t* x_sums;  // (stage, periods)
-  float* sums;      // (threads, kBlockM, kBlockN)
+  float* sums;      // (threads, rows, columns of a block)
   float* floats;    // (threads, K): a row of x before it is quantised
   int8_t* codes;    // (threads, K rounded up to 64)
   uint8_t* w;       // (threads, two panels of a slice)
@@ -32,7 +32,7 @@ struct Periods {
   int64_t steps;   // of a row
   int64_t period;  // steps of one
   int64_t count;
-  int64_t slice;  // steps that are multiplied at a time
+  int64_t slice;  // steps that are walked at a time: whole periods, or a part of the only one
   bool grouped;   // each period has a block of its own
 };
 
@@ -43,7 +43,9 @@ static inline Periods periods_of(const Weight& w) {
   p.grouped = p.block.groups > 1;
   p.period = p.grouped ? p.block.k / kStepK : p.steps < kMostSteps ? p.steps : kMostSteps;
   p.count = ceil_div(p.steps, p.period);
-  p.slice = p.count > 1 ? p.period : kSliceSteps;
+  p.slice = p.count == 1             ? kSliceSteps
+            : p.period < kSliceSteps ? kSliceSteps / p.period * p.period
+                                     : p.period;
   return p;
 }
 
@@ -54,7 +56,7 @@ static inline size_t carve_tiles(const LinearArgs& args, int threads, void* base
   s->x = {take<uint8_t>(&at, tiles * p.steps * kTileBytes), p.steps};
   s->scale = take<float>(&at, rows);
   s->x_sums = take<int32_t>(&at, rows * p.count);
-  s->sums = take<float>(&at, threads * kBlockM * kBlockN);
+  s->sums = take<float>(&at, threads * block_words(rows));
   s->floats = take<float>(&at, threads * args.w.k);
   s->codes = take<int8_t>(&at, threads * p.steps * kStepK);
   s->w = take<uint8_t>(&at, threads * 2 * p.slice * kTileBytes);
@@ -86,42 +88,47 @@ static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Per
   });
 }
 
-// to(rows, 16) (+)= scale * (from - zero * x_sum), row strides in words. `from` may be `to`.
+// to(rows, 16) (+)= scale * (from - zero * x_sum), strides in words. `from` may be `to`. `middle`
+// is the zero point of a weight that stores none; 0 where the codes are signed.
 static inline void scale_sums(const Format& f, const uint8_t* base, const PanelBlock& block,
                               int32_t middle, const int32_t* x_sums, int64_t x_sums_stride,
                               int64_t rows, const void* from, int64_t from_stride, float* to,
-                              bool add) {
+                              int64_t to_stride, bool add) {
   const __m512 scale = avx512::load_scales(base + block.scales, f.scale_dtype);
-  const bool whole = f.zero_type != ZeroType::f32;
-  __m512i zero = _mm512_set1_epi32(middle);
-  __m512 part = _mm512_setzero_ps();
-  if (f.zero_type == ZeroType::u8) {
-    zero =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(base + block.zeros)));
-  } else if (f.zero_type == ZeroType::f32) {
-    part = _mm512_loadu_ps(base + block.zeros);
-  }
-  for (int64_t m = 0; m < rows; ++m) {
-    const __m512i sum = _mm512_loadu_si512(static_cast<const uint8_t*>(from) + m * from_stride * 4);
-    const __m512i x_sum = _mm512_set1_epi32(x_sums[m * x_sums_stride]);
-    __m512 value;
-    if (whole) {
-      value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, x_sum)));
-    } else {
-      value = _mm512_fnmadd_ps(part, _mm512_cvtepi32_ps(x_sum), _mm512_cvtepi32_ps(sum));
+  const auto each = [&](const auto& value_of) {
+    for (int64_t m = 0; m < rows; ++m) {
+      const __m512i sum =
+          _mm512_loadu_si512(static_cast<const uint8_t*>(from) + m * from_stride * 4);
+      float* at = to + m * to_stride;
+      const __m512 before = add ? _mm512_loadu_ps(at) : _mm512_setzero_ps();
+      _mm512_storeu_ps(at, _mm512_fmadd_ps(value_of(m, sum), scale, before));
     }
-    float* at = to + m * kBlockN;
-    const __m512 before = add ? _mm512_loadu_ps(at) : _mm512_setzero_ps();
-    _mm512_storeu_ps(at, _mm512_fmadd_ps(value, scale, before));
+  };
+  const auto x_sum = [&](int64_t m) { return _mm512_set1_epi32(x_sums[m * x_sums_stride]); };
+  if (f.zero_type == ZeroType::f32) {
+    const __m512 zero = _mm512_loadu_ps(base + block.zeros);
+    each([&](int64_t m, __m512i sum) {
+      return _mm512_fnmadd_ps(zero, _mm512_cvtepi32_ps(x_sum(m)), _mm512_cvtepi32_ps(sum));
+    });
+  } else if (f.zero_type == ZeroType::u8 || middle != 0) {
+    const __m512i zero = f.zero_type == ZeroType::none
+                             ? _mm512_set1_epi32(middle)
+                             : _mm512_cvtepu8_epi32(_mm_loadu_si128(
+                                   reinterpret_cast<const __m128i*>(base + block.zeros)));
+    each([&](int64_t m, __m512i sum) {
+      return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, x_sum(m))));
+    });
+  } else {
+    each([](int64_t, __m512i sum) { return _mm512_cvtepi32_ps(sum); });
   }
 }
 
 // decode(codes, bytes, begin, steps, to): steps [begin, begin + steps) of a block's codes as tiles,
 // in `to` or where
-//   they lie. `middle`: the zero point of a symmetric weight.
+//   they lie. `in_place`: they mostly lie where they are.
 template <class Dot, class Decode>
-static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, int32_t middle,
-                               const Decode& decode) {
+static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, bool in_place,
+                               int32_t middle, const Decode& decode) {
   const int64_t m_all = args.x.shape[0], stage = stage_rows(m_all);
   const Format& f = args.w.format;
   const Periods p = periods_of(args.w);
@@ -130,41 +137,69 @@ static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, int32_t m
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
     stage_tiles(args, ctx, p, s, first, rows);
-    const auto block = [&](int thread, int64_t n0, int64_t panels, int64_t m0, int64_t height,
-                           float* sums) {
+    const auto block = [&](int thread, int64_t panel0, int64_t panels, int64_t m0, int64_t height,
+                           float* sums, int64_t stride) {
       if (p.steps == 0) {
-        for (int64_t i = 0; i < height * kBlockN; ++i) sums[i] = 0.0f;
+        for (int64_t i = 0; i < height * stride; ++i) sums[i] = 0.0f;
         return;
       }
       alignas(64) int32_t products[kPairRows * kPairRows];
       uint8_t* buffer = s.w + thread * 2 * p.slice * kTileBytes;
       const auto base = [&](int64_t panel, int64_t period) {
         const int64_t group = p.grouped ? period : 0;
-        return args.w.data + ((n0 / kPanel + panel) * p.block.groups + group) * p.block.bytes;
+        return args.w.data + ((panel0 + panel) * p.block.groups + group) * p.block.bytes;
+      };
+      // Tiles of panel + which for `count` steps: all of one block of the panel, or a few of them.
+      const auto tiles = [&](int64_t panel, int64_t which, int64_t step, int64_t count) {
+        uint8_t* to = buffer + which * p.slice * kTileBytes;
+        if (!p.grouped) return decode(base(panel + which, 0), p.block.codes, step, count, to);
+        if (count <= p.period) {
+          return decode(base(panel + which, step / p.period), p.block.codes, 0, count, to);
+        }
+        for (int64_t i = 0; i < count; i += p.period) {
+          const int64_t part = count - i < p.period ? count - i : p.period;
+          uint8_t* at = to + i * kTileBytes;
+          const uint8_t* from =
+              decode(base(panel + which, (step + i) / p.period), p.block.codes, 0, part, at);
+          if (from != at) std::memcpy(at, from, static_cast<size_t>(part * kTileBytes));
+        }
+        return static_cast<const uint8_t*>(to);
       };
       configure_tiles();
       for (int64_t step = 0; step < p.steps; step += p.slice) {
         const int64_t count = p.steps - step < p.slice ? p.steps - step : p.slice;
-        const int64_t period = step / p.period;
-        const int64_t begin = p.grouped ? 0 : step;
+        const int64_t next = step + p.slice < p.steps ? step + p.slice : step;
         for (int64_t panel = 0; panel < panels; panel += 2) {
-          const auto tiles = [&](int64_t which) {
-            return decode(base(panel + which, period), p.block.codes, begin, count,
-                          buffer + which * p.slice * kTileBytes);
-          };
-          const PairW w = {tiles(0), panel + 1 < panels ? tiles(1) : nullptr};
+          const PairW w = {tiles(panel, 0, step, count),
+                           panel + 1 < panels ? tiles(panel, 1, step, count) : nullptr};
+          const bool last = panel + 2 >= panels;
+          const uint8_t* soon =
+              base(last ? 0 : panel + 2, 0) + (p.grouped ? 0 : (last ? next : step) * kTileBytes);
+          const PairW next_w = {soon, soon + p.block.groups * p.block.bytes};
+          const int64_t calls = in_place && !p.grouped ? ceil_div(height, kPairRows) : 0;
           for (int64_t m = 0; m < height; m += kPairRows) {
             const int64_t left = height - m < kPairRows ? height - m : kPairRows;
-            float* to = sums + m * kBlockN + panel * kPanel;
+            float* to = sums + m * stride + panel * kPanel;
+            Ahead ahead = ahead_of(s.x, m0, m, panel / 2, next, next_w, calls);
             if (p.count == 1) {
-              multiply_pair<Dot>(s.x, m0 + m, left, step, count, w, to, kBlockN, step > 0);
+              multiply_pair<Dot>(s.x, m0 + m, left, step, w, count, to, stride, step > 0, ahead);
               continue;
             }
-            multiply_pair<Dot>(s.x, m0 + m, left, step, count, w, products, kPairRows, false);
-            for (int64_t which = 0; which < (w.second == nullptr ? 1 : 2); ++which) {
-              scale_sums(f, base(panel + which, period), p.block, middle,
-                         s.x_sums + (m0 + m) * p.count + period, p.count, left,
-                         products + which * kPanel, kPairRows, to + which * kPanel, period > 0);
+            for (int64_t i = 0; i < count; i += p.period) {
+              const int64_t part = count - i < p.period ? count - i : p.period;
+              const int64_t period = (step + i) / p.period;
+              const PairW at = {w.first + i * kTileBytes,
+                                w.second == nullptr ? nullptr : w.second + i * kTileBytes};
+              multiply_pair<Dot>(s.x, m0 + m, left, step + i, at, part, products, kPairRows, false,
+                                 ahead);
+              for (int64_t which = 0; which < (w.second == nullptr ? 1 : 2); ++which) {
+                scale_sums(f, base(panel + which, period), p.block, middle,
+                           s.x_sums + (m0 + m) * p.count + period, p.count, left,
+                           products + which * kPanel, kPairRows, to + which * kPanel, stride,
+                           step + i > 0);
+              }
+              ahead.upper += part * kXLines * 64;
+              ahead.lower += part * kXLines * 64;
             }
           }
         }
@@ -173,11 +208,11 @@ static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, int32_t m
       if (p.count > 1) return;
       for (int64_t panel = 0; panel < panels; ++panel) {
         float* to = sums + panel * kPanel;
-        scale_sums(f, base(panel, 0), p.block, middle, s.x_sums + m0, 1, height, to, kBlockN, to,
-                   false);
+        scale_sums(f, base(panel, 0), p.block, middle, s.x_sums + m0, 1, height, to, stride, to,
+                   stride, false);
       }
     };
-    for_blocks(args, ctx.pool, first, rows, kPairRows, s.scale, s.sums, block);
+    for_amx_blocks(args, ctx.pool, first, rows, s.scale, s.sums, block);
   }
   return ok();
 }

@@ -19,7 +19,7 @@ constexpr int64_t kStep = 32;  // columns of a tile of bf16
 
 struct Bf16Scratch {
   TiledX x;       // (stage rounded up to 32)
-  float* sums;    // (threads, kBlockM, kBlockN)
+  float* sums;    // (threads, rows, columns of a block)
   uint8_t* row;   // (threads, steps * 64): a row of x, padded with zeros
   uint8_t* tail;  // (threads, two panels of a slice)
 };
@@ -28,7 +28,7 @@ size_t carve(const LinearArgs& args, int threads, void* base, Bf16Scratch* s) {
   const int64_t rows = stage_rows(args.x.shape[0]), steps = ceil_div(args.w.k, kStep);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->x = {take<uint8_t>(&at, round_up(rows, kPairRows) / kTileRows * steps * kTileBytes), steps};
-  s->sums = take<float>(&at, threads * kBlockM * kBlockN);
+  s->sums = take<float>(&at, threads * block_words(rows));
   s->row = take<uint8_t>(&at, threads * steps * 64);
   s->tail = take<uint8_t>(&at, threads * 2 * kSliceSteps * kTileBytes);
   return at - reinterpret_cast<uintptr_t>(base);
@@ -57,27 +57,37 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
         put_row(s.x, m, row);
       }
     });
-    for_blocks(
-        args, ctx.pool, first, rows, kPairRows, nullptr, s.sums,
-        [&](int thread, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
+    for_amx_blocks(
+        args, ctx.pool, first, rows, nullptr, s.sums,
+        [&](int thread, int64_t panel0, int64_t panels, int64_t m0, int64_t height, float* sums,
+            int64_t stride) {
           if (steps == 0) {
-            for (int64_t i = 0; i < height * kBlockN; ++i) sums[i] = 0.0f;
+            for (int64_t i = 0; i < height * stride; ++i) sums[i] = 0.0f;
             return;
           }
           uint8_t* tail = s.tail + thread * 2 * kSliceSteps * kTileBytes;
+          const auto panel_at = [&](int64_t panel) {
+            return args.w.data + (panel0 + panel) * block.bytes;
+          };
+          const int64_t calls = ceil_div(height, kPairRows);
           configure_tiles();
           for (int64_t step = 0; step < steps; step += kSliceSteps) {
             const int64_t count = steps - step < kSliceSteps ? steps - step : kSliceSteps;
+            const int64_t next = step + count < steps ? step + count : step;
             for (int64_t panel = 0; panel < panels; panel += 2) {
               const auto tiles = [&](int64_t which) {
-                const int64_t p = n0 / kPanel + panel + which;
-                return whole_steps(args.w.data + p * block.bytes, block.codes, step, count,
+                return whole_steps(panel_at(panel + which), block.codes, step, count,
                                    tail + which * kSliceSteps * kTileBytes);
               };
               const PairW w = {tiles(0), panel + 1 < panels ? tiles(1) : nullptr};
+              const bool last = panel + 2 >= panels;
+              const uint8_t* soon =
+                  panel_at(last ? 0 : panel + 2) + (last ? next : step) * kTileBytes;
+              const PairW next_w = {soon, soon + block.bytes};
               for (int64_t m = 0; m < height; m += kPairRows) {
-                multiply_pair<Bf16Pairs>(s.x, m0 + m, height - m, step, count, w,
-                                         sums + m * kBlockN + panel * kPanel, kBlockN, step > 0);
+                multiply_pair<Bf16Pairs>(s.x, m0 + m, height - m, step, w, count,
+                                         sums + m * stride + panel * kPanel, stride, step > 0,
+                                         ahead_of(s.x, m0, m, panel / 2, next, next_w, calls));
               }
             }
           }

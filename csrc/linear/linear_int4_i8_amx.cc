@@ -14,18 +14,26 @@ namespace {
 
 using namespace amx;
 
+// Signed: code - 8 as signed bytes: a weight without stored zero points.
+template <bool kSigned>
 const uint8_t* unpack(const uint8_t* codes, int64_t bytes, int64_t begin, int64_t steps,
                       uint8_t* to) {
   constexpr int64_t kPacked = kTileBytes / 2;
-  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i low = _mm512_set1_epi8(15), middle = _mm512_set1_epi8(8);
   const int64_t from = begin * kPacked;
   const int64_t end = from + steps * kPacked < bytes ? from + steps * kPacked : bytes;
   int64_t i = from;
   for (; i < end; i += 64, to += 128) {
     _mm_prefetch(reinterpret_cast<const char*>(codes + i) + avx512::kPrefetch, _MM_HINT_T0);
     const __m512i v = avx512::load_bytes(codes + i);
-    _mm512_storeu_si512(to, _mm512_and_si512(v, low));
-    _mm512_storeu_si512(to + 64, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
+    __m512i l = _mm512_and_si512(v, low);
+    __m512i h = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+    if (kSigned) {
+      l = _mm512_sub_epi8(l, middle);
+      h = _mm512_sub_epi8(h, middle);
+    }
+    _mm512_storeu_si512(to, l);
+    _mm512_storeu_si512(to + 64, h);
   }
   for (; i < from + steps * kPacked; i += 64, to += 128) {
     _mm512_storeu_si512(to, _mm512_setzero_si512());
@@ -35,7 +43,10 @@ const uint8_t* unpack(const uint8_t* codes, int64_t bytes, int64_t begin, int64_
 }
 
 Status run(const LinearArgs& args, const Ctx& ctx) {
-  return run_tiles<UnsignedBytes>(args, ctx, 8, unpack);
+  if (args.w.format.zero_type == ZeroType::none) {
+    return run_tiles<SignedBytes>(args, ctx, false, 0, unpack<true>);
+  }
+  return run_tiles<UnsignedBytes>(args, ctx, false, 8, unpack<false>);
 }
 
 }  // namespace

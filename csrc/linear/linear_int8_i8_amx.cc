@@ -15,7 +15,7 @@ namespace {
 using namespace amx;
 
 Status run(const LinearArgs& args, const Ctx& ctx) {
-  return run_tiles<SignedBytes>(args, ctx, 0, whole_steps);
+  return run_tiles<SignedBytes>(args, ctx, true, 0, whole_steps);
 }
 
 }  // namespace
