@@ -162,10 +162,10 @@ static inline Blocks blocks_of(int64_t rows) {
   return {even_part(rows, kBlockRows, kPairRows),
           rows <= kNarrowRows ? kNarrowColumns : kWideColumns};
 }
-// Words of one thread's sums.
+// Words that the sums of any block of up to `rows` rows take.
 static inline int64_t block_words(int64_t rows) {
-  const Blocks b = blocks_of(rows);
-  return round_up(b.rows, kPairRows) * b.columns;
+  const int64_t whole = round_up(rows, kPairRows);
+  return (whole < kBlockRows ? whole : kBlockRows) * kWideColumns;
 }
 
 // Calls block(thread, panel, panels, m0, height, sums) for every block, then the epilogue for what
