@@ -21,6 +21,7 @@ Format read_format(Reader& r, int64_t* n, int64_t* k) {
   f.group_k = r.integer("groupK");
   f.scale_dtype = static_cast<DType>(r.word("scaleDtype", kDTypeCount + 1));
   f.zero_type = static_cast<ZeroType>(r.word("zeroPoint", kZeroCount));
+  f.table_type = static_cast<TableType>(r.word("tablePer", kTableCount));
   if (r.failed()) return f;
   const Status status = check_format(&f, *n, *k);
   if (!is_ok(status)) r.fail(status);
@@ -45,50 +46,58 @@ static uint8_t* read_array(Reader& r, const char* name, int64_t width, int64_t* 
   return static_cast<uint8_t*>(data);
 }
 
-CanonicalBytes read_buffers(Reader& r) {
+CanonicalBytes read_arrays(Reader& r, const Format& format, int64_t n, int64_t k) {
   CanonicalBytes c = {};
-  Canonical& w = c.weight;
-  w.format = read_format(r, &w.n, &w.k);
-  c.codes = static_cast<uint8_t*>(r.bytes("codes", &c.codes_bytes));
-  const DType scale_dtype = w.format.scale_dtype;
+  Buffers& b = c.buffers;
+  Sizes& sizes = c.sizes;
+  b.codes = static_cast<uint8_t*>(r.bytes("codes", &sizes.codes));
+  const DType scale_dtype = format.scale_dtype;
   const int64_t scale_width = scale_dtype == DType::none ? 1 : dtype_bytes(scale_dtype);
-  c.scales = read_array(r, "scales", scale_width, &c.scales_bytes);
-  c.zeros = read_array(r, "zeros", w.format.zero_type == ZeroType::f32 ? 4 : 1, &c.zeros_bytes);
-  w.codes = c.codes;
-  w.scales = c.scales;
-  w.zeros = c.zeros;
+  b.scales = read_array(r, "scales", scale_width, &sizes.scales);
+  b.zeros = read_array(r, "zeros", format.zero_type == ZeroType::f32 ? 4 : 1, &sizes.zeros);
+  b.tables = reinterpret_cast<float*>(read_array(r, "table", 4, &sizes.tables));
+  b.tensor_scale = reinterpret_cast<float*>(read_array(r, "tensorScale", 4, &sizes.tensor_scale));
+  c.weight = {format, n, k, b.codes, b.scales, b.zeros, b.tables, b.tensor_scale};
   if (r.failed()) return c;
-  const Status status = check_sizes(w, c.codes_bytes, c.scales_bytes, c.zeros_bytes);
+  const Status status = check_sizes(format, n, k, sizes);
   if (!is_ok(status)) r.fail(status);
   return c;
+}
+
+CanonicalBytes read_buffers(Reader& r) {
+  int64_t n = 0, k = 0;
+  const Format format = read_format(r, &n, &k);
+  return read_arrays(r, format, n, k);
 }
 
 Canonical read_canonical(Reader& r) {
   const CanonicalBytes c = read_buffers(r);
   if (r.failed()) return c.weight;
-  const Status status = check_canonical(c.weight, c.codes_bytes, c.scales_bytes, c.zeros_bytes);
+  const Status status = check_canonical(c.weight, c.sizes);
   if (!is_ok(status)) r.fail(status);
   return c.weight;
 }
 
-// formatSizes(shape, ..., zeroType): how large the arrays of a canonical weight are.
+// formatSizes(...format): how large the arrays of a canonical weight are.
 napi_value format_sizes(napi_env env, napi_callback_info info) {
   Reader r(env, info, "quantize");
   int64_t n, k;
   const Format f = read_format(r, &n, &k);
   if (r.failed()) return nullptr;
   const bool scaled = kind_row(f.kind).scaled;
+  const Sizes sizes = canonical_sizes(f, n, k);
   napi_value out;
   napi_create_object(env, &out);
   set_number(env, out, "groupN", static_cast<double>(f.group_n));
   set_number(env, out, "groupK", static_cast<double>(f.group_k));
-  set_number(env, out, "codes", static_cast<double>(n * code_row_bytes(f.kind, k)));
+  set_number(env, out, "codes", static_cast<double>(sizes.codes));
   set_number(env, out, "scaleRows", scaled ? static_cast<double>(scale_rows(f, n)) : 0);
   set_number(env, out, "scaleCols", scaled ? static_cast<double>(scale_cols(f, k)) : 0);
+  set_number(env, out, "tables", static_cast<double>(sizes.tables / 64));
   return out;
 }
 
-// quantize(values, dtype, clip, ...nine)
+// quantize(values, dtype, clip, ...canonical)
 napi_value quantize_weight(napi_env env, napi_callback_info info) {
   Reader r(env, info, "quantize");
   int64_t bytes = 0;
@@ -105,11 +114,11 @@ napi_value quantize_weight(napi_env env, napi_callback_info info) {
                       static_cast<long long>(c.weight.k), static_cast<long long>(got)));
   }
   const Status status = quantize(values, dtype, c.weight.n, c.weight.k, {c.weight.format, clip},
-                                 c.codes, c.scales, c.zeros, host_pool(env));
+                                 c.buffers, host_pool(env));
   return is_ok(status) ? nullptr : fail(env, status);
 }
 
-// dequantize(out, dtype, ...nine)
+// dequantize(out, dtype, ...canonical)
 napi_value dequantize_weight(napi_env env, napi_callback_info info) {
   Reader r(env, info, "dequantize");
   int64_t bytes = 0;
@@ -125,7 +134,7 @@ napi_value dequantize_weight(napi_env env, napi_callback_info info) {
   return is_ok(status) ? nullptr : fail(env, status);
 }
 
-// checkWeight(...nine)
+// checkWeight(...canonical)
 napi_value check_weight(napi_env env, napi_callback_info info) {
   Reader r(env, info, "canonical");
   read_canonical(r);

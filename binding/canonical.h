@@ -1,5 +1,6 @@
 // A canonical weight as positional arguments: shape, kind, groupN, groupK, scaleDtype, zeroType,
-// codes, scales, zeros. The same order serves every function that takes one.
+// tableType, then codes, scales, zeros, table, tensorScale. The same order serves every function
+// that takes one.
 #pragma once
 
 #include "binding/args.h"
@@ -7,21 +8,22 @@
 
 namespace lowbit::binding {
 
-// The first six. Fills the group sizes of 0 in and refuses what is no format.
+// What it means: all before the arrays. Fills the group sizes of 0 in and refuses what is no
+// format.
 Format read_format(Reader& r, int64_t* n, int64_t* k);
 
 // A canonical weight with the sizes of its arrays.
 struct CanonicalBytes {
   Canonical weight;
-  uint8_t* codes;
-  uint8_t* scales;
-  uint8_t* zeros;
-  int64_t codes_bytes, scales_bytes, zeros_bytes;
+  Buffers buffers;
+  Sizes sizes;
 };
 
-// All nine, as buffers of the right sizes that the call is to fill.
+// The arrays of a weight of this format, of the right sizes.
+CanonicalBytes read_arrays(Reader& r, const Format& format, int64_t n, int64_t k);
+// The whole, as buffers of the right sizes that the call is to fill.
 CanonicalBytes read_buffers(Reader& r);
-// All nine, as a weight whose numbers are checked too.
+// The whole, as a weight whose numbers are checked too.
 Canonical read_canonical(Reader& r);
 
 }  // namespace lowbit::binding

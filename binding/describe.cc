@@ -147,6 +147,7 @@ napi_value describe(napi_env env, napi_callback_info) {
   set_words(env, out, "layouts", kLayoutCount,
             [](int i) { return layout_name(static_cast<Layout>(i)); });
   set_words(env, out, "zeroPoints", kZeroCount, [](int i) { return kZeroNames[i]; });
+  set_words(env, out, "tables", kTableCount, [](int i) { return kTableNames[i]; });
   set_words(env, out, "activations", 8, [](int i) { return kActivationNames[i]; });
   set_words(env, out, "computes", 3, [](int i) { return kComputeNames[i]; });
   set_words(env, out, "scores", 2, [](int i) { return kScoreNames[i]; });

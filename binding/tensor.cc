@@ -23,7 +23,8 @@ static DType array_dtype(napi_typedarray_type type, DType wanted) {
     case napi_int8_array: return DType::i8;
     case napi_uint8_array:
     case napi_uint8_clamped_array:
-      return wanted == DType::e4m3 || wanted == DType::e5m2 ? wanted : DType::u8;
+      return wanted == DType::e4m3 || wanted == DType::e5m2 || wanted == DType::e8m0 ? wanted
+                                                                                     : DType::u8;
     case napi_uint16_array: return wanted == DType::bf16 ? wanted : DType::f16;
     case 11: return DType::f16;  // Float16Array, which newer versions of Node have
     default: return DType::none;

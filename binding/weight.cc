@@ -22,7 +22,7 @@ static Status pack_into(napi_env env, Device* device, const Canonical& c, Layout
   return status;
 }
 
-// load(device, weight, layout, ...nine); layout -1: what the device's kernels read fastest
+// load(device, weight, layout, ...canonical); layout -1: what the device's kernels read fastest
 napi_value load(napi_env env, napi_callback_info info) {
   Reader r(env, info, "load");
   DeviceHandle* owner = r.device("device");
@@ -46,7 +46,8 @@ napi_value load(napi_env env, napi_callback_info info) {
     storage_drop(storage);
     return fail(env, status);
   }
-  const Weight weight = {c.format, layout, c.n, c.k, storage->data, device->tag};
+  Weight weight = {c.format, layout, c.n, c.k, storage->data, device->tag};
+  if (c.tensor_scale != nullptr) weight.tensor_scale = *c.tensor_scale;
   if (wrap_weight(env, object, owner, storage, weight) != napi_ok) {
     return fail(env, error(Code::type, "load: the object holds a handle already"));
   }
@@ -65,22 +66,17 @@ static Status host_bytes(const WeightHandle* handle, const uint8_t** data, void*
   return device_read(device, *free_after, handle->storage->data, handle->storage->bytes);
 }
 
-// unpackWeight(weight, codes, scales, zeros)
+// unpackWeight(weight, codes, scales, zeros, table, tensorScale)
 napi_value unpack_weight(napi_env env, napi_callback_info info) {
   Reader r(env, info, "unpack");
   const WeightHandle* handle = r.weight_handle("weight");
-  int64_t codes_bytes = 0, scales_bytes = 0, zeros_bytes = 0;
-  void* codes = r.bytes("codes", &codes_bytes);
-  void* scales = r.bytes("scales", &scales_bytes);
-  void* zeros = r.bytes("zeros", &zeros_bytes);
   if (r.failed()) return nullptr;
   Weight w = handle->weight;
-  Status status = check_sizes({w.format, w.n, w.k, nullptr, nullptr, nullptr}, codes_bytes,
-                              scales_bytes, zeros_bytes);
-  if (!is_ok(status)) return fail(env, status);
+  const CanonicalBytes c = read_arrays(r, w.format, w.n, w.k);
+  if (r.failed()) return nullptr;
   void* free_after = nullptr;
-  status = host_bytes(handle, &w.data, &free_after);
-  if (is_ok(status)) unpack(w, static_cast<uint8_t*>(codes), scales, zeros, host_pool(env));
+  const Status status = host_bytes(handle, &w.data, &free_after);
+  if (is_ok(status)) unpack(w, c.buffers, host_pool(env));
   std::free(free_after);
   return is_ok(status) ? nullptr : fail(env, status);
 }

@@ -54,6 +54,7 @@ export {
   type GroupSize,
   QuantizedWeight,
   quantize,
+  type ScaleDType,
   type Scheme,
   type WeightArray,
 } from './quantize'

@@ -53,10 +53,18 @@ export interface TensorInfo {
   contiguous: boolean
   device: string
 }
-/** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint. */
-export type NativeFormat = readonly [readonly number[], number, number, number, number, number]
-/** A canonical weight: its format, then codes, scales and zeros. */
-export type NativeCanonical = readonly [...NativeFormat, Typed, Typed | undefined, Typed | undefined]
+/** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint, tablePer. */
+export type NativeFormat = readonly [readonly number[], number, number, number, number, number, number]
+/** The arrays of a canonical weight: codes, scales, zeros, table, tensorScale. */
+export type NativeArrays = readonly [
+  Typed,
+  Typed | undefined,
+  Typed | undefined,
+  Typed | undefined,
+  Typed | undefined,
+]
+/** A canonical weight: its format, then its arrays. */
+export type NativeCanonical = readonly [...NativeFormat, ...NativeArrays]
 export interface FormatSizes {
   groupN: number
   groupK: number
@@ -64,6 +72,7 @@ export interface FormatSizes {
   codes: number
   scaleRows: number
   scaleCols: number
+  tables: number
 }
 export interface WeightInfo {
   layout: number
@@ -81,6 +90,7 @@ export interface Description {
   formats: string[]
   layouts: string[]
   zeroPoints: string[]
+  tables: string[]
   activations: string[]
   computes: string[]
   scores: string[]
@@ -158,7 +168,7 @@ export interface Native {
   dequantizeWeight(out: Typed, dtype: number, ...weight: NativeCanonical): void
   checkWeight(...weight: NativeCanonical): void
   load(device: Handle, weight: Handle, layout: number, ...canonical: NativeCanonical): void
-  unpackWeight(weight: Handle, codes: Typed, scales: Typed | undefined, zeros: Typed | undefined): void
+  unpackWeight(weight: Handle, ...into: NativeArrays): void
   packedBytes(weight: Handle, to: Typed): void
   weightInfo(weight: Handle): WeightInfo
   weightDisposed(weight: Handle): boolean
@@ -275,6 +285,7 @@ export function contractDifference(found: Description): string | undefined {
     ['formats', words.formats],
     ['layouts', words.layouts],
     ['zeroPoints', words.zeroPoints],
+    ['tables', words.tables],
     ['activations', words.activations],
     ['computes', words.computes],
     ['scores', words.scores],

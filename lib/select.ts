@@ -1,7 +1,7 @@
 /** Which kernel row a call would take on a device of given instruction sets: no device is needed to ask. */
 import { wordIndex } from './errors'
 import { native } from './native'
-import { type FloatDType, formatOf, type GroupSize } from './quantize'
+import { formatOf, type GroupSize, type ScaleDType } from './quantize'
 import {
   type Compute,
   computes,
@@ -10,6 +10,7 @@ import {
   type Format,
   type Layout,
   layouts,
+  type TablePer,
   type ZeroPoint,
 } from './words'
 
@@ -29,7 +30,8 @@ export interface LinearCall {
   readonly compute?: Compute | undefined
   readonly groupSize?: GroupSize | undefined
   readonly zeroPoint?: ZeroPoint | undefined
-  readonly scaleDtype?: FloatDType | undefined
+  readonly scaleDtype?: ScaleDType | undefined
+  readonly tablePer?: TablePer | undefined
   /** Default: what `load` takes on such a device. */
   readonly layout?: Layout | undefined
 }
@@ -40,7 +42,7 @@ export interface LinearCall {
  * @throws LowbitError ERR_UNSUPPORTED if no row does, or not the one insisted on.
  */
 export function selectLinear(call: LinearCall, choice: Choice): { row: string; layout: string } {
-  const { m, n, k, format, groupSize, zeroPoint, scaleDtype } = call
+  const { m, n, k, format, groupSize, zeroPoint, scaleDtype, tablePer } = call
   const layout = call.layout === undefined ? -1 : wordIndex(layouts, call.layout, 'select: layout')
   return native.selectLinear(
     choice.archs.join(','),
@@ -49,7 +51,7 @@ export function selectLinear(call: LinearCall, choice: Choice): { row: string; l
     wordIndex(dtypes, call.x ?? 'f32', 'select: x'),
     wordIndex(computes, call.compute ?? 'float', 'select: compute'),
     layout,
-    ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype }, 'select'),
+    ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, tablePer }, 'select'),
   )
 }
 

@@ -1,11 +1,12 @@
 /**
- * Canonical weights in a safetensors file. Each weight is up to three tensors, `<name>.codes`, `<name>.scales` and
- * `<name>.zeros`, and a line of JSON under `<name>` in the metadata that says what they mean:
+ * Canonical weights in a safetensors file. Each weight is up to four tensors, `<name>.codes`, `<name>.scales`,
+ * `<name>.zeros` and `<name>.table`, and a line of JSON under `<name>` in the metadata that says what they mean:
  *
  *   __metadata__   { "format": "lowbit", "version": "1", "lowbit:<name>": "{\"format\":\"int4\",\"shape\":[N,K],...}" }
  *
  * Codes that fill their bytes have the dtype of their numbers (F32, F16, BF16, I8, F8_E4M3, F8_E5M2; [N, K]), packed ones
- * are U8 [N, bytes of a row].
+ * are U8 [N, bytes of a row]. Scales of e8m0 are F8_E8M0 and those of e4m3 F8_E4M3; tables are F32 [tables, 16]; the
+ * tensorScale of nvfp4 stands in the JSON.
  */
 import {
   parseSafetensors,
@@ -27,8 +28,11 @@ const wholeCodes: Partial<Record<Format, SafetensorsDType>> = {
   int8: 'I8',
   fp8_e4m3: 'F8_E4M3',
   fp8_e5m2: 'F8_E5M2',
+  mxfp8_e4m3: 'F8_E4M3',
+  mxfp8_e5m2: 'F8_E5M2',
+  mxint8: 'I8',
 }
-const scaleDTypes = { f32: 'F32', f16: 'F16', bf16: 'BF16' } as const
+const scaleDTypes = { f32: 'F32', f16: 'F16', bf16: 'BF16', e8m0: 'F8_E8M0', e4m3: 'F8_E4M3' } as const
 
 function codesDType(format: Format): SafetensorsDType {
   return wholeCodes[format] ?? 'U8'
@@ -51,7 +55,7 @@ export function serialize(weights: Readonly<Record<string, QuantizedWeight>>): U
   ])
   for (const [name, q] of Object.entries(weights)) {
     nativeCanonical(q, `serialize: ${name}`)
-    const { format, shape, groupSize, zeroPoint, scaleDtype, scaleShape } = q
+    const { format, shape, groupSize, zeroPoint, scaleDtype, scaleShape, tablePer, tensorScale } = q
     const dtype = codesDType(format)
     const rowBytes = shape[0] === 0 ? 0 : q.codes.byteLength / shape[0]
     const put = (part: string, tensor: SafetensorsTensor): void => {
@@ -64,7 +68,10 @@ export function serialize(weights: Readonly<Record<string, QuantizedWeight>>): U
       put('scales', { dtype: scaleDTypes[scaleDtype], shape: scaleShape, data: q.scales })
     if (q.zeros !== undefined)
       put('zeros', { dtype: zeroPoint === 'float' ? 'F32' : 'U8', shape: scaleShape, data: q.zeros })
-    metadata.set(prefix + name, JSON.stringify({ format, shape, groupSize, zeroPoint, scaleDtype }))
+    if (q.table !== undefined) put('table', { dtype: 'F32', shape: [q.table.length / 16, 16], data: q.table })
+    const tables = tablePer === 'none' ? {} : { tablePer }
+    const line = { format, shape, groupSize, zeroPoint, scaleDtype, ...tables, tensorScale }
+    metadata.set(prefix + name, JSON.stringify(line))
   }
   return serializeSafetensors(tensors, metadata)
 }
@@ -104,7 +111,7 @@ export function deserialize(bytes: Uint8Array): Record<string, QuantizedWeight> 
   for (const [key, line] of metadata) {
     if (!key.startsWith(prefix)) continue
     const name = key.slice(prefix.length)
-    const { format, shape, groupSize, zeroPoint, scaleDtype } = parseLine(name, line)
+    const { format, shape, groupSize, zeroPoint, scaleDtype, tablePer, tensorScale } = parseLine(name, line)
     const part = (which: string): SafetensorsTensor | undefined => {
       seen.add(`${name}.${which}`)
       return tensors.get(`${name}.${which}`)
@@ -120,9 +127,12 @@ export function deserialize(bytes: Uint8Array): Record<string, QuantizedWeight> 
         groupSize,
         zeroPoint,
         scaleDtype,
+        tablePer,
+        tensorScale,
         codes: codes.data,
         scales,
         zeros,
+        table: part('table')?.data,
       })
       if (codes.dtype !== codesDType(q.format))
         fail(`weight '${name}': expected codes of ${codesDType(q.format)} but got ${codes.dtype}`)

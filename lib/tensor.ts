@@ -22,6 +22,7 @@ const arrays: { [D in DType]: new (length: number) => ArrayOf<D> } = {
   u8: Uint8Array,
   e4m3: Uint8Array,
   e5m2: Uint8Array,
+  e8m0: Uint8Array,
 }
 
 /**

@@ -1,14 +1,14 @@
 import type { Device } from './device'
 import { wordIndex } from './errors'
 import { type Handle, native } from './native'
-import { type FloatDType, type GroupSize, nativeCanonical, type QuantizedWeight, roomFor } from './quantize'
-import { type Format, type Layout, layouts, type ZeroPoint } from './words'
+import { type GroupSize, nativeCanonical, type QuantizedWeight, roomFor, type ScaleDType } from './quantize'
+import { type Format, type Layout, layouts, type TablePer, type ZeroPoint } from './words'
 
 /** Options of {@link Device.load}. */
 export interface LoadOptions {
   /**
-   * Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' all but fp8 and blocks of rows
-   * and columns; 'trits16' ternary, five weights a byte.
+   * Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' all but codes of 6 bits and
+   * blocks of rows and columns; 'trits16' ternary, five weights a byte.
    */
   readonly layout?: Layout | undefined
 }
@@ -27,7 +27,9 @@ export class Weight implements Disposable {
   /** How zero points are stored; 'none' where the weight is symmetric. */
   readonly zeroPoint: ZeroPoint
   /** Undefined for f32, f16 and bf16. */
-  readonly scaleDtype: FloatDType | undefined
+  readonly scaleDtype: ScaleDType | undefined
+  /** What each table of codebook4 belongs to; 'none' for all others. */
+  readonly tablePer: TablePer
   #info: { layout: Layout; bytes: number } | undefined
 
   /** @internal */
@@ -37,6 +39,7 @@ export class Weight implements Disposable {
     this.groupSize = q.groupSize
     this.zeroPoint = q.zeroPoint
     this.scaleDtype = q.scaleDtype
+    this.tablePer = q.tablePer
   }
 
   get #about(): { layout: Layout; bytes: number } {
@@ -62,9 +65,9 @@ export class Weight implements Disposable {
 
   /** The canonical weight that it was made from, bit for bit. */
   unpack(): QuantizedWeight {
-    const { weight } = roomFor(this, 'unpack')
-    native.unpackWeight(this, weight.codes, weight.scales, weight.zeros)
-    return weight
+    const { arrays, weight } = roomFor(this, 'unpack')
+    native.unpackWeight(this, ...arrays)
+    return weight()
   }
 
   /** Gives the memory back once the queued ops that read it are done. Calling it twice is harmless. */

@@ -4,8 +4,11 @@
  */
 
 /** Element types of tensors. */
-export const dtypes = ['f32', 'f16', 'bf16', 'i32', 'i8', 'u8', 'e4m3', 'e5m2'] as const
-/** An element type: f32, f16, bf16 are floats, e4m3 and e5m2 are OCP FP8 codes, i32, i8 and u8 integers. */
+export const dtypes = ['f32', 'f16', 'bf16', 'i32', 'i8', 'u8', 'e4m3', 'e5m2', 'e8m0'] as const
+/**
+ * An element type: f32, f16, bf16 are floats, e4m3 and e5m2 are OCP FP8 codes, i32, i8 and u8 integers. e8m0, powers of two, is
+ * what scales of MX formats are stored in; no op computes with it.
+ */
 export type DType = (typeof dtypes)[number]
 
 /** Weight formats. */
@@ -21,6 +24,16 @@ export const formats = [
   'ternary',
   'fp8_e4m3',
   'fp8_e5m2',
+  'nf4',
+  'fp4',
+  'codebook4',
+  'mxfp8_e4m3',
+  'mxfp8_e5m2',
+  'mxfp6_e2m3',
+  'mxfp6_e3m2',
+  'mxfp4',
+  'mxint8',
+  'nvfp4',
 ] as const
 /** What the stored numbers of a weight mean; see `quantize`. */
 export type Format = (typeof formats)[number]
@@ -29,6 +42,11 @@ export type Format = (typeof formats)[number]
 export const zeroPoints = ['none', 'integer', 'float'] as const
 /** See {@link zeroPoints}. */
 export type ZeroPoint = (typeof zeroPoints)[number]
+
+/** What each stored table of a weight belongs to; 'none' where the format has its own table or needs none. */
+export const tables = ['none', 'tensor', 'row', 'group'] as const
+/** See {@link tables}. */
+export type TablePer = (typeof tables)[number]
 
 /** Packed layouts of weights. */
 export const layouts = ['rows', 'panel16', 'trits16'] as const

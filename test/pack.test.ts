@@ -8,8 +8,17 @@ import {
   type Scheme,
 } from 'lowbit'
 import { description, native } from 'lowbit/native'
-import type { Layout } from 'lowbit/words'
-import { codeBits, panelPlace, panelUnit, readCode } from './ref/quantize'
+import { computes, type Layout } from 'lowbit/words'
+import {
+  codeBits,
+  groupSizesOf,
+  isAffine,
+  ownTables,
+  panelPlace,
+  panelUnit,
+  readCode,
+  scaleDtypesOf,
+} from './ref/quantize'
 import { Random } from './ref/random'
 
 let device: Device
@@ -30,15 +39,23 @@ const shapes = [
   [48, 8],
 ] as const
 
-function* schemesOf(format: Format): Generator<Scheme> {
+function* schemesOf(format: Format, n: number, k: number): Generator<Scheme> {
   if (format === 'f32' || format === 'f16' || format === 'bf16') {
     yield { format }
     return
   }
-  const affine = format === 'int4' || format === 'int3' || format === 'int2'
-  const groups = [32, 64, 128, 'channel', 'tensor'] as const
-  for (const groupSize of codeBits[format] === 8 ? ([...groups, 'block'] as const) : groups) {
-    for (const scaleDtype of ['f32', 'f16', 'bf16'] as const) {
+  const affine = isAffine(format)
+  const random = new Random(4)
+  for (const groupSize of groupSizesOf(format)) {
+    for (const scaleDtype of scaleDtypesOf(format)) {
+      if (format === 'codebook4') {
+        const rows = groupSize === 'tensor' ? 1 : n
+        const groups = rows * Math.ceil(k / (typeof groupSize === 'number' ? groupSize : Math.max(k, 1)))
+        yield { format, groupSize, scaleDtype, table: random.floats(16) }
+        yield { format, groupSize, scaleDtype, table: random.floats(16 * groups), tablePer: 'group' }
+        if (rows === n) yield { format, groupSize, scaleDtype, table: random.floats(16 * n), tablePer: 'row' }
+        continue
+      }
       yield { format, groupSize, scaleDtype, ...(affine ? { symmetric: true } : {}) }
       if (!affine) continue
       yield { format, groupSize, scaleDtype, zeroPoint: 'integer' }
@@ -51,9 +68,9 @@ const up = (bytes: number, to: number) => Math.ceil(bytes / to) * to
 const view = (array: ArrayBufferView | undefined) =>
   array === undefined ? new Uint8Array(0) : new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
 
-/** rows, from its picture: three parts, each padded with zeros to 64 bytes. */
+/** rows, from its picture: four parts, each padded with zeros to 64 bytes. */
 function rowsOf(q: QuantizedWeight): Uint8Array {
-  const parts = [q.codes, view(q.scales), view(q.zeros)]
+  const parts = [q.codes, view(q.scales), view(q.zeros), view(q.table ?? ownTables[q.format])]
   const out = new Uint8Array(parts.reduce((sum, part) => sum + up(part.length, 64), 0))
   let end = 0
   for (const part of parts) {
@@ -78,7 +95,13 @@ function blocksOf(
   const scaleSize = q.scales?.BYTES_PER_ELEMENT ?? 0
   const zeroSize = q.zeros?.BYTES_PER_ELEMENT ?? 0
   const blockBytes = codeBytes + 16 * (scaleSize + zeroSize)
-  const out = new Uint8Array(Math.ceil(n / 16) * groups * blockBytes)
+  const panels = Math.ceil(n / 16) * groups * blockBytes
+  const table = view(q.table ?? ownTables[q.format])
+  const tables = table.length === 0 ? panels : up(panels, 64)
+  // Tables of rows that are padded to 16 are padded too.
+  const perRow = q.tablePer === 'row' || (q.tablePer === 'group' && (groupSize !== 'tensor' || n === 1))
+  const out = new Uint8Array(tables + (perRow ? (table.length / n) * up(n, 16) : table.length))
+  out.set(table, tables)
   place(out, { groupK, blockBytes, groups })
   for (let row = 0; row < n; row++) {
     for (let g = 0; g < groups; g++) {
@@ -97,7 +120,7 @@ function blocksOf(
 function panelsOf(q: QuantizedWeight): Uint8Array | undefined {
   const [n, k] = q.shape
   const { format } = q
-  const unit = panelUnit[format]
+  const unit = panelUnit(format)
   if (unit === undefined) return undefined
   const width = codeBits[format]
   const codeBytes = (groupK: number) => 2 * up(groupK, unit) * width
@@ -153,7 +176,7 @@ describe.each(layouts)('%s', (layout) => {
     let packed = 0
     for (const [n, k] of shapes) {
       const weights = random.floats(n * k)
-      for (const scheme of schemesOf(format)) {
+      for (const scheme of schemesOf(format, n, k)) {
         const q = quantize(weights, [n, k], scheme)
         const want = pictures[layout](q)
         if (want === undefined) {
@@ -176,12 +199,22 @@ describe.each(layouts)('%s', (layout) => {
 })
 
 test('a device takes panels where it has vectors and rows of every compute for them', () => {
-  const vectors = device.info.archs.includes('avx2')
+  const { archs } = device.info
   for (const format of formats) {
-    for (const scheme of schemesOf(format)) {
+    const served = computes.every((compute) =>
+      description.kernels.some(
+        (row) =>
+          row.op === 'linear' &&
+          row.arch.every((arch) => arch !== 'cpu' && archs.includes(arch)) &&
+          (row.layouts as string[]).includes('panel16') &&
+          (row.formats as string[]).includes(format) &&
+          (row.computes as string[]).includes(compute),
+      ),
+    )
+    for (const scheme of schemesOf(format, 20, 64)) {
       const q = quantize(new Random(2).floats(20 * 64), [20, 64], scheme)
       using weight = device.load(q)
-      const panels = vectors && codeBits[format] >= 4 && panelsOf(q) !== undefined
+      const panels = served && panelsOf(q) !== undefined
       expect(weight.layout).toBe(panels ? 'panel16' : 'rows')
     }
   }
@@ -193,9 +226,10 @@ test('a weight without rows or columns can be loaded', () => {
     [4, 0],
   ] as const) {
     for (const format of formats) {
+      const scheme = { format, ...(format === 'codebook4' ? { table: new Float32Array(16) } : {}) }
       for (const layout of layouts) {
-        const q = quantize(new Float32Array(0), shape, { format })
-        if (pictures[layout](quantize(new Float32Array(64), [1, 64], { format })) === undefined) continue
+        const q = quantize(new Float32Array(0), shape, scheme)
+        if (pictures[layout](quantize(new Float32Array(64), [1, 64], scheme)) === undefined) continue
         using weight = device.load(q, { layout })
         expect(weight.unpack()).toEqual(q)
       }
@@ -253,11 +287,11 @@ describe('a Weight', () => {
       }
       return undefined
     }
-    const fp8 = quantize(new Float32Array(64), [1, 64], { format: 'fp8_e4m3' })
+    const six = quantize(new Float32Array(64), [1, 64], { format: 'mxfp6_e2m3' })
     expect(code(() => device.load(wrong({})))).toBe('ERR_TYPE')
     expect(code(() => device.load(wrong(undefined)))).toBe('ERR_TYPE')
     expect(code(() => device.load(q, { layout: wrong('tiles') }))).toBe('ERR_ARGUMENT')
-    expect(code(() => device.load(fp8, { layout: 'panel16' }))).toBe('ERR_ARGUMENT')
+    expect(code(() => device.load(six, { layout: 'panel16' }))).toBe('ERR_ARGUMENT')
     const small = openDevice('cpu', { threads: 1, memoryLimit: 4096 })
     const large = quantize(new Float32Array(64 * 1024), [64, 1024], { format: 'int8' })
     expect(code(() => small.load(large))).toBe('ERR_MEMORY')

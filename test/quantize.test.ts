@@ -10,30 +10,47 @@ import {
   quantize,
   type Scheme,
 } from 'lowbit'
+import { formats } from 'lowbit/words'
 import { decodeFloat, encodeFloat, finiteValues, type Minifloat, minifloats } from './ref/floats'
 import {
   codeBits,
+  groupSizesOf,
+  isAffine,
+  isMx,
   type RefScheme,
   type RefWeight,
   readCode,
   refQuantize,
   type ScaleDtype,
+  scaleDtypesOf,
+  scaleValue,
   shrinkFactors,
 } from './ref/quantize'
 import { Random } from './ref/random'
 
-const scaled = ['int8', 'int4', 'int3', 'int2', 'int1', 'ternary', 'fp8_e4m3', 'fp8_e5m2'] as const
-const affine = ['int4', 'int3', 'int2'] as const
-const isAffine = (format: Format) => (affine as readonly Format[]).includes(format)
-const isWide = (format: Format) => codeBits[format] === 8
+const isFloat = (format: Format) => format === 'f32' || format === 'f16' || format === 'bf16'
+const scaled = formats.filter((format) => !isFloat(format))
+/** Formats whose groups are the caller's choice. */
+const free = scaled.filter((format) => !isMx(format) && format !== 'nvfp4')
+/** What the scheme of a format needs besides its name. */
+const needs = (format: Format) => (format === 'codebook4' ? { table: codebook } : {})
+const codebook = Float32Array.from([
+  0.3, -1, -0.4, 0, 0.3, 2, 1.5, -0.1, 0.1, -2, 0.05, 1, -0, 0.7, 0.5, -1.5,
+])
+const defaultGroup = (format: Format): GroupSize =>
+  isMx(format)
+    ? 32
+    : format === 'nvfp4'
+      ? 16
+      : isAffine(format) || ['nf4', 'fp4', 'codebook4'].includes(format)
+        ? 64
+        : 'channel'
 
 /** Floats as their bits, so that -0 is not 0 and any difference shows. */
 const bits = (values: Float32Array) => new Uint32Array(values.buffer, values.byteOffset, values.length)
 
 function scalesOf(q: QuantizedWeight): Float32Array {
-  if (q.scales instanceof Float32Array) return q.scales
-  const type = minifloats[q.scaleDtype as 'f16' | 'bf16']
-  return Float32Array.from(q.scales ?? [], (code) => decodeFloat(type, code))
+  return Float32Array.from(q.scales ?? [], (stored) => scaleValue(q.scaleDtype as ScaleDtype, stored))
 }
 
 /** Codes as numbers: int8 signed, all others as stored. */
@@ -67,16 +84,30 @@ function expectEqual(q: QuantizedWeight, want: RefWeight, label: string): void {
     }
   }
   check('scales', bits(scalesOf(q)), bits(want.scales))
+  expect(`${label}: ${q.tensorScale ?? 1}`).toBe(`${label}: ${want.tensorScale}`)
   if (q.zeros !== undefined) check('zeros', bits(Float32Array.from(q.zeros)), bits(want.zeros))
   check('codes', codesOf(q), want.codes)
   check('values', bits(dequantize(q)), bits(want.values))
 }
 
-/** Every scheme that there is for a format, apart from the search. */
-function* schemesOf(format: Format): Generator<Scheme & { groupSize: GroupSize; scaleDtype: ScaleDtype }> {
-  const sizes: GroupSize[] = [32, 64, 128, 'channel', 'tensor', ...(isWide(format) ? ['block' as const] : [])]
-  for (const groupSize of sizes) {
-    for (const scaleDtype of ['f32', 'f16', 'bf16'] as const) {
+/** Every scheme that there is for a format and a shape, apart from the search. */
+function* schemesOf(
+  format: Format,
+  n: number,
+  k: number,
+): Generator<Scheme & { groupSize: GroupSize; scaleDtype: ScaleDtype }> {
+  const random = new Random(15)
+  for (const groupSize of groupSizesOf(format)) {
+    for (const scaleDtype of scaleDtypesOf(format)) {
+      if (format === 'codebook4') {
+        const { groupN, groupK } = groupsOf(groupSize, n, k)
+        const groups = Math.ceil(n / groupN) * Math.ceil(k / groupK)
+        yield { format, groupSize, scaleDtype, table: codebook }
+        yield { format, groupSize, scaleDtype, table: random.floats(16 * groups), tablePer: 'group' }
+        if (groupN === 1)
+          yield { format, groupSize, scaleDtype, table: random.floats(16 * n), tablePer: 'row' }
+        continue
+      }
       if (!isAffine(format)) {
         yield { format, groupSize, scaleDtype }
         continue
@@ -97,6 +128,7 @@ const refScheme = (
   ...groupsOf(s.groupSize, n, k),
   zeroPoint: s.zeroPoint ?? 'none',
   scaleDtype: s.scaleDtype,
+  ...(s.table === undefined ? {} : { table: s.table, tablePer: s.tablePer ?? 'tensor' }),
 })
 
 /** Weights with what rounding stumbles over: zeros, groups of zeros, outliers, one sign, exact halves. */
@@ -158,7 +190,7 @@ describe('codes, scales, zeros and values are those of the formulas, bit for bit
     const random = new Random(20261122)
     for (const [n, k] of shapes) {
       const weights = awkward(random, n, k)
-      for (const scheme of schemesOf(format)) {
+      for (const scheme of schemesOf(format, n, k)) {
         const q = quantize(weights, [n, k], scheme)
         const label = `seed ${random.seed} [${n}, ${k}] ${JSON.stringify(scheme)}`
         expectEqual(q, refQuantize(weights, n, k, refScheme(scheme, n, k)), label)
@@ -173,10 +205,12 @@ describe('codes, scales, zeros and values are those of the formulas, bit for bit
       const [n, k] = [9, 300]
       const words = Uint16Array.from(awkward(random, n, k), (w) => encodeFloat(type, w))
       const values = Float32Array.from(words, (code) => decodeFloat(type, code))
-      const groupSize = isAffine(format) ? 64 : 'channel'
-      const q = quantize(words, [n, k], { format, dtype })
+      const groupSize = defaultGroup(format)
+      const q = quantize(words, [n, k], { format, dtype, ...needs(format) })
       const zeroPoint = isAffine(format) ? 'integer' : 'none'
-      const want = { format, ...groupsOf(groupSize, n, k), zeroPoint, scaleDtype: 'f32' } as const
+      const scaleDtype = scaleDtypesOf(format)[0] as ScaleDtype
+      const groups = groupsOf(groupSize, n, k)
+      const want = { format, ...groups, zeroPoint, scaleDtype, ...needs(format) } as const
       expectEqual(q, refQuantize(values, n, k, want), `${dtype} ${format}`)
     }
   })
@@ -185,11 +219,13 @@ describe('codes, scales, zeros and values are those of the formulas, bit for bit
     const random = new Random(3)
     const [n, k] = [300, 520]
     const weights = awkward(random, n, k)
-    for (const format of scaled) {
-      const all = quantize(weights, [n, k], { format, groupSize: 32 })
+    // nvfp4 has a factor of the whole matrix.
+    for (const format of scaled.filter((name) => name !== 'nvfp4')) {
+      const scheme = { format, groupSize: 32, ...needs(format) } as const
+      const all = quantize(weights, [n, k], scheme)
       const rowBytes = all.codes.length / n
       for (const row of [0, 17, n - 1]) {
-        const one = quantize(weights.subarray(row * k, (row + 1) * k), [1, k], { format, groupSize: 32 })
+        const one = quantize(weights.subarray(row * k, (row + 1) * k), [1, k], scheme)
         expect(one.codes).toEqual(all.codes.subarray(row * rowBytes, (row + 1) * rowBytes))
       }
     }
@@ -199,18 +235,24 @@ describe('codes, scales, zeros and values are those of the formulas, bit for bit
 test('the defaults are the schemes of round to nearest', () => {
   const weights = new Random(1).floats(4 * 128)
   for (const format of scaled) {
-    const q = quantize(weights, [4, 128], { format })
-    expect(q.groupSize).toBe(isAffine(format) ? 64 : 'channel')
+    const q = quantize(weights, [4, 128], { format, ...needs(format) })
+    const group = defaultGroup(format)
+    expect(q.groupSize).toBe(group)
     expect(q.zeroPoint).toBe(isAffine(format) ? 'integer' : 'none')
     expect(q.symmetric).toBe(!isAffine(format))
-    expect(q.scaleDtype).toBe('f32')
-    expect(q.scaleShape).toEqual([4, isAffine(format) ? 2 : 1])
+    expect(q.scaleDtype).toBe(scaleDtypesOf(format)[0])
+    expect(q.tablePer).toBe(format === 'codebook4' ? 'tensor' : 'none')
+    expect(q.scaleShape).toEqual([4, typeof group === 'number' ? 128 / group : 1])
     expect(Object.isFrozen(q)).toBe(true)
   }
   expect(quantize(weights, [4, 128], { format: 'int4' }).bitsPerWeight).toBe(4 + 40 / 64)
   expect(quantize(weights, [4, 128], { format: 'int4' }).byteLength).toBe((512 * (4 + 40 / 64)) / 8)
   expect(quantize(weights, [4, 128], { format: 'int8' }).bitsPerWeight).toBe(8 + 32 / 128)
   expect(quantize(weights, [4, 128], { format: 'bf16' }).bitsPerWeight).toBe(16)
+  expect(quantize(weights, [4, 128], { format: 'mxfp6_e3m2' }).bitsPerWeight).toBe(6 + 8 / 32)
+  expect(quantize(weights, [4, 128], { format: 'nvfp4' }).byteLength).toBe((512 * (4 + 8 / 16)) / 8 + 4)
+  const { byteLength } = quantize(weights, [4, 128], { format: 'codebook4', table: codebook })
+  expect(byteLength).toBe((512 * (4 + 32 / 64)) / 8 + 64)
 })
 
 /** Every finite value of a type, what lies halfway between neighbours, and the float32 numbers around that. */
@@ -289,7 +331,7 @@ describe('small floats', () => {
   test('dequantize rounds its results to f16 and bf16', () => {
     const weights = new Random(6).floats(64 * 5)
     for (const format of scaled) {
-      const q = quantize(weights, [5, 64], { format })
+      const q = quantize(weights, [5, 64], { format, ...needs(format) })
       const exact = dequantize(q)
       for (const dtype of ['f16', 'bf16'] as const) {
         expect(dequantize(q, dtype)).toEqual(
@@ -303,12 +345,14 @@ describe('small floats', () => {
 describe('the ends of the ranges', () => {
   test('a group of zeros is exact, in every format but int1', () => {
     for (const format of scaled) {
-      for (const scheme of schemesOf(format)) {
+      for (const scheme of schemesOf(format, 3, 128)) {
         const q = quantize(new Float32Array(3 * 128), [3, 128], scheme)
         const least = scheme.scaleDtype === 'f16' ? 2 ** -24 : 1e-12
         const values = dequantize(q)
         expect(scalesOf(q).every((s) => s > 0 && Number.isFinite(s))).toBe(true)
-        if (format === 'int1') expect(Math.abs(values[0] as number)).toBeCloseTo(least, 13)
+        // A table of random numbers has no zero.
+        if (scheme.tablePer !== undefined) expect(values.every((x) => Math.abs(x) <= least)).toBe(true)
+        else if (format === 'int1') expect(Math.abs(values[0] as number)).toBeCloseTo(least, 13)
         else expect(values.every((x) => x === 0)).toBe(true)
       }
     }
@@ -318,7 +362,7 @@ describe('the ends of the ranges', () => {
     for (const format of scaled) {
       for (const factor of [1e-12, 1e-7, 1e7, 1e30]) {
         const weights = new Random(8).floats(64 * 4).map((w) => w * factor)
-        for (const scheme of schemesOf(format)) {
+        for (const scheme of schemesOf(format, 4, 64)) {
           const q = quantize(weights, [4, 64], scheme)
           expect(scalesOf(q).every((s) => s > 0 && Number.isFinite(s))).toBe(true)
           expectEqual(
@@ -347,7 +391,7 @@ describe('the ends of the ranges', () => {
       [0, 0],
     ] as const) {
       for (const format of ['bf16', ...scaled] as const) {
-        const q = quantize(new Float32Array(0), shape, { format })
+        const q = quantize(new Float32Array(0), shape, { format, ...needs(format) })
         expect(q.codes.length).toBe(0)
         expect(q.bitsPerWeight).toBe(0)
         expect(dequantize(q)).toEqual(new Float32Array(0))
@@ -360,14 +404,14 @@ describe('the clipping search', () => {
   const squares = (values: ArrayLike<number>, weights: ArrayLike<number>, members: readonly number[]) =>
     members.reduce((sum, at) => sum + ((values[at] as number) - (weights[at] as number)) ** 2, 0)
 
-  test.each(scaled)('%s: takes the best of the grid for each group', (format) => {
+  test.each(free)('%s: takes the best of the grid for each group', (format) => {
     const random = new Random(11)
     const [n, k] = [3, 160]
     const weights = Float32Array.from(
       { length: n * k },
       () => random.float() * random.float() * random.float(),
     )
-    for (const scheme of schemesOf(format)) {
+    for (const scheme of schemesOf(format, n, k)) {
       if (scheme.groupSize === 'block' || scheme.scaleDtype === 'bf16') continue
       const q = quantize(weights, [n, k], { ...scheme, clip: 'search' })
       const values = dequantize(q)
@@ -397,7 +441,7 @@ describe('the clipping search', () => {
 
 describe('canonical', () => {
   const make = (format: Format, scheme: Partial<Scheme> = {}) =>
-    quantize(new Random(13).floats(5 * 100), [5, 100], { format, ...scheme })
+    quantize(new Random(13).floats(5 * 100), [5, 100], { format, ...needs(format), ...scheme })
 
   test('takes what quantize makes, also after structuredClone', () => {
     for (const format of ['f32', 'f16', 'bf16', ...scaled] as const) {

@@ -5,6 +5,7 @@ import type { Compute, DType, Format, GroupSize, Layout, ZeroPoint } from 'lowbi
 import { description, type KernelRow } from 'lowbit/native'
 import { type AttentionCall, type LinearCall, selectAttention, selectLinear } from 'lowbit/select'
 import { computes, formats, layouts } from 'lowbit/words'
+import { groupSizesOf, isAffine } from './ref/quantize'
 import { refusal } from './ref/rows'
 
 const x86 = process.arch === 'x64'
@@ -106,11 +107,8 @@ function* linearCalls(): Generator<LinearCall> {
   ]
   for (const format of formats) {
     const scaled = !(format === 'f32' || format === 'f16' || format === 'bf16')
-    const eight = format === 'int8' || format.startsWith('fp8')
-    const affine = format === 'int4' || format === 'int3' || format === 'int2'
-    const sizes: (GroupSize | undefined)[] = scaled ? [32, 64, 128, 'channel', 'tensor'] : [undefined]
-    if (eight) sizes.push('block')
-    const zeroPoints: ZeroPoint[] = affine ? ['none', 'integer', 'float'] : ['none']
+    const sizes: (GroupSize | undefined)[] = scaled ? groupSizesOf(format) : [undefined]
+    const zeroPoints: ZeroPoint[] = isAffine(format) ? ['none', 'integer', 'float'] : ['none']
     for (const groupSize of sizes) {
       for (const zeroPoint of zeroPoints) {
         for (const [x, compute] of inputs) {

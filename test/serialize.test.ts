@@ -18,6 +18,7 @@ const make = (format: Format, n = 5, k = 100): QuantizedWeight => {
   return quantize(random.floats(n * k), [n, k], {
     format,
     ...(affine ? { zeroPoint: random.pick(['integer', 'float']) } : {}),
+    ...(format === 'codebook4' ? { table: random.floats(16) } : {}),
   })
 }
 
@@ -58,6 +59,10 @@ test('every format comes back as it went in', () => {
     groupSize: 'tensor',
     scaleDtype: 'bf16',
   })
+  for (const [tablePer, count] of [['row', 3] as const, ['group', 6] as const]) {
+    const table = random.floats(16 * count)
+    weights[tablePer] = quantize(random.floats(300), [3, 100], { format: 'codebook4', table, tablePer })
+  }
   expect(deserialize(serialize(weights))).toEqual(weights)
 })
 

@@ -16,7 +16,7 @@
 namespace lowbit {
 
 // The order is shared with lib/words.ts (`dtypes`) and compared when the addon loads.
-enum class DType : int32_t { f32, f16, bf16, i32, i8, u8, e4m3, e5m2, none };
+enum class DType : int32_t { f32, f16, bf16, i32, i8, u8, e4m3, e5m2, e8m0, none };
 
 struct DTypeRow {
   const char* name;
@@ -24,9 +24,11 @@ struct DTypeRow {
   bool floating;
 };
 
-static LB_TABLE constexpr DTypeRow kDTypes[] = {
-    {"f32", 4, true}, {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
-    {"i8", 1, false}, {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
+static LB_TABLE constexpr DTypeRow kDTypes[] =
+    {
+        {"f32", 4, true},   {"f16", 2, true}, {"bf16", 2, true}, {"i32", 4, false},
+        {"i8", 1, false},   {"u8", 1, false}, {"e4m3", 1, true}, {"e5m2", 1, true},
+        {"e8m0", 1, false},  // not computed with: no op rounds to it
 };
 static constexpr int kDTypeCount = sizeof kDTypes / sizeof kDTypes[0];
 
@@ -118,6 +120,16 @@ static constexpr uint8_t f32_to_e5m2(float f) {
   return static_cast<uint8_t>(sign | r);
 }
 
+// OCP E8M0: 2^(code - 127), the scales of MX formats; 0xff is NaN. No sign, no zero.
+static constexpr float e8m0_to_f32(uint8_t b) {
+  if (b == 0) return 0x1p-127f;  // a subnormal f32
+  return bits_float(b == 0xff ? 0x7fc00000u : static_cast<uint32_t>(b) << 23);
+}
+// The power of two at or below |f|, within the range of E8M0.
+static constexpr uint8_t f32_to_e8m0(float f) {
+  return static_cast<uint8_t>((float_bits(f) & 0x7fffffffu) >> 23);
+}
+
 // One element of any floating dtype, as the references read and write it.
 static constexpr float load_f32(const void* base, DType dtype, int64_t index) {
   switch (dtype) {
@@ -126,6 +138,7 @@ static constexpr float load_f32(const void* base, DType dtype, int64_t index) {
     case DType::bf16: return bf16_to_f32(static_cast<const uint16_t*>(base)[index]);
     case DType::e4m3: return e4m3_to_f32(static_cast<const uint8_t*>(base)[index]);
     case DType::e5m2: return e5m2_to_f32(static_cast<const uint8_t*>(base)[index]);
+    case DType::e8m0: return e8m0_to_f32(static_cast<const uint8_t*>(base)[index]);
     case DType::i32: return static_cast<float>(static_cast<const int32_t*>(base)[index]);
     case DType::i8: return static_cast<float>(static_cast<const int8_t*>(base)[index]);
     case DType::u8: return static_cast<float>(static_cast<const uint8_t*>(base)[index]);
@@ -140,6 +153,7 @@ static constexpr void store_f32(void* base, DType dtype, int64_t index, float va
     case DType::bf16: static_cast<uint16_t*>(base)[index] = f32_to_bf16(value); return;
     case DType::e4m3: static_cast<uint8_t*>(base)[index] = f32_to_e4m3(value); return;
     case DType::e5m2: static_cast<uint8_t*>(base)[index] = f32_to_e5m2(value); return;
+    case DType::e8m0: static_cast<uint8_t*>(base)[index] = f32_to_e8m0(value); return;
     default: return;
   }
 }

@@ -1,4 +1,4 @@
-// Codes of 1, 2, 3, 4 and 8 bits between one a byte (how loops work on them) and packed (how a
+// Codes of 1, 2, 3, 4, 6 and 8 bits between one a byte (how loops work on them) and packed (how a
 // canonical row stores them: code k at bit k * bits, least significant bit first).
 #pragma once
 
@@ -18,9 +18,9 @@ static inline void pack_bits(int bits, const uint8_t* codes, int count, uint8_t*
   }
   // Eight codes are `bits` whole bytes for every width.
   for (; k < count; k += 8) {
-    uint32_t word = 0;
+    uint64_t word = 0;
     const int rest = count - k < 8 ? count - k : 8;
-    for (int i = 0; i < rest; ++i) word |= static_cast<uint32_t>(codes[k + i]) << (i * bits);
+    for (int i = 0; i < rest; ++i) word |= static_cast<uint64_t>(codes[k + i]) << (i * bits);
     const int used = (rest * bits + 7) / 8;
     for (int i = 0; i < used; ++i) *bytes++ = static_cast<uint8_t>(word >> (8 * i));
   }
@@ -40,10 +40,10 @@ static inline void unpack_bits(int bits, const uint8_t* bytes, int count, uint8_
   }
   const uint32_t mask = (1u << bits) - 1;
   for (; k < count; k += 8) {
-    uint32_t word = 0;
+    uint64_t word = 0;
     const int rest = count - k < 8 ? count - k : 8;
     const int used = (rest * bits + 7) / 8;
-    for (int i = 0; i < used; ++i) word |= static_cast<uint32_t>(*bytes++) << (8 * i);
+    for (int i = 0; i < used; ++i) word |= static_cast<uint64_t>(*bytes++) << (8 * i);
     for (int i = 0; i < rest; ++i) codes[k + i] = static_cast<uint8_t>(word >> (i * bits) & mask);
   }
 }

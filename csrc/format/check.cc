@@ -84,9 +84,21 @@ Status check_format(Format* format, int64_t n, int64_t k) {
   if (!row.scaled) {
     format->scale_dtype = DType::none;
     format->zero_type = ZeroType::none;
+    format->table_type = TableType::none;
     return ok();
   }
-  if (!has(kFloats, format->scale_dtype)) {
+  if ((format->kind == Kind::codebook4) != (format->table_type != TableType::none)) {
+    return error(Code::argument,
+                 format->kind == Kind::codebook4
+                     ? "format: expected a table for the tensor, each row or each group of %s"
+                     : "format: expected no tables, which codebook4 alone stores, for %s",
+                 row.name);
+  }
+  if (row.scale != DType::none && format->scale_dtype != row.scale) {
+    return error(Code::dtype, "format: expected scales of %s, which %s has, but got %s",
+                 dtype_name(row.scale), row.name, dtype_name(format->scale_dtype));
+  }
+  if (row.scale == DType::none && !has(kFloats, format->scale_dtype)) {
     return error(Code::dtype, "format: expected scales of f32, f16 or bf16 but got %s",
                  dtype_name(format->scale_dtype));
   }
@@ -97,6 +109,15 @@ Status check_format(Format* format, int64_t n, int64_t k) {
   const int64_t gn = format->group_n, gk = format->group_k;
   const bool fixed = gk == 32 || gk == 64 || gk == 128;
   const bool square = row.bits == 8 && gn == 128 && gk == 128;
+  if (format->table_type == TableType::row && gn != 1) {
+    return error(Code::argument, "format: expected one table where rows share a scale");
+  }
+  if (row.block > 0) {
+    if (gn == 1 && gk == row.block) return ok();
+    return error(Code::argument,
+                 "format: expected groups of 1 x %d, which %s has, but got %lld x %lld", row.block,
+                 row.name, static_cast<ll>(gn), static_cast<ll>(gk));
+  }
   if (!(gk == k || fixed)) {
     return error(Code::argument,
                  "format: expected a group of 32, 64, 128 or K = %lld columns but got %lld",
@@ -112,24 +133,29 @@ Status check_format(Format* format, int64_t n, int64_t k) {
   return ok();
 }
 
-Status check_sizes(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
-                   int64_t zeros_bytes) {
-  Format f = c.format;
-  LB_TRY(check_format(&f, c.n, c.k));
-  const int64_t codes = c.n * code_row_bytes(f.kind, c.k);
-  if (codes_bytes != codes) return wrong_bytes("codes", codes, codes_bytes);
-  const int64_t count = kind_row(f.kind).scaled ? scale_rows(f, c.n) * scale_cols(f, c.k) : 0;
-  const int64_t scales = count > 0 ? count * dtype_bytes(f.scale_dtype) : 0;
-  if (scales_bytes != scales) return wrong_bytes("scales", scales, scales_bytes);
-  const int64_t zeros = count * zero_bytes(f.zero_type);
-  if (zeros_bytes != zeros) return wrong_bytes("zeros", zeros, zeros_bytes);
+Status check_sizes(const Format& format, int64_t n, int64_t k, const Sizes& got) {
+  Format f = format;
+  LB_TRY(check_format(&f, n, k));
+  const Sizes want = canonical_sizes(f, n, k);
+  if (got.codes != want.codes) return wrong_bytes("codes", want.codes, got.codes);
+  if (got.scales != want.scales) return wrong_bytes("scales", want.scales, got.scales);
+  if (got.zeros != want.zeros) return wrong_bytes("zeros", want.zeros, got.zeros);
+  if (got.tables != want.tables) return wrong_bytes("table", want.tables, got.tables);
+  if (got.tensor_scale != want.tensor_scale) {
+    return wrong_bytes("tensor_scale", want.tensor_scale, got.tensor_scale);
+  }
   return ok();
 }
 
-Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
-                       int64_t zeros_bytes) {
-  LB_TRY(check_sizes(c, codes_bytes, scales_bytes, zeros_bytes));
-  if (codes_bytes == 0) return ok();
+Status check_tables(const Format& format, int64_t n, int64_t k, const float* tables) {
+  return check_finite("table", tables, DType::f32, table_count(format, n, k) * 16, 16);
+}
+
+Status check_canonical(const Canonical& c, const Sizes& got) {
+  LB_TRY(check_sizes(c.format, c.n, c.k, got));
+  if (got.tensor_scale > 0) LB_TRY(check_finite("tensor_scale", c.tensor_scale, DType::f32, 1, 1));
+  LB_TRY(check_tables(c.format, c.n, c.k, c.tables));
+  if (got.codes == 0) return ok();
   Format f = c.format;
   LB_TRY(check_format(&f, c.n, c.k));
   const KindRow& row = kind_row(f.kind);
@@ -137,7 +163,9 @@ Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_b
   LB_TRY(check_codes(c));
   if (!row.scaled) return ok();
   const int64_t cols = scale_cols(f, c.k), count = scale_rows(f, c.n) * cols;
-  LB_TRY(check_finite("scales", c.scales, f.scale_dtype, count, cols));
+  if (f.scale_dtype != DType::e8m0) {
+    LB_TRY(check_finite("scales", c.scales, f.scale_dtype, count, cols));
+  }
   if (f.zero_type == ZeroType::f32) return check_finite("zeros", c.zeros, DType::f32, count, cols);
   if (f.zero_type == ZeroType::none) return ok();
   const int largest = 1 << row.bits;

@@ -112,10 +112,13 @@ static inline float round_scale(float scale, DType dtype) {
 //   value = scale * (code - zero)
 // The inner clamp changes no result; it keeps the rounding below in its range whatever the scale
 // is.
+// Kinds whose codes are no whole numbers use the scale alone, and their table where they have one.
+struct Codebook;
 struct Uniform {
   float scale, zero;  // as stored
   float from, t_min, t_max;
   int32_t add, code_min, code_max;
+  const Codebook* book = nullptr;
 };
 
 // 1.5 * 2^23: a float near it has units of 1, so adding it rounds |t| < 2^22 to the nearest even

@@ -2,8 +2,8 @@
 // go through code_at(), scale_at() and zero_at(), so a layout can't be described one way and read
 // another.
 //
-// rows      the canonical form in one block: codes [N][row bytes], then scales, then zeros, each
-//           part rounded up to 64 bytes with zeros. Every format.
+// rows      the canonical form in one block: codes [N][row bytes], then scales, then zeros, then
+//           tables, each part rounded up to 64 bytes with zeros. Every format.
 //
 // panel16   sixteen rows of N side by side, so that one vector lane is one row, walked front to
 //           back along K. A panel is a run of blocks, one for each group of K; N is padded to 16
@@ -19,8 +19,8 @@
 //
 //             f32         vector j, lane r                      k = j
 //             f16, bf16   vector j, lane r, half h              k = 2j + h   (as vdpbf16ps reads)
-//             int8        vector j, lane r, byte b              k = 4j + b
-//             int4        vector j, lane r, byte b, low  bits   k = 8j + b
+//             8 bits      vector j, lane r, byte b              k = 4j + b
+//             4 bits      vector j, lane r, byte b, low  bits   k = 8j + b
 //                         vector j, lane r, byte b, high bits   k = 8j + 4 + b
 //             int2, ternary
 //                         vector j, lane r, byte b, bits 2f ..  k = 16j + 4f + b     f = 0 .. 3
@@ -37,11 +37,14 @@
 //           So the same field of the four bytes of a lane holds four neighbouring columns, as
 //           vpdpbusd reads them, and every field comes out with one mask.
 //
+//           8 bits: int8, fp8, mxfp8, mxint8. 4 bits: int4, nf4, fp4, codebook4, mxfp4, nvfp4.
+//           Codes of 6 bits have no panels.
+//
 //           f32, f16, bf16: the panel is one block without scales; K is padded to even with zeros.
 //           All others: group_n = 1 or N and group_k a multiple of 8 (3 bits and fewer: of 32), or
 //           group_k = K; the block's K is padded with zero bits to a multiple of 8 (int2, ternary:
-//           16; int3, int1: 32). Those bits are no zeros of int4: kernels rely on x being padded
-//           with zeros there.
+//           16; int3, int1: 32). Those bits are no zeros of int4 or of a table: kernels rely on x
+//           being padded with zeros there.
 //
 // trits16   ternary alone: blocks as in panel16, but a byte holds five trits -1, 0, 1:
 //
@@ -52,6 +55,12 @@
 //           which takes 128 entries and ignores bit 7; a sign turns every trit round. The block's K
 //           is padded to a multiple of 20 with trits of 0, so padding is zero bytes here too, and
 //           those are zeros of the format, whatever x has there.
+//
+// Tables    every kind of table codes (KindRow::table) ends with its tables, in each layout: 16 f32
+//           in the order of codes, 64-byte aligned; the kind's own one where the weight stores
+//           none, so that a kernel reads all of these kinds alike. One for the matrix, or one a
+//           row, or [scale rows, scale columns]; panel16 has tables of zeros for the rows it pads
+//           to 16.
 #pragma once
 
 #include <cstdint>
@@ -86,7 +95,7 @@ struct PanelBlock {
 // Columns of the least number of whole vectors: what a block's K is padded to.
 static constexpr int64_t panel_unit(Layout layout, Kind kind) {
   if (layout == Layout::trits16) return 20;
-  switch (kind) {
+  switch (placed_as(kind)) {
     case Kind::int3:
     case Kind::int1: return 32;
     case Kind::int2:
@@ -123,7 +132,7 @@ static constexpr bool layout_serves(Layout layout, const Format& f, Shape s) {
   if (layout == Layout::rows) return true;
   if (layout == Layout::trits16 && f.kind != Kind::ternary) return false;
   const bool one_scale = f.group_n == s.n && f.group_k >= s.k;
-  switch (f.kind) {
+  switch (placed_as(f.kind)) {
     case Kind::f32:
     case Kind::f16:
     case Kind::bf16: return true;
@@ -148,13 +157,30 @@ static constexpr int64_t rows_zeros_at(const Format& f, Shape s) {
   return rows_scales_at(f, s) + round_up(count * each, 64);
 }
 
-static constexpr int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
+// Bytes before the tables: a multiple of 64 where there are any.
+static constexpr int64_t tables_at(Layout layout, const Format& f, Shape s) {
   if (layout != Layout::rows) {
     const PanelBlock b = panel_block(layout, f, s);
-    return ceil_div(s.n, 16) * b.groups * b.bytes;
+    return round_up(ceil_div(s.n, 16) * b.groups * b.bytes, kind_row(f.kind).table ? 64 : 16);
   }
   return rows_zeros_at(f, s) +
          round_up(scale_rows(f, s.n) * scale_cols(f, s.k) * zero_bytes(f.zero_type), 64);
+}
+
+static constexpr int64_t layout_bytes(Layout layout, const Format& f, Shape s) {
+  const int64_t tables = tables_at(layout, f, s);
+  if (!kind_row(f.kind).table) return tables;
+  if (f.table_type == TableType::none) return tables + 64;
+  const bool padded = layout != Layout::rows && f.group_n == 1;
+  return tables + table_count(f, padded ? round_up(s.n, 16) : s.n, s.k) * 64;
+}
+
+// Byte offset of the table for row n and column group g of a kind of table codes.
+static constexpr int64_t table_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t g) {
+  const int64_t index = f.table_type == TableType::row     ? n
+                        : f.table_type == TableType::group ? n / f.group_n * scale_cols(f, s.k) + g
+                                                           : 0;
+  return tables_at(layout, f, s) + index * 64;
 }
 
 static constexpr Place code_at(Layout layout, const Format& f, Shape s, int64_t n, int64_t k) {
@@ -169,7 +195,7 @@ static constexpr Place code_at(Layout layout, const Format& f, Shape s, int64_t 
     return {byte, static_cast<int32_t>(shift), 0, 0};
   };
   if (layout == Layout::trits16) return place(lane + i / 20 * 64 + i % 4, i % 20 / 4);
-  switch (f.kind) {
+  switch (placed_as(f.kind)) {
     case Kind::f32: return place(lane + i * 64, 0);
     case Kind::f16:
     case Kind::bf16: return place(lane + i / 2 * 64 + i % 2 * 2, 0);
@@ -228,17 +254,25 @@ static constexpr uint32_t read_code(const Weight& w, int64_t n, int64_t k) {
   return read_bits(w.data, p.byte, p.shift, kind_row(kind).bits);
 }
 
+// The value of the code at (n, k) before scale and zero.
+static constexpr float code_value(const Weight& w, int64_t n, int64_t k) {
+  const Format& f = w.format;
+  const uint32_t code = read_code(w, n, k);
+  if (!kind_row(f.kind).table) return decode_code(f.kind, code);
+  const int64_t at = table_at(w.layout, f, {w.n, w.k}, n, k / f.group_k);
+  return load_f32(w.data + at, DType::f32, code);
+}
+
 // The float value at (n, k) of a packed weight: what every reference reads.
 static constexpr float weight_value(const Weight& w, int64_t n, int64_t k) {
   const Format& f = w.format;
   const Shape s = {w.n, w.k};
   const KindRow& row = kind_row(f.kind);
-  const uint32_t code = read_code(w, n, k);
-  const float value = decode_code(f.kind, code);
+  const float value = code_value(w, n, k);
   if (!row.scaled) return value;
   const int64_t g = k / f.group_k;
   const float scale = load_f32(w.data + scale_at(w.layout, f, s, n, g), f.scale_dtype, 0);
-  if (!row.affine) return scale * value;
+  if (!row.affine) return scale * value * w.tensor_scale;
   float zero = static_cast<float>(row.mid);
   if (f.zero_type == ZeroType::u8) zero = w.data[zero_at(w.layout, f, s, n, g)];
   if (f.zero_type == ZeroType::f32) {

@@ -219,7 +219,7 @@ Panels panels_of(Layout layout, const Format& f, Shape s) {
 template <class F>
 void with_coding(Layout layout, Kind kind, const F& f) {
   if (layout == Layout::trits16) return f(std::integral_constant<Coding, Coding::trits>{});
-  switch (kind) {
+  switch (placed_as(kind)) {
     case Kind::int4: return f(std::integral_constant<Coding, Coding::int4>{});
     case Kind::int3: return f(std::integral_constant<Coding, Coding::int3>{});
     case Kind::int2:
@@ -342,13 +342,12 @@ void pack_panel(const Panels& p, const Canonical& c, int64_t panel, uint8_t* out
 }
 
 template <Coding C>
-void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, uint8_t* codes, void* scales,
-                  void* zeros) {
+void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, const Buffers& c) {
   const int64_t n0 = panel * kRows, rows = p.shape.n - n0 < kRows ? p.shape.n - n0 : kRows;
-  uint8_t* parts[2] = {static_cast<uint8_t*>(scales), static_cast<uint8_t*>(zeros)};
+  uint8_t* parts[2] = {static_cast<uint8_t*>(c.scales), static_cast<uint8_t*>(c.zeros)};
   for (int64_t g = 0; g < p.block.groups; ++g, in += p.block.bytes) {
     unpack_codes<C>(p, in, rows, columns_of_group(p, g),
-                    codes + n0 * p.row_bytes + g * p.group_bytes);
+                    c.codes + n0 * p.row_bytes + g * p.group_bytes);
     // A scale of the whole matrix is the same in every panel: one thread writes it.
     if (p.one_scale && panel > 0) continue;
     for_scales(p, n0, p.one_scale ? 1 : rows, g,
@@ -358,25 +357,12 @@ void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, uint8_t* co
   }
 }
 
-struct Parts {
-  int64_t codes, scales, zeros;  // bytes
-};
-Parts parts_of(const Format& f, Shape s) {
-  Parts p = {};
-  p.codes = s.n * code_row_bytes(f.kind, s.k);
-  if (kind_row(f.kind).scaled) {
-    const int64_t count = scale_rows(f, s.n) * scale_cols(f, s.k);
-    p.scales = count * dtype_bytes(f.scale_dtype);
-    p.zeros = count * zero_bytes(f.zero_type);
-  }
-  return p;
-}
-
-void copy_bytes(Pool* pool, uint8_t* to, const void* from, int64_t bytes) {
+void copy_bytes(Pool* pool, void* to, const void* from, int64_t bytes) {
   for_each(pool, ceil_div(bytes, kGrainBytes), kGrainBytes, [&](int64_t begin, int64_t end, int) {
     const int64_t at = begin * kGrainBytes;
     const int64_t stop = end * kGrainBytes < bytes ? end * kGrainBytes : bytes;
-    std::memcpy(to + at, static_cast<const uint8_t*>(from) + at, static_cast<size_t>(stop - at));
+    std::memcpy(static_cast<uint8_t*>(to) + at, static_cast<const uint8_t*>(from) + at,
+                static_cast<size_t>(stop - at));
   });
 }
 
@@ -386,62 +372,76 @@ void copy_part(Pool* pool, uint8_t* to, const void* from, int64_t bytes, int64_t
   if (end > bytes) std::memset(to + bytes, 0, static_cast<size_t>(end - bytes));
 }
 
+// The tables behind all else; zeros fill the gap before them and what panel16 pads.
+void pack_tables(const Canonical& c, Layout layout, uint8_t* data, int64_t from, Pool* pool) {
+  const Shape s = {c.n, c.k};
+  const int64_t tables = tables_at(layout, c.format, s), end = layout_bytes(layout, c.format, s);
+  std::memset(data + from, 0, static_cast<size_t>(tables - from));
+  if (tables == end) return;
+  const bool own = c.format.table_type == TableType::none;
+  copy_part(pool, data + tables, own ? kind_table(c.format.kind) : c.tables,
+            own ? 64 : canonical_sizes(c.format, c.n, c.k).tables, end - tables);
+}
+
 }  // namespace
 
 void pack(const Canonical& c, Layout layout, uint8_t* data, Pool* pool) {
   const Shape s = {c.n, c.k};
   if (layout != Layout::rows) {
     const Panels p = panels_of(layout, c.format, s);
+    const int64_t panels = ceil_div(c.n, kRows);
     with_coding(layout, c.format.kind, [&](auto coding) {
-      for_each(pool, ceil_div(c.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
+      for_each(pool, panels, p.panel_bytes, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
           pack_panel<decltype(coding)::value>(p, c, i, data + i * p.panel_bytes);
         }
       });
     });
+    pack_tables(c, layout, data, panels * p.panel_bytes, pool);
     return;
   }
-  const Parts parts = parts_of(c.format, s);
+  const Sizes sizes = canonical_sizes(c.format, c.n, c.k);
   const int64_t scales = rows_scales_at(c.format, s), zeros = rows_zeros_at(c.format, s);
-  copy_part(pool, data, c.codes, parts.codes, scales);
-  copy_part(pool, data + scales, c.scales, parts.scales, zeros - scales);
-  copy_part(pool, data + zeros, c.zeros, parts.zeros, layout_bytes(layout, c.format, s) - zeros);
+  const int64_t tables = tables_at(layout, c.format, s);
+  copy_part(pool, data, c.codes, sizes.codes, scales);
+  copy_part(pool, data + scales, c.scales, sizes.scales, zeros - scales);
+  copy_part(pool, data + zeros, c.zeros, sizes.zeros, tables - zeros);
+  pack_tables(c, layout, data, tables, pool);
 }
 
-void unpack(const Weight& w, uint8_t* codes, void* scales, void* zeros, Pool* pool) {
+void unpack(const Weight& w, const Buffers& to, Pool* pool) {
   const Shape s = {w.n, w.k};
+  const Sizes sizes = canonical_sizes(w.format, w.n, w.k);
+  const auto part = [&](void* buffer, int64_t at, int64_t bytes) {
+    if (bytes > 0) copy_bytes(pool, buffer, w.data + at, bytes);
+  };
+  part(to.tables, tables_at(w.layout, w.format, s), sizes.tables);
+  if (sizes.tensor_scale > 0) *to.tensor_scale = w.tensor_scale;
   if (w.layout != Layout::rows) {
     const Panels p = panels_of(w.layout, w.format, s);
     with_coding(w.layout, w.format.kind, [&](auto coding) {
       for_each(pool, ceil_div(w.n, kRows), p.panel_bytes, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
-          unpack_panel<decltype(coding)::value>(p, w.data + i * p.panel_bytes, i, codes, scales,
-                                                zeros);
+          unpack_panel<decltype(coding)::value>(p, w.data + i * p.panel_bytes, i, to);
         }
       });
     });
     return;
   }
-  const Parts parts = parts_of(w.format, s);
-  if (parts.codes > 0) copy_bytes(pool, codes, w.data, parts.codes);
-  if (parts.scales > 0) {
-    copy_bytes(pool, static_cast<uint8_t*>(scales), w.data + rows_scales_at(w.format, s),
-               parts.scales);
-  }
-  if (parts.zeros > 0) {
-    copy_bytes(pool, static_cast<uint8_t*>(zeros), w.data + rows_zeros_at(w.format, s),
-               parts.zeros);
-  }
+  part(to.codes, 0, sizes.codes);
+  part(to.scales, rows_scales_at(w.format, s), sizes.scales);
+  part(to.zeros, rows_zeros_at(w.format, s), sizes.zeros);
 }
 
-// Every AVX2 and AVX-512 row of linear walks panels of 16 rows; a CPU without AVX2 runs the
-// reference, which reads any layout, and keeps what needs no padding. Codes of 3 bits and fewer
-// have float rows for `rows` alone.
+// Kinds that the AVX2 and AVX-512 rows of linear read in panels of 16 rows, whatever the compute.
+// The others have such rows for the layout `rows` alone, or for some computes, or none.
+constexpr KindSet kPanelKinds =
+    bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16) | bit(Kind::int8) | bit(Kind::int4);
+
+// A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
-  const bool vectors = (arch & kArchAvx2) != 0;
-  const bool narrow = kind_row(f.kind).bits < 4;
-  return vectors && !narrow && layout_serves(Layout::panel16, f, s) ? Layout::panel16
-                                                                    : Layout::rows;
+  const bool vectors = (arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind);
+  return vectors && layout_serves(Layout::panel16, f, s) ? Layout::panel16 : Layout::rows;
 }
 
 const char* layout_name(Layout layout) {

@@ -17,25 +17,25 @@ struct Scheme {
 
 // Is the format well formed for [n, k]? Fills group sizes of 0 with n and k.
 Status check_format(Format* format, int64_t n, int64_t k);
-// Do the buffers of a canonical weight have these sizes?
-Status check_sizes(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
-                   int64_t zeros_bytes);
-// And are its numbers legal: codes that the kind has, zero bits behind each row, finite scales and
-// zeros? The first that is not is named by its position.
-Status check_canonical(const Canonical& c, int64_t codes_bytes, int64_t scales_bytes,
-                       int64_t zeros_bytes);
+// Do the buffers of a weight of this format have these sizes?
+Status check_sizes(const Format& format, int64_t n, int64_t k, const Sizes& got);
+// Are the tables finite?
+Status check_tables(const Format& format, int64_t n, int64_t k, const float* tables);
+// And are the numbers of a canonical weight legal: codes that the kind has, zero bits behind each
+// row, finite scales, zeros and tables? The first that is not is named by its position. (The e8m0
+// scale 0xff is a code of the MX formats like any other: its group is NaN.)
+Status check_canonical(const Canonical& c, const Sizes& got);
 
-// Round to nearest even into the caller's buffers (sizes from code_row_bytes and scale_rows x
-// scale_cols). values: [n, k] row-major f32, f16 or bf16. NaN or inf in `values` is an ERR_ARGUMENT
-// that names the position.
+// Rounds to nearest even into the caller's buffers (canonical_sizes); tables are read. values: [n,
+// k] row-major f32, f16 or bf16. NaN or inf in `values` is an ERR_ARGUMENT that names the position.
 Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme,
-                uint8_t* codes, void* scales, void* zeros, Pool* pool);
+                const Buffers& to, Pool* pool);
 // out: [n, k] row-major f32, f16 or bf16.
 Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool);
 
 // data: layout_bytes() bytes; padding is written as zero.
 void pack(const Canonical& c, Layout layout, uint8_t* data, Pool* pool);
 // The inverse, into canonical buffers.
-void unpack(const Weight& w, uint8_t* codes, void* scales, void* zeros, Pool* pool);
+void unpack(const Weight& w, const Buffers& to, Pool* pool);
 
 }  // namespace lowbit

@@ -1,5 +1,6 @@
 // quantize() and dequantize(): float weights to canonical ones and back. What each kind does with a
-// group stands on its page (float.h, int8.h, int4.h, ternary.h, fp8.h); this file walks the groups.
+// group stands on its page (float.h, int8.h, int4.h, ternary.h, fp8.h, codebook.h, mx.h, nvfp4.h);
+// this file walks the groups.
 //
 // A region is the rectangle of values that share one scale. Its range is read, a scale is made of
 // it, its codes are written: two passes over values that the second time come from a cache. Regions
@@ -11,10 +12,13 @@
 
 #include "csrc/base/threads.h"
 #include "csrc/format/bits.h"
+#include "csrc/format/codebook.h"
 #include "csrc/format/float.h"
 #include "csrc/format/fp8.h"
 #include "csrc/format/int4.h"
 #include "csrc/format/int8.h"
+#include "csrc/format/mx.h"
+#include "csrc/format/nvfp4.h"
 #include "csrc/format/pack.h"
 #include "csrc/format/ternary.h"
 
@@ -84,24 +88,28 @@ void store_chunk(void* out, DType dtype, int64_t index, int count, const float* 
   std::memcpy(to, half, size * count);
 }
 
-// float(code) of one-byte codes that are no integers, as a table.
+// The values of codes that are no integers, as a table.
 struct CodeTable {
   float value[256];
 };
 CodeTable code_table(Kind kind) {
-  CodeTable t;
-  for (uint32_t code = 0; code < 256; ++code) t.value[code] = decode_code(kind, code);
+  CodeTable t = {};
+  const uint32_t codes = 1u << (kind_row(kind).bits < 8 ? kind_row(kind).bits : 8);
+  for (uint32_t code = 0; code < codes; ++code) t.value[code] = decode_code(kind, code);
   return t;
 }
 
-void decode_chunk(Kind kind, const CodeTable& table, float scale, float zero, const uint8_t* codes,
+// Kinds that are decoded by a table: all but those of whole numbers.
+bool looks_up(Kind kind) { return kind >= Kind::fp8_e4m3; }
+
+void decode_chunk(Kind kind, const float* table, float scale, float zero, const uint8_t* codes,
                   int count, float* out) {
   if (kind == Kind::int8) {
     for (int i = 0; i < count; ++i) {
       out[i] = scale * static_cast<float>(static_cast<int8_t>(codes[i]));
     }
-  } else if (kind == Kind::fp8_e4m3 || kind == Kind::fp8_e5m2) {
-    for (int i = 0; i < count; ++i) out[i] = scale * table.value[codes[i]];
+  } else if (looks_up(kind)) {
+    for (int i = 0; i < count; ++i) out[i] = scale * table[codes[i]];
   } else if (kind == Kind::int1) {
     for (int i = 0; i < count; ++i) out[i] = scale * static_cast<float>(2 * codes[i] - 1);
   } else {
@@ -129,10 +137,10 @@ struct Job {
   int64_t n, k;
   Format format;
   bool clip_search;
-  uint8_t* codes;
-  void* scales;
-  void* zeros;
+  Buffers to;
   CodeTable table;
+  Codebook book;       // of the matrix
+  float tensor_scale;  // 1 for all kinds but nvfp4
 
   // Calls f(chunk, count, n, k) for each run of at most kChunk values of the rectangle, in row
   // order.
@@ -164,9 +172,19 @@ struct Job {
     return whole;
   }
 
-  Uniform scheme(const Range& r, float shrink) const {
+  Uniform scheme(const Range& r, float shrink, const Codebook& book_of_region) const {
     const DType scale_dtype = format.scale_dtype;
     switch (format.kind) {
+      case Kind::nf4:
+      case Kind::fp4:
+      case Kind::codebook4: return codebook_group(book_of_region, r, shrink, scale_dtype);
+      case Kind::mxfp8_e4m3:
+      case Kind::mxfp8_e5m2:
+      case Kind::mxfp6_e2m3:
+      case Kind::mxfp6_e3m2:
+      case Kind::mxfp4:
+      case Kind::mxint8: return {mx_group(format.kind, r), 0, 0, 0, 0, 0, 0, 0};
+      case Kind::nvfp4: return {nvfp4_group(tensor_scale, r, shrink), 0, 0, 0, 0, 0, 0, 0};
       case Kind::int8: return int8_group(r, shrink, scale_dtype);
       case Kind::ternary: return ternary_group(r, shrink, scale_dtype);
       case Kind::int1: return {mean_scale(r, shrink, scale_dtype), 0, 0, 0, 0, 0, 0, 0};
@@ -182,25 +200,37 @@ struct Job {
       case Kind::int1: return int1_encode(w, count, out);
       case Kind::fp8_e4m3:
       case Kind::fp8_e5m2: return fp8_encode(format.kind, u.scale, w, count, out);
-      default: return encode_uniform(u, w, count, out);
+      case Kind::nvfp4: return nvfp4_encode(u.scale * tensor_scale, w, count, out);
+      default: break;
     }
+    if (u.book != nullptr) return codebook_encode(*u.book, u.scale, w, count, out);
+    if (is_mx(format.kind)) return mx_encode(format.kind, u.scale, w, count, out);
+    encode_uniform(u, w, count, out);
   }
 
   double squared_error(const Rect& r, const Uniform& u) const {
-    const bool fp8 = format.kind == Kind::fp8_e4m3 || format.kind == Kind::fp8_e5m2;
+    const float* values = u.book != nullptr ? u.book->table : table.value;
     double total = 0.0;
     chunks(r, [&](const float* w, int count, int64_t, int64_t) {
       float value[kChunk];
-      if (fp8) {
+      if (looks_up(format.kind)) {
         uint8_t code[kChunk];
-        fp8_encode(format.kind, u.scale, w, count, code);
-        for (int i = 0; i < count; ++i) value[i] = u.scale * table.value[code[i]];
+        encode_chunk(u, w, count, code);
+        for (int i = 0; i < count; ++i) value[i] = u.scale * values[code[i]] * tensor_scale;
       } else {
         round_trip_uniform(u, w, count, value);
       }
       total += squared_distance(value, w, count);
     });
     return total;
+  }
+
+  // Of the region with scale number `index`.
+  const Codebook& book_of(const Rect& r, int64_t index, Codebook* own) const {
+    if (format.table_type != TableType::row && format.table_type != TableType::group) return book;
+    const int64_t table = format.table_type == TableType::row ? r.n0 : index;
+    *own = codebook_of(to.tables + table * 16);
+    return *own;
   }
 
   bool searches() const { return clip_search && format.kind != Kind::int1; }
@@ -211,16 +241,16 @@ struct Job {
     chunks(r, [&](const float* w, int count, int64_t row, int64_t col) {
       uint8_t code[kChunk];
       encode_chunk(u, w, count, code);
-      pack_bits(bits, code, count, codes + row * row_bytes + col * bits / 8);
+      pack_bits(bits, code, count, to.codes + row * row_bytes + col * bits / 8);
     });
   }
 
   void write_scale(int64_t index, const Uniform& u) const {
-    store_f32(scales, format.scale_dtype, index, u.scale);
+    store_f32(to.scales, format.scale_dtype, index, u.scale);
     if (format.zero_type == ZeroType::u8) {
-      static_cast<uint8_t*>(zeros)[index] = static_cast<uint8_t>(u.zero);
+      static_cast<uint8_t*>(to.zeros)[index] = static_cast<uint8_t>(u.zero);
     } else if (format.zero_type == ZeroType::f32) {
-      static_cast<float*>(zeros)[index] = u.zero;
+      static_cast<float*>(to.zeros)[index] = u.zero;
     }
   }
 };
@@ -237,11 +267,13 @@ void quantize_regions(const Job& job, Pool* pool, FirstBad* bad) {
       r.k1 = r.k1 < job.k ? r.k1 : job.k;
       const Range range = job.range(r, bad);
       if (!is_finite(range)) continue;
-      Uniform best = job.scheme(range, 1.0f);
+      Codebook own;
+      const Codebook& book = job.book_of(r, i, &own);
+      Uniform best = job.scheme(range, 1.0f, book);
       if (job.searches()) {
         double least = job.squared_error(r, best);
         for (int c = 1; c < kShrinks; ++c) {
-          const Uniform u = job.scheme(range, shrink_of(f.kind, c));
+          const Uniform u = job.scheme(range, shrink_of(f.kind, c), book);
           const double e = job.squared_error(r, u);
           if (e < least) least = e, best = u;
         }
@@ -252,37 +284,48 @@ void quantize_regions(const Job& job, Pool* pool, FirstBad* bad) {
   });
 }
 
-// One region of all rows: each pass is cut into rows, and what the rows found is joined in row
-// order.
-Status quantize_tensor(const Job& job, Pool* pool, FirstBad* bad) {
-  const auto row = [&](int64_t n) { return Rect{n, n + 1, 0, job.k}; };
-  const auto rows = [&](const auto& f) {
-    for_each(pool, job.n, job.k, [&](int64_t begin, int64_t end, int) {
-      for (int64_t n = begin; n < end; ++n) f(n);
-    });
-  };
+// f(n, the rectangle of row n) for all rows.
+template <class F>
+void for_rows(const Job& job, Pool* pool, const F& f) {
+  for_each(pool, job.n, job.k, [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n) f(n, Rect{n, n + 1, 0, job.k});
+  });
+}
+
+// Of the matrix: the ranges of its rows, joined in row order.
+Status range_of_matrix(const Job& job, Pool* pool, FirstBad* bad, Range* range) {
   Range* ranges = new (std::nothrow) Range[job.n];
   if (ranges == nullptr) return error(Code::memory, "quantize: no memory for the row ranges");
-  rows([&](int64_t n) { ranges[n] = job.range(row(n), bad); });
-  Range range = empty_range();
-  for (int64_t n = 0; n < job.n; ++n) range = join(range, ranges[n]);
+  for_rows(job, pool, [&](int64_t n, const Rect& row) { ranges[n] = job.range(row, bad); });
+  *range = empty_range();
+  for (int64_t n = 0; n < job.n; ++n) *range = join(*range, ranges[n]);
   delete[] ranges;
+  return ok();
+}
+
+// One region of all rows: each pass is cut into rows.
+Status quantize_tensor(const Job& job, Pool* pool, FirstBad* bad) {
+  Range range;
+  LB_TRY(range_of_matrix(job, pool, bad, &range));
   if (!is_finite(range)) return ok();
-  Uniform best = job.scheme(range, 1.0f);
+  Codebook own;
+  const Codebook& book = job.book_of({0, job.n, 0, job.k}, 0, &own);
+  Uniform best = job.scheme(range, 1.0f, book);
   if (job.searches()) {
     double* errors = new (std::nothrow) double[job.n];
     if (errors == nullptr) return error(Code::memory, "quantize: no memory for the row errors");
     double least = 0.0;
     for (int c = 0; c < kShrinks; ++c) {
-      const Uniform u = job.scheme(range, shrink_of(job.format.kind, c));
-      rows([&](int64_t n) { errors[n] = job.squared_error(row(n), u); });
+      const Uniform u = job.scheme(range, shrink_of(job.format.kind, c), book);
+      for_rows(job, pool,
+               [&](int64_t n, const Rect& row) { errors[n] = job.squared_error(row, u); });
       double e = 0.0;
       for (int64_t n = 0; n < job.n; ++n) e += errors[n];
       if (c == 0 || e < least) least = e, best = u;
     }
     delete[] errors;
   }
-  rows([&](int64_t n) { job.write_codes(row(n), best); });
+  for_rows(job, pool, [&](int64_t, const Rect& row) { job.write_codes(row, best); });
   job.write_scale(0, best);
   return ok();
 }
@@ -320,7 +363,7 @@ void convert_values(const void* values, DType from, uint8_t* out, DType to, int6
 }  // namespace
 
 Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme,
-                uint8_t* codes, void* scales, void* zeros, Pool* pool) {
+                const Buffers& to, Pool* pool) {
   Job job = {};
   job.format = scheme.format;
   LB_TRY(check_format(&job.format, n, k));
@@ -329,20 +372,35 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
                  dtype_name(dtype));
   }
   const Kind kind = job.format.kind;
+  if (scheme.clip_search && is_mx(kind)) {
+    return error(Code::argument,
+                 "quantize: expected no clip, since the scales of %s follow from the largest number"
+                 " of each group",
+                 kind_name(kind));
+  }
+  LB_TRY(check_tables(job.format, n, k, to.tables));
+  if (kind == Kind::nvfp4) *to.tensor_scale = 1.0f;
   if (n == 0 || k == 0) return ok();
   FirstBad bad, large;
   if (!kind_row(kind).scaled) {
-    convert_values(values, dtype, codes, float_dtype(kind), n * k, pool, &bad, &large);
+    convert_values(values, dtype, to.codes, float_dtype(kind), n * k, pool, &bad, &large);
   } else {
     job.values = values;
     job.dtype = dtype;
     job.n = n;
     job.k = k;
     job.clip_search = scheme.clip_search;
-    job.codes = codes;
-    job.scales = scales;
-    job.zeros = zeros;
+    job.to = to;
     job.table = code_table(kind);
+    job.tensor_scale = 1.0f;
+    if (kind_row(kind).table) {
+      job.book = codebook_of(kind == Kind::codebook4 ? to.tables : kind_table(kind));
+    }
+    if (kind == Kind::nvfp4) {
+      Range whole;
+      LB_TRY(range_of_matrix(job, pool, &bad, &whole));
+      if (is_finite(whole)) *to.tensor_scale = job.tensor_scale = nvfp4_tensor_scale(whole);
+    }
     if (job.format.group_n > 128) {
       LB_TRY(quantize_tensor(job, pool, &bad));
     } else {
@@ -375,7 +433,8 @@ Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool) {
   const int bits = kind_row(f.kind).bits;
   const int64_t row_bytes = code_row_bytes(f.kind, c.k);
   const bool scaled = kind_row(f.kind).scaled;
-  const CodeTable table = code_table(f.kind);
+  const CodeTable own = code_table(f.kind);
+  const float tensor_scale = f.kind == Kind::nvfp4 ? *c.tensor_scale : 1.0f;
   for_each(pool, c.n, c.k, [&](int64_t begin, int64_t end, int) {
     uint8_t code[kChunk];
     float value[kChunk];
@@ -396,7 +455,14 @@ Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool) {
                                              : static_cast<float>(kind_row(f.kind).mid);
           const int count = static_cast<int>(stop - col);
           unpack_bits(bits, c.codes + row * row_bytes + col * bits / 8, count, code);
+          const float* table = f.table_type == TableType::none     ? own.value
+                               : f.table_type == TableType::tensor ? c.tables
+                               : f.table_type == TableType::row    ? c.tables + row * 16
+                                                                   : c.tables + index * 16;
           decode_chunk(f.kind, table, scale, zero, code, count, value);
+          if (f.kind == Kind::nvfp4) {
+            for (int i = 0; i < count; ++i) value[i] *= tensor_scale;
+          }
         }
         store_chunk(out, dtype, row * c.k + col, static_cast<int>(stop - col), value);
         col = stop;

@@ -38,7 +38,7 @@ size_t workspace(const LinearArgs& args, int threads) {
   return carve(args, threads, nullptr, &s);
 }
 
-// weight_value() without its rounding to f32.
+// weight_value() without its roundings to f32.
 void decode_row(const Weight& w, int64_t n, double* to) {
   const Format& f = w.format;
   const Shape s = {w.n, w.k};
@@ -49,6 +49,7 @@ void decode_row(const Weight& w, int64_t n, double* to) {
     if (row.scaled && k / f.group_k != group) {
       group = k / f.group_k;
       scale = load_f32(w.data + scale_at(w.layout, f, s, n, group), f.scale_dtype, 0);
+      scale *= w.tensor_scale;
       if (row.affine) {
         const int64_t at = zero_at(w.layout, f, s, n, group);
         zero = f.zero_type == ZeroType::none ? row.mid
@@ -56,8 +57,7 @@ void decode_row(const Weight& w, int64_t n, double* to) {
                                              : load_f32(w.data + at, DType::f32, 0);
       }
     }
-    const uint32_t code = read_code(w, n, k);
-    to[k] = scale * (static_cast<double>(decode_code(f.kind, code)) - zero);
+    to[k] = scale * (static_cast<double>(code_value(w, n, k)) - zero);
   }
 }
 

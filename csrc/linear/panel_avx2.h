@@ -8,6 +8,10 @@ namespace lowbit::avx2 {
 
 // Eight of the sixteen scales of a panel's block: the lower ones for h = 0.
 static inline __m256 load_scales(const uint8_t* scales, DType dtype, int h) {
+  if (dtype_bytes(dtype) == 1) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + h * 8));
+    return dtype == DType::e8m0 ? e8m0_8(bytes) : e4m3_8(bytes);
+  }
   return load_8(scales + h * 8 * (dtype == DType::f32 ? 4 : 2), dtype);
 }
 

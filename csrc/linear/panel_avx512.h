@@ -11,6 +11,10 @@ namespace lowbit::avx512 {
 inline constexpr int64_t kPrefetch = 4096;
 
 static inline __m512 load_scales(const uint8_t* scales, DType dtype) {
+  if (dtype_bytes(dtype) == 1) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales));
+    return dtype == DType::e8m0 ? e8m0_16(bytes) : e4m3_16(bytes);
+  }
   return load_16(scales, dtype);
 }
 

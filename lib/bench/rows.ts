@@ -17,6 +17,7 @@ export const widths: Readonly<Record<DType, number>> = {
   u8: 1,
   e4m3: 1,
   e5m2: 1,
+  e8m0: 1,
 }
 
 /** Small tensors that some of the ops read besides x. */

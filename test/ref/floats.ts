@@ -14,8 +14,11 @@ export interface Minifloat {
   readonly exponentBits: number
   readonly mantissaBits: number
   readonly bias: number
-  /** ieee: the highest exponent holds inf and NaN. ocp: only the very last code is NaN, there is no inf (e4m3). */
-  readonly special: 'ieee' | 'ocp'
+  /**
+   * ieee: the highest exponent holds inf and NaN. ocp: only the very last code is NaN, there is no inf (e4m3). none: every
+   * code is a number.
+   */
+  readonly special: 'ieee' | 'ocp' | 'none'
   /** What a number beyond the largest becomes. */
   readonly overflow: 'inf' | 'saturate'
 }
@@ -25,6 +28,9 @@ export const minifloats = {
   bf16: { exponentBits: 8, mantissaBits: 7, bias: 127, special: 'ieee', overflow: 'inf' },
   e4m3: { exponentBits: 4, mantissaBits: 3, bias: 7, special: 'ocp', overflow: 'saturate' },
   e5m2: { exponentBits: 5, mantissaBits: 2, bias: 15, special: 'ieee', overflow: 'saturate' },
+  e2m3: { exponentBits: 2, mantissaBits: 3, bias: 1, special: 'none', overflow: 'saturate' },
+  e3m2: { exponentBits: 3, mantissaBits: 2, bias: 3, special: 'none', overflow: 'saturate' },
+  e2m1: { exponentBits: 2, mantissaBits: 1, bias: 1, special: 'none', overflow: 'saturate' },
 } as const satisfies Record<string, Minifloat>
 
 function plainValue(type: Minifloat, code: number): number {
@@ -59,11 +65,16 @@ export function finiteValues(type: Minifloat): number[] {
   let table = tables.get(type)
   if (table === undefined) {
     table = []
-    for (let code = 0; Number.isFinite(decodeFloat(type, code)); code++) table.push(decodeFloat(type, code))
+    const signBit = 1 << (type.exponentBits + type.mantissaBits)
+    for (let code = 0; code < signBit && Number.isFinite(decodeFloat(type, code)); code++)
+      table.push(decodeFloat(type, code))
     tables.set(type, table)
   }
   return table
 }
+
+/** E8M0: powers of two, 0xff is NaN. */
+export const decodeE8m0 = (code: number): number => (code === 255 ? nan : 2 ** (code - 127))
 
 /** The code nearest to a float64, ties to the even code. NaN becomes the type's NaN with all mantissa bits or quiet. */
 export function encodeFloat(type: Minifloat, value: number): number {

@@ -4,7 +4,7 @@
  */
 import type { Activation, Compute, Format, QuantizedWeight } from 'lowbit'
 import { decodeFloat, encodeFloat, minifloats } from './floats'
-import { codeBits, readCode, roundEven } from './quantize'
+import { codeBits, mxElements, readCode, roundEven, scaleValue, tableOf } from './quantize'
 
 // jest runs tests in a context whose globals are looked up slowly.
 const { abs, ceil, exp, floor, fround, log2, max, min, PI: pi, SQRT1_2, sqrt, tanh } = Math
@@ -103,7 +103,7 @@ export function refQuantizeRows(
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-/** A canonical weight as plain numbers: value = scale * (code - zero). */
+/** A canonical weight as plain numbers: value = scale * (code - zero); codes of a table are its numbers. */
 export interface RefWeight {
   readonly n: number
   readonly k: number
@@ -112,7 +112,7 @@ export interface RefWeight {
   /** [n, k] */
   readonly codes: Float32Array
   /** [n, groups]; one group for f32, f16 and bf16. */
-  readonly scales: Float32Array
+  readonly scales: Float64Array
   readonly zeros: Float32Array
 }
 
@@ -125,6 +125,10 @@ export function refWeight(q: QuantizedWeight): RefWeight {
   const scaled = q.scales !== undefined
   const codes = sized(n * k)
   const view = new DataView(q.codes.buffer, q.codes.byteOffset, q.codes.byteLength)
+  const size = q.groupSize
+  const groupK =
+    size === undefined || size === 'channel' || size === 'tensor' ? max(k, 1) : size === 'block' ? 128 : size
+  const element = mxElements[q.format]
   for (let row = 0; row < n; row++) {
     for (let col = 0; col < k; col++) {
       const at = row * k + col
@@ -137,24 +141,24 @@ export function refWeight(q: QuantizedWeight): RefWeight {
         else if (q.format === 'int1') codes[at] = 2 * code - 1
         else if (q.format === 'fp8_e4m3') codes[at] = decodeFloat(minifloats.e4m3, code)
         else if (q.format === 'fp8_e5m2') codes[at] = decodeFloat(minifloats.e5m2, code)
+        else if (q.format === 'mxint8') codes[at] = codeValue('i8', code) / 64
+        else if (element !== undefined) codes[at] = decodeFloat(element, code)
+        else if (['nf4', 'fp4', 'codebook4', 'nvfp4'].includes(q.format))
+          codes[at] = tableOf(q, row, floor(col / groupK))[code] as number
         else codes[at] = code
       }
     }
   }
-  const size = q.groupSize
-  const groupK =
-    size === undefined || size === 'channel' || size === 'tensor' ? max(k, 1) : size === 'block' ? 128 : size
   const groupN = size === 'tensor' ? n : size === 'block' ? 128 : 1
   const groups = ceil(k / groupK)
-  const scales = sized(n * groups).fill(1)
+  const scales = new Float64Array(n * groups).fill(1)
   const zeros = sized(n * groups).fill(middle[q.format] ?? 0)
   if (scaled) {
     for (let row = 0; row < n; row++) {
       for (let g = 0; g < groups; g++) {
         const from = floor(row / groupN) * groups + g
-        const stored = (q.scales as Float32Array | Uint16Array)[from] as number
-        scales[row * groups + g] =
-          q.scaleDtype === 'f32' ? stored : decodeFloat(minifloats[q.scaleDtype as 'f16' | 'bf16'], stored)
+        const stored = q.scales?.[from] as number
+        scales[row * groups + g] = scaleValue(q.scaleDtype ?? 'f32', stored) * (q.tensorScale ?? 1)
         if (q.zeros !== undefined) zeros[row * groups + g] = q.zeros[from] as number
       }
     }

@@ -3,11 +3,11 @@
  * operation followed by Math.fround, which is what float32 arithmetic gives), sums of errors are float64.
  * The formulas are those of the pages in csrc/format; none of its code is used.
  */
-import type { Format } from 'lowbit'
-import { decodeFloat, encodeFloat, type Minifloat, minifloats } from './floats'
+import type { Format, GroupSize, QuantizedWeight } from 'lowbit'
+import { decodeE8m0, decodeFloat, encodeFloat, finiteValues, type Minifloat, minifloats } from './floats'
 
 // jest runs tests in a context whose globals are looked up slowly.
-const { abs, ceil, floor, fround: f32, max, min } = Math
+const { abs, ceil, floor, fround: f32, log2, max, min } = Math
 
 /** Round to nearest, ties to even. */
 export function roundEven(x: number): number {
@@ -19,7 +19,7 @@ export function roundEven(x: number): number {
 
 const clamp = (x: number, lo: number, hi: number): number => min(max(x, lo), hi)
 
-export type ScaleDtype = 'f32' | 'f16' | 'bf16'
+export type ScaleDtype = 'f32' | 'f16' | 'bf16' | 'e8m0' | 'e4m3'
 
 export interface RefScheme {
   readonly format: Format
@@ -28,6 +28,9 @@ export interface RefScheme {
   readonly groupK: number
   readonly zeroPoint: 'none' | 'integer' | 'float'
   readonly scaleDtype: ScaleDtype
+  /** Sixteen numbers for the matrix, each row or each scale. */
+  readonly table?: Float32Array
+  readonly tablePer?: 'tensor' | 'row' | 'group'
   /** Shrinks the range, as the clipping search does; 1: the full range. */
   readonly shrink?: number
 }
@@ -38,6 +41,8 @@ export interface RefWeight {
   readonly scales: Float32Array
   readonly zeros: Float32Array
   readonly values: Float32Array
+  /** Of nvfp4; 1 for all others. */
+  readonly tensorScale: number
 }
 
 export const codeBits: Record<Format, number> = {
@@ -52,9 +57,72 @@ export const codeBits: Record<Format, number> = {
   ternary: 2,
   fp8_e4m3: 8,
   fp8_e5m2: 8,
+  nf4: 4,
+  fp4: 4,
+  codebook4: 4,
+  mxfp8_e4m3: 8,
+  mxfp8_e5m2: 8,
+  mxfp6_e2m3: 6,
+  mxfp6_e3m2: 6,
+  mxfp4: 4,
+  mxint8: 8,
+  nvfp4: 4,
 }
 
-function roundScale(scale: number, dtype: ScaleDtype): number {
+/** Elements of the OCP MX formats, apart from mxint8. */
+export const mxElements: { readonly [F in Format]?: Minifloat } = {
+  mxfp8_e4m3: minifloats.e4m3,
+  mxfp8_e5m2: minifloats.e5m2,
+  mxfp6_e2m3: minifloats.e2m3,
+  mxfp6_e3m2: minifloats.e3m2,
+  mxfp4: minifloats.e2m1,
+}
+export const isMx = (format: Format) => format.startsWith('mx')
+export const isAffine = (format: Format) => format === 'int4' || format === 'int3' || format === 'int2'
+/** What a scheme may choose for a format with scales. */
+export function groupSizesOf(format: Format): GroupSize[] {
+  if (isMx(format)) return [32]
+  if (format === 'nvfp4') return [16]
+  const blocks = ['int8', 'fp8_e4m3', 'fp8_e5m2'].includes(format)
+  return [32, 64, 128, 'channel', 'tensor', ...(blocks ? ['block' as const] : [])]
+}
+export function scaleDtypesOf(format: Format): ScaleDtype[] {
+  return isMx(format) ? ['e8m0'] : format === 'nvfp4' ? ['e4m3'] : ['f32', 'f16', 'bf16']
+}
+
+/** The number that a stored scale is. */
+export function scaleValue(dtype: ScaleDtype, stored: number): number {
+  if (dtype === 'f32') return stored
+  return dtype === 'e8m0' ? decodeE8m0(stored) : decodeFloat(minifloats[dtype], stored)
+}
+
+/** QLoRA, appendix E. */
+const nf4 = [
+  ...[-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635],
+  ...[-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725],
+  ...[0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941],
+  ...[0.7229568362236023, 1.0],
+]
+/** bitsandbytes: sign, two bits of exponent, one of mantissa, with a subnormal of 1/16; all of it over 12. */
+const fp4 = [0, 0.0625, 8, 12, 4, 6, 2, 3].map((v) => v / 12)
+const e2m1 = Array.from({ length: 16 }, (_, code) => decodeFloat(minifloats.e2m1, code))
+/** The table that a format has of its own. */
+export const ownTables: { readonly [F in Format]?: Float32Array } = {
+  nf4: Float32Array.from(nf4),
+  fp4: Float32Array.from([...fp4, ...fp4.map((v) => -v)]),
+  mxfp4: Float32Array.from(e2m1),
+  nvfp4: Float32Array.from(e2m1),
+}
+
+/** The table for row n and column group g of a weight of table codes. */
+export function tableOf(q: QuantizedWeight, n: number, g: number): Float32Array {
+  if (q.table === undefined) return ownTables[q.format] as Float32Array
+  const [rows, cols] = q.scaleShape
+  const at = q.tablePer === 'row' ? n : q.tablePer === 'group' ? (rows === q.shape[0] ? n : 0) * cols + g : 0
+  return q.table.subarray(at * 16, at * 16 + 16)
+}
+
+function roundScale(scale: number, dtype: 'f32' | 'f16' | 'bf16'): number {
   const atLeast = max(scale, f32(1e-12))
   if (dtype === 'f32') return min(atLeast, 3.4028234663852886e38)
   const type: Minifloat = minifloats[dtype]
@@ -79,12 +147,86 @@ function floatGroup(type: Minifloat, scale: number): Group {
   }
 }
 
-/** How one group of values is coded. */
-export function groupOf(values: readonly number[], s: RefScheme): Group {
+/** The e with 2^e <= x < 2^(e + 1). */
+function exponentOf(x: number): number {
+  let e = floor(log2(x))
+  while (2 ** e > x) e--
+  while (2 ** (e + 1) <= x) e++
+  return e
+}
+
+/** OCP MX 1.0, section 6.3. Everything here is exact in float64. */
+function mxGroup(format: Format, maxAbs: number): Group {
+  const type = mxElements[format]
+  const emax = type === undefined ? 0 : exponentOf(finiteValues(type).at(-1) as number)
+  const scale = maxAbs === 0 ? 2 ** -127 : 2 ** max(exponentOf(maxAbs) - emax, -127)
+  if (type === undefined) {
+    return {
+      scale,
+      zero: 0,
+      encode: (w) => clamp(roundEven((w / scale) * 64), -127, 127) & 255,
+      decode: (code) => f32(scale * (((code << 24) >> 24) / 64)),
+    }
+  }
+  return {
+    scale,
+    zero: 0,
+    encode: (w) => encodeFloat(type, w / scale),
+    decode: (code) => f32(scale * decodeFloat(type, code)),
+  }
+}
+
+/** The nearest number of a table: halfway the lower one, of equal ones the first. */
+function tableGroup(table: Float32Array, scale: number): Group {
+  const order = [...table.keys()].sort((a, b) => (table[a] as number) - (table[b] as number) || a - b)
+  return {
+    scale,
+    zero: 0,
+    encode: (w) => {
+      // Beyond the ends distances would round to the same number.
+      const t = clamp(
+        f32(w / scale),
+        table[order[0] as number] as number,
+        table[order[15] as number] as number,
+      )
+      const far = (code: number) => abs(t - (table[code] as number))
+      return order.reduce((best, code) => (far(code) < far(best) ? code : best))
+    },
+    decode: (code) => f32(scale * (table[code] as number)),
+  }
+}
+
+/** How one group of values is coded. `table` is that of the group, `tensorScale` that of the matrix. */
+export function groupOf(
+  values: readonly number[],
+  s: RefScheme,
+  table?: Float32Array,
+  tensorScale = 1,
+): Group {
   const shrink = f32(s.shrink ?? 1)
   const maxAbs = values.reduce((m, w) => max(m, abs(w)), 0)
-  const scaleBy = (largest: number) => roundScale(f32(f32(maxAbs * shrink) / largest), s.scaleDtype)
+  const scaleDtype = s.scaleDtype as 'f32' | 'f16' | 'bf16'
+  const scaleBy = (largest: number) => roundScale(f32(f32(maxAbs * shrink) / largest), scaleDtype)
+  if (isMx(s.format)) return mxGroup(s.format, maxAbs)
   switch (s.format) {
+    case 'nf4':
+    case 'fp4':
+    case 'codebook4': {
+      const numbers = table ?? (ownTables[s.format] as Float32Array)
+      const largest = numbers.reduce((m, v) => max(m, abs(v)), 0)
+      return tableGroup(numbers, largest === 0 ? f32(1e-12) : scaleBy(largest))
+    }
+    case 'nvfp4': {
+      const exact = f32(f32(f32(maxAbs * shrink) / 6) / tensorScale)
+      const scale = max(decodeFloat(minifloats.e4m3, encodeFloat(minifloats.e4m3, exact)), 2 ** -9)
+      const unit = f32(scale * tensorScale)
+      return {
+        scale,
+        zero: 0,
+        encode: (w) => encodeFloat(minifloats.e2m1, f32(w / unit)),
+        decode: (code) => f32(tensorScale * (scale * decodeFloat(minifloats.e2m1, code))),
+      }
+    }
     case 'int8': {
       const scale = scaleBy(127)
       return {
@@ -101,7 +243,7 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
     case 'ternary':
     case 'int1': {
       const mean = values.reduce((sum, w) => sum + abs(w), 0) / values.length
-      const scale = roundScale(f32(f32(mean) * shrink), s.scaleDtype)
+      const scale = roundScale(f32(f32(mean) * shrink), scaleDtype)
       if (s.format === 'int1') {
         return {
           scale,
@@ -133,7 +275,7 @@ export function groupOf(values: readonly number[], s: RefScheme): Group {
       }
       const lo = f32(min(0, ...values) * shrink)
       const hi = f32(max(0, ...values) * shrink)
-      const scale = roundScale(f32(f32(hi - lo) / top), s.scaleDtype)
+      const scale = roundScale(f32(f32(hi - lo) / top), scaleDtype)
       const exact = f32((0 - lo) / scale)
       if (s.zeroPoint === 'float') {
         return {
@@ -164,6 +306,12 @@ export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefSc
   const values = new Float32Array(n * k)
   const scales = new Float32Array(rows * cols)
   const zeros = new Float32Array(rows * cols)
+  let tensorScale = 1
+  if (s.format === 'nvfp4') {
+    let largest = 0
+    for (let at = 0; at < n * k; at++) largest = max(largest, abs(w[at] as number))
+    tensorScale = max(f32(largest / 2688), f32(1e-12))
+  }
   for (let i = 0; i < rows; i++) {
     for (let j = 0; j < cols; j++) {
       const members: number[] = []
@@ -173,6 +321,8 @@ export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefSc
       const group = groupOf(
         members.map((at) => w[at] as number),
         s,
+        s.table?.subarray(...spanOf(s, i * s.groupN, i * cols + j)),
+        tensorScale,
       )
       scales[i * cols + j] = group.scale
       zeros[i * cols + j] = group.zero
@@ -182,7 +332,13 @@ export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefSc
       }
     }
   }
-  return { codes, scales, zeros, values }
+  return { codes, scales, zeros, values, tensorScale }
+}
+
+/** Where the table of a group begins and ends: its first row, and its position among the scales. */
+function spanOf(s: RefScheme, row: number, group: number): [number, number] {
+  const at = s.tablePer === 'row' ? row : s.tablePer === 'group' ? group : 0
+  return [at * 16, at * 16 + 16]
 }
 
 /** Shrink factors of the clipping search, the full range first. */
@@ -221,18 +377,10 @@ export function writeCode(
   if (two > 255) bytes[at + 1] = (bytes[at + 1] as number) | (two >> 8)
 }
 
-/** Columns that whole vectors of panel16 hold. */
-export const panelUnit: Partial<Record<Format, number>> = {
-  f32: 2,
-  f16: 2,
-  bf16: 2,
-  int8: 8,
-  int4: 8,
-  int3: 32,
-  int2: 16,
-  int1: 32,
-  ternary: 16,
-}
+/** Columns that whole vectors of panel16 hold, by the bits of a code. */
+const unitOfBits: Readonly<Record<number, number>> = { 32: 2, 16: 2, 8: 8, 4: 8, 3: 32, 2: 16, 1: 32 }
+/** The same by format; undefined where panel16 does not hold it. */
+export const panelUnit = (format: Format): number | undefined => unitOfBits[codeBits[format]]
 
 /**
  * Where panel16 has a code: byte and lowest bit, from the picture in csrc/format/layout.h. `high` is the place of the
@@ -249,22 +397,20 @@ export function panelPlace(
   const block = (floor(n / 16) * groups + floor(k / groupK)) * blockBytes
   const lane = (n % 16) * 4
   const i = k % groupK
-  switch (format) {
-    case 'f32':
+  switch (codeBits[format]) {
+    case 32:
       return { byte: block + 64 * i + lane, bit: 0 }
-    case 'f16':
-    case 'bf16':
+    case 16:
       return { byte: block + 64 * floor(i / 2) + lane + 2 * (i % 2), bit: 0 }
-    case 'int8':
+    case 8:
       return { byte: block + 64 * floor(i / 4) + lane + (i % 4), bit: 0 }
-    case 'int4':
+    case 4:
       return { byte: block + 64 * floor(i / 8) + lane + (i % 4), bit: i % 8 < 4 ? 0 : 4 }
-    case 'int2':
-    case 'ternary':
+    case 2:
       return { byte: block + 64 * floor(i / 16) + lane + (i % 4), bit: 2 * floor((i % 16) / 4) }
-    case 'int1':
+    case 1:
       return { byte: block + 64 * floor(i / 32) + lane + (i % 4), bit: floor((i % 32) / 4) }
-    case 'int3': {
+    case 3: {
       const [three, h, f, b] = [floor(i / 32) * 3, floor((i % 32) / 16), floor((i % 16) / 4), i % 4]
       return {
         byte: block + 64 * (three + h) + lane + b,
