@@ -7,6 +7,7 @@ import {
   type Compute,
   type Device,
   type Format,
+  type GroupSize,
   linear,
   openDevice,
   QuantizedRows,
@@ -32,6 +33,7 @@ import {
   refWeight,
   roundAll,
 } from './ref/linear'
+import { groupSizesOf } from './ref/quantize'
 import { Random } from './ref/random'
 import { read, refusal } from './ref/rows'
 
@@ -56,10 +58,14 @@ function strided(values: Float32Array, [m, n]: readonly [number, number], dtype:
   return tensor(wide, [m, n + 7], dtype).slice(1, 3, 3 + n)
 }
 
-/** The scheme that the tests use for a format; groups of 32 do not divide the ragged K. */
-const schemeOf = (format: Format): Scheme =>
-  floats.includes(format as FloatName) ? { format } : { format, groupSize: codesOf8(format) ? 'channel' : 32 }
-const codesOf8 = (format: Format) => format === 'int8' || format.startsWith('fp8')
+/** The scheme that the tests use for a format: the smallest groups, which do not divide the ragged K, or whole rows. */
+function schemeOf(format: Format): Scheme {
+  if (floats.includes(format as FloatName)) return { format }
+  const sizes = groupSizesOf(format)
+  const groupSize = sizes.includes('block') ? 'channel' : (sizes[0] as GroupSize)
+  const table = Float32Array.from({ length: 16 }, (_, i) => ((i - 7) * (24 - Math.abs(i - 7))) / 136)
+  return { format, groupSize, ...(format === 'codebook4' ? { table } : {}) }
+}
 
 interface Wanted {
   readonly m: number
