@@ -54,7 +54,13 @@ template <class Codes, int T>
     for (int64_t k = 0; k < segment.width; k += Codes::kColumns, v += Codes::kBytes) {
 #pragma GCC unroll 4
       for (int64_t i = 0; i < Codes::kBytes; i += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch + i, _MM_HINT_T0);
+        const char* ahead = reinterpret_cast<const char*>(v) + kPrefetch + i;
+        // One row of x reads a panel once: past L2, and a twentieth faster than through it.
+        if constexpr (T == 1) {
+          _mm_prefetch(ahead, _MM_HINT_NTA);
+        } else {
+          _mm_prefetch(ahead, _MM_HINT_T0);
+        }
       }
       if constexpr (kFew) {
         Codes::template products<T>(v, xk + k, x_stride, acc);
