@@ -435,9 +435,14 @@ void unpack(const Weight& w, const Buffers& to, Pool* pool) {
 
 // Kinds that the AVX2 and AVX-512 rows of linear read in panels of 16 rows, whatever the compute.
 // The others have such rows for the layout `rows` alone, or for some computes, or none.
-constexpr KindSet kPanelKinds =
-    bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16) | bit(Kind::int8) | bit(Kind::int4);
+constexpr KindSet kPanelKinds = bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16) |
+                                bit(Kind::int8) | bit(Kind::int4) | bit(Kind::int3) |
+                                bit(Kind::int2) | bit(Kind::int1) | bit(Kind::ternary);
 
+// ternary is taken in panel16, which every compute reads well. trits16 has to be asked for: a fifth
+// smaller and 5 % less time with int8 compute at M = 1, but 2 to 3 % more from M = 8 on, and float
+// compute decodes it at half the rate (csrc/linear/NOTES.md).
+//
 // A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
   const bool vectors = (arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind);
