@@ -1,0 +1,202 @@
+// The end of a tile on the GPU: scales, bias, activation or gate, residual, dtype; what epilogue.h
+// is to the CPU rows. Its choices are run time, because it touches M * N values and not M * N * K.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "csrc/linear/linear.h"
+
+namespace lowbit {
+namespace {
+
+struct Finish {
+  const float* x_scale;   // [M], or null
+  const void* w_scale;    // one for group_n rows of w, or null
+  const void* bias;       // [N], or null
+  const void* residual;   // [M, columns], or null
+  void* out;              // [M, columns]
+  int64_t residual_stride, out_stride;  // in elements
+  int32_t m, n;           // rows of x, rows of w; columns = n, or n / 2 where gated
+  int32_t group_n;
+  DType w_scale_dtype, bias_dtype, residual_dtype, out_dtype;
+  Activation activation;
+};
+
+static inline Finish finish_of(const LinearArgs& a, const void* w_scale) {
+  Finish f = {};
+  f.x_scale = present(a.x_scale) ? static_cast<const float*>(a.x_scale.data) : nullptr;
+  f.w_scale = w_scale;
+  f.w_scale_dtype = a.w.format.scale_dtype;
+  f.group_n = static_cast<int32_t>(a.w.format.group_n);
+  f.m = static_cast<int32_t>(a.x.shape[0]);
+  f.n = static_cast<int32_t>(a.w.n);
+  if (present(a.bias)) f.bias = a.bias.data;
+  f.bias_dtype = a.bias.dtype;
+  if (present(a.residual)) {
+    f.residual = a.residual.data;
+    f.residual_stride = a.residual.strides[0];
+  }
+  f.residual_dtype = a.residual.dtype;
+  f.out = a.out.data;
+  f.out_stride = a.out.strides[0];
+  f.out_dtype = a.out.dtype;
+  f.activation = a.activation;
+  return f;
+}
+
+// Nothing but scales and bias, in a 16-bit dtype: what tiles may store without this file's walk.
+static inline bool is_plain(const Finish& f) {
+  return f.activation == Activation::none && f.residual == nullptr && f.out_dtype != DType::f32;
+}
+
+__device__ __forceinline__ float load_float(const void* base, DType dtype, int64_t i) {
+  if (dtype == DType::f32) return static_cast<const float*>(base)[i];
+  if (dtype == DType::f16) return __half2float(static_cast<const __half*>(base)[i]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]);
+}
+
+__device__ __forceinline__ float w_scale_of(const Finish& f, int n) {
+  if (f.w_scale == nullptr) return 1.0f;
+  return load_float(f.w_scale, f.w_scale_dtype, f.group_n == 1 ? n : n / f.group_n);
+}
+__device__ __forceinline__ float bias_of(const Finish& f, int n) {
+  return f.bias == nullptr ? 0.0f : load_float(f.bias, f.bias_dtype, n);
+}
+
+__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
+
+__device__ __forceinline__ float activated(Activation activation, float v) {
+  switch (activation) {
+    case Activation::none: return v;
+    case Activation::relu: return v < 0.0f ? 0.0f : v;
+    case Activation::relu2: return v < 0.0f ? 0.0f : v * v;
+    case Activation::gelu:
+    case Activation::geglu: return v * normcdff(v);
+    case Activation::gelu_tanh: {
+      const float u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
+      return v * sigmoid(u + u);
+    }
+    case Activation::silu:
+    case Activation::swiglu: return v * sigmoid(v);
+  }
+  return v;
+}
+
+__device__ __forceinline__ uint32_t pack_pair(DType dtype, float low, float high) {
+  uint32_t word;
+  if (dtype == DType::f16) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
+}
+
+__device__ __forceinline__ float2 unpack_pair(DType dtype, uint32_t word) {
+  if (dtype == DType::f16) {
+    __half2 h;
+    std::memcpy(&h, &word, 4);
+    return __half22float2(h);
+  }
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xFFFF0000u)};
+}
+
+// kWidth elements from index i of a row, the first `count` of which exist. Whole vectors where the
+// address allows it.
+template <int kWidth>
+__device__ __forceinline__ void load_row(const void* base, DType dtype, int64_t i, int count,
+                                         float (&v)[kWidth]) {
+  static_assert(kWidth == 4 || kWidth == 8);
+  const uint8_t* p = static_cast<const uint8_t*>(base) + i * (dtype == DType::f32 ? 4 : 2);
+  const bool whole = count == kWidth && (reinterpret_cast<uintptr_t>(p) & (kWidth * 2 - 1)) == 0;
+  if (!whole) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) v[j] = j < count ? load_float(base, dtype, i + j) : 0.0f;
+  } else if (dtype == DType::f32) {
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 2) {
+      const float2 q = *reinterpret_cast<const float2*>(p + j * 4);
+      v[j] = q.x, v[j + 1] = q.y;
+    }
+  } else {
+    uint32_t words[kWidth / 2];
+    if constexpr (kWidth == 8) {
+      *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(p);
+    } else {
+      *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(p);
+    }
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 2) {
+      const float2 q = unpack_pair(dtype, words[j / 2]);
+      v[j] = q.x, v[j + 1] = q.y;
+    }
+  }
+}
+
+template <int kWidth>
+__device__ __forceinline__ void store_row(void* base, DType dtype, int64_t i, int count,
+                                          const float (&v)[kWidth]) {
+  uint8_t* p = static_cast<uint8_t*>(base) + i * (dtype == DType::f32 ? 4 : 2);
+  const bool whole = count == kWidth && (reinterpret_cast<uintptr_t>(p) & (kWidth * 2 - 1)) == 0;
+  if (!whole) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      if (j >= count) break;
+      if (dtype == DType::f32) {
+        reinterpret_cast<float*>(p)[j] = v[j];
+      } else {
+        reinterpret_cast<uint16_t*>(p)[j] = static_cast<uint16_t>(pack_pair(dtype, v[j], 0.0f));
+      }
+    }
+  } else if (dtype == DType::f32) {
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 2) {
+      *reinterpret_cast<float2*>(p + j * 4) = float2{v[j], v[j + 1]};
+    }
+  } else {
+    uint32_t words[kWidth / 2];
+#pragma unroll
+    for (int j = 0; j < kWidth; j += 2) words[j / 2] = pack_pair(dtype, v[j], v[j + 1]);
+    if constexpr (kWidth == 8) {
+      *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(words);
+    } else {
+      *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(words);
+    }
+  }
+}
+
+// Columns n to n + 7 (rows of w; n is a multiple of 8) of row m, scaled and with bias already.
+__device__ __forceinline__ void finish_row(const Finish& f, int m, int n, float (&v)[8]) {
+  if (m >= f.m || n >= f.n) return;
+  const int count = f.n - n < 8 ? f.n - n : 8;
+  if (is_gated(f.activation)) {
+    float g[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) g[i] = activated(f.activation, v[2 * i]) * v[2 * i + 1];
+    if (f.residual != nullptr) {
+      float r[4];
+      load_row(f.residual, f.residual_dtype, m * f.residual_stride + n / 2, count / 2, r);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) g[i] += r[i];
+    }
+    store_row(f.out, f.out_dtype, m * f.out_stride + n / 2, count / 2, g);
+    return;
+  }
+  if (f.activation != Activation::none) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = activated(f.activation, v[i]);
+  }
+  if (f.residual != nullptr) {
+    float r[8];
+    load_row(f.residual, f.residual_dtype, m * f.residual_stride + n, count, r);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += r[i];
+  }
+  store_row(f.out, f.out_dtype, m * f.out_stride + n, count, v);
+}
+
+}  // namespace
+}  // namespace lowbit

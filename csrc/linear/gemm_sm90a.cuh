@@ -1,0 +1,311 @@
+// The GEMM of Hopper for many rows of x: both operands row-major with K innermost, eight or sixteen
+// bits an element, straight from device memory through the copy engine to the tensor cores.
+//
+// A block of three warp groups works on tiles of 128 * kSlabs rows of x by kCols rows of w: one
+// thread of the first group keeps a ring of kStages pairs of tiles, 128 bytes of K each, filled;
+// the other two groups multiply, 64 * kSlabs rows each, and finish their rows. The grid is as large
+// as the device; tiles go round in bands, so that what a wave reads fits in L2.
+//
+// kPromote: the tensor cores add e4m3 products in about 14 bits. Every 128 of K the sum so far
+// moves to f32 registers, which leaves an error of 1.3e-4 of the result at any K; one group moves
+// while the other multiplies.
+#pragma once
+
+#include "csrc/cuda/cluster.cuh"
+#include "csrc/cuda/stmatrix.cuh"
+#include "csrc/cuda/swizzle.cuh"
+#include "csrc/cuda/tensor_map.cuh"
+#include "csrc/cuda/tma.cuh"
+#include "csrc/cuda/wgmma.cuh"
+#include "csrc/linear/finish.cuh"
+
+namespace lowbit {
+namespace {
+
+template <class Mma_, int kSlabs_, int kCols_, bool kPromote_ = false>
+struct Gemm {
+  using Mma = Mma_;
+  static constexpr int kSlabs = kSlabs_, kCols = kCols_, kRows = 128 * kSlabs;
+  static constexpr bool kPromote = kPromote_;
+  static constexpr bool kInteger = std::is_same_v<Mma, MmaS8>;
+  static constexpr int kElement =
+      std::is_same_v<Mma, MmaBf16> || std::is_same_v<Mma, MmaF16> ? 2 : 1;  // bytes
+  static constexpr int kK = 128 / kElement;                                 // elements in a stage
+  static constexpr int kStage = (kRows + kCols) * 128;
+  // Finished rows leave through 16 KB of each group: 64 rows of 128 columns in 16 bits, or of 64 in
+  // f32. Scale and bias of every column: 8 * kCols bytes.
+  static constexpr int kOut = 2 * 16384, kColumns = kCols * 8, kBarriers = 128;
+  static constexpr int kSharedMax = 232448;  // of a block on sm_90
+  static constexpr int kFit = (kSharedMax - kOut - kColumns - kBarriers) / kStage;
+  static constexpr int kStages = kFit < 8 ? kFit : 8;  // more buys nothing: 64 KB in flight suffice
+  static constexpr int kShared = kStages * kStage + kOut + kColumns + kBarriers;
+  static_assert(kStages >= 3 && kCols % 64 == 0 && kSlabs * kCols <= 256);
+};
+
+struct GemmShape {
+  int32_t m, n, k_blocks;  // rows of x, rows of w, stages of K
+};
+
+// Bands of 16 row tiles, column by column inside.
+template <class G>
+__device__ __forceinline__ void tile_at(int index, const GemmShape& s, int* row, int* col) {
+  const int rows = (s.m + G::kRows - 1) / G::kRows, cols = (s.n + G::kCols - 1) / G::kCols;
+  const int band = min(16, rows), in_band = band * cols, b = index / in_band;
+  const int height = min(band, rows - b * band), i = index - b * in_band;
+  *col = i / height;
+  *row = b * band + i - *col * height;
+}
+
+template <class G>
+__device__ __forceinline__ float sum_of(uint32_t bits) {
+  if constexpr (G::kInteger) return static_cast<float>(static_cast<int32_t>(bits));
+  return __uint_as_float(bits);
+}
+
+template <class G>
+__device__ __forceinline__ void multiply(uint32_t (&d)[G::kCols / 2], uint64_t a, uint64_t b,
+                                         bool add) {
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    Wgmma<typename G::Mma, G::kCols>::ss(d, a + step * kTileStep, b + step * kTileStep,
+                                         add || step > 0);
+  }
+}
+
+template <class G>
+__global__ void __launch_bounds__(384, 1)
+    gemm_kernel(const __grid_constant__ CUtensorMap map_x, const __grid_constant__ CUtensorMap map_w,
+                const __grid_constant__ CUtensorMap map_out, const Finish f, const GemmShape shape,
+                const bool plain) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  uint8_t* const sOut = shared + G::kStages * G::kStage;
+  float* const sScale = reinterpret_cast<float*>(sOut + G::kOut);
+  float* const sBias = sScale + G::kCols;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(sBias + G::kCols);
+  uint64_t* const empty = full + G::kStages;
+  const int t = threadIdx.x, group = t / 128;
+
+  if (t == 0) {
+    for (int s = 0; s < G::kStages; ++s) {
+      barrier_init(&full[s], 1);
+      barrier_init(&empty[s], 2);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const int tiles = ((shape.m + G::kRows - 1) / G::kRows) * ((shape.n + G::kCols - 1) / G::kCols);
+  Ring<G::kStages> ring;
+
+  if (group == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (t != 0) return;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+      int row, col;
+      tile_at<G>(tile, shape, &row, &col);
+      for (int kb = 0; kb < shape.k_blocks; ++kb) {
+        barrier_wait(&empty[ring.slot], ring.parity ^ 1);
+        barrier_expect(&full[ring.slot], G::kStage);
+        uint8_t* const sX = shared + ring.slot * G::kStage;  // (kRows, 128 bytes of K)
+        uint8_t* const sW = sX + G::kRows * 128;             // (kCols, 128 bytes of K)
+        tma_load(sX, &map_x, kb * G::kK, row * G::kRows, &full[ring.slot]);
+        tma_load(sW, &map_w, kb * G::kK, col * G::kCols, &full[ring.slot]);
+        advance(ring);
+      }
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  const int g = group - 1, lane = t % 32, warp = t / 32 % 4;
+  uint8_t* const sMine = sOut + g * (G::kOut / 2);
+  uint32_t d[G::kSlabs][G::kCols / 2];  // (64 * kSlabs, kCols) of the group
+
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    int row, col;
+    tile_at<G>(tile, shape, &row, &col);
+    // Asked for now, stored after the products: the latency hides behind them. Group 1 takes the
+    // scales, group 2 the biases.
+    float column[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int c = t % 128 + i * 128, n = col * G::kCols + c;
+      column[i] = 0.0f;
+      if (c < G::kCols && n < shape.n) column[i] = g == 0 ? w_scale_of(f, n) : bias_of(f, n);
+    }
+
+    if constexpr (!G::kPromote) {
+      uint32_t last = 0;
+      for (int kb = 0; kb < shape.k_blocks; ++kb) {
+        barrier_wait(&full[ring.slot], ring.parity);
+        const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
+        const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
+        wgmma_fence();
+#pragma unroll
+        for (int slab = 0; slab < G::kSlabs; ++slab) {
+          multiply<G>(d[slab], x + slab * kTileSlab, w, kb > 0);
+        }
+        wgmma_commit();
+        if (kb > 0) {  // the products of the stage before are done
+          wgmma_wait<1>();
+          if (t % 128 == 0) barrier_arrive(&empty[last]);
+        }
+        last = ring.slot;
+        advance(ring);
+      }
+      wgmma_wait<0>();
+      if (t % 128 == 0) barrier_arrive(&empty[last]);
+    } else {
+#pragma unroll
+      for (int slab = 0; slab < G::kSlabs; ++slab) {
+#pragma unroll
+        for (int i = 0; i < G::kCols / 2; ++i) d[slab][i] = 0;
+      }
+      for (int kb = 0; kb < shape.k_blocks; ++kb) {
+        barrier_wait(&full[ring.slot], ring.parity);
+        const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
+        const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
+        uint32_t part[G::kCols / 2];
+#pragma unroll
+        for (int slab = 0; slab < G::kSlabs; ++slab) {
+          wgmma_fence();
+          multiply<G>(part, x + slab * kTileSlab, w, false);
+          wgmma_commit();
+          wgmma_wait<0>();
+          pin(part);
+          if (slab == G::kSlabs - 1 && t % 128 == 0) barrier_arrive(&empty[ring.slot]);
+#pragma unroll
+          for (int i = 0; i < G::kCols / 2; ++i) {
+            d[slab][i] =
+                __float_as_uint(__uint_as_float(d[slab][i]) + __uint_as_float(part[i]));
+          }
+        }
+        advance(ring);
+      }
+    }
+
+#pragma unroll
+    for (int slab = 0; slab < G::kSlabs; ++slab) pin(d[slab]);
+    asm volatile("bar.sync 3, 256;" ::: "memory");  // both groups have read the last tile's columns
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int c = t % 128 + i * 128;
+      if (c < G::kCols) (g == 0 ? sScale : sBias)[c] = column[i];
+    }
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+
+#pragma unroll
+    for (int slab = 0; slab < G::kSlabs; ++slab) {
+      const int first = row * G::kRows + (g * G::kSlabs + slab) * 64;  // row of x
+      const int upper = first + warp * 16 + lane / 4;
+      float scale[2] = {1.0f, 1.0f};
+      if (f.x_scale != nullptr) {
+        if (upper < shape.m) scale[0] = f.x_scale[upper];
+        if (upper + 8 < shape.m) scale[1] = f.x_scale[upper + 8];
+      }
+      // Scales and bias of accumulators 4 * chunk to 4 * chunk + 3: 8 columns of the warp's rows.
+      const auto scaled = [&](int chunk, float(&v)[4]) {
+        const int c = chunk * 8 + lane % 4 * 2;
+        const float2 s = *reinterpret_cast<const float2*>(sScale + c);
+        const float2 b = *reinterpret_cast<const float2*>(sBias + c);
+        v[0] = fmaf(sum_of<G>(d[slab][4 * chunk]), scale[0] * s.x, b.x);
+        v[1] = fmaf(sum_of<G>(d[slab][4 * chunk + 1]), scale[0] * s.y, b.y);
+        v[2] = fmaf(sum_of<G>(d[slab][4 * chunk + 2]), scale[1] * s.x, b.x);
+        v[3] = fmaf(sum_of<G>(d[slab][4 * chunk + 3]), scale[1] * s.y, b.y);
+      };
+      if (plain) {
+        // Boxes of 64 rows by 64 columns, two at a time.
+        constexpr int kBoxes = G::kCols < 128 ? 1 : 2;
+#pragma unroll
+        for (int part = 0; part < G::kCols / (kBoxes * 64); ++part) {
+          if (t % 128 == 0) store_wait_read();
+          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+#pragma unroll
+          for (int j = 0; j < kBoxes * 4; ++j) {  // 16 columns each
+            uint32_t words[4];
+#pragma unroll
+            for (int q = 0; q < 2; ++q) {
+              float v[4];
+              scaled(part * kBoxes * 8 + j * 2 + q, v);
+              words[2 * q] = pack_pair(f.out_dtype, v[0], v[1]);
+              words[2 * q + 1] = pack_pair(f.out_dtype, v[2], v[3]);
+            }
+            const int r = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
+            stmatrix(sMine + j / 4 * 8192 + swizzled(r, j % 4 * 32 + lane / 16 * 16), words);
+          }
+          async_fence();
+          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+          if (t % 128 == 0) {
+#pragma unroll
+            for (int box = 0; box < kBoxes; ++box) {
+              const int c = col * G::kCols + (part * kBoxes + box) * 64;
+              tma_store(&map_out, sMine + box * 8192, c, first);
+            }
+            store_commit();
+          }
+        }
+      } else {
+        // 64 columns of f32 at a time: written as accumulators lie, read back in runs of 8 columns.
+        float* const sF32 = reinterpret_cast<float*>(sMine);
+#pragma unroll
+        for (int part = 0; part < G::kCols / 64; ++part) {
+          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            float v[4];
+            scaled(part * 8 + j, v);
+            // Chunks of 16 bytes are XORed with the row, for the banks.
+            const int r = warp * 16 + lane / 4, c = (j * 2 + lane % 4 / 2) ^ (r & 7);
+            float* const to = sF32 + r * 64 + c * 4 + lane % 2 * 2;
+            *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
+            *reinterpret_cast<float2*>(to + 8 * 64) = float2{v[2], v[3]};
+          }
+          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+#pragma unroll 1
+          for (int i = t % 128; i < 64 * 8; i += 128) {
+            const int r = i / 8, c = i % 8;
+            float v[8];
+            *reinterpret_cast<float4*>(v) =
+                *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c) ^ (r & 7)) * 4);
+            *reinterpret_cast<float4*>(v + 4) =
+                *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c + 1) ^ (r & 7)) * 4);
+            finish_row(f, first + r, col * G::kCols + part * 64 + c * 8, v);
+          }
+        }
+      }
+    }
+  }
+  if (plain && t % 128 == 0) store_wait_all();
+}
+
+// Operands whose rows start at multiples of 16 bytes.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns, row_bytes;
+};
+
+template <class G>
+static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
+                               cudaStream_t stream) {
+  CUtensorMap map_x, map_w, map_out = {};
+  const bool plain = is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, G::kElement, G::kRows}, &map_x);
+  if (e == cudaSuccess) {
+    e = tile_map({w.data, w.rows, w.columns, w.row_bytes, G::kElement, G::kCols}, &map_w);
+  }
+  if (e == cudaSuccess && plain) {
+    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
+  }
+  if (e != cudaSuccess) return e;
+  const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK)};
+  const int tiles = ((f.m + G::kRows - 1) / G::kRows) * ((f.n + G::kCols - 1) / G::kCols);
+  auto* const kernel = gemm_kernel<G>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kShared);
+  if (allowed != cudaSuccess) return allowed;
+  kernel<<<tiles < processors ? tiles : processors, 384, G::kShared, stream>>>(
+      map_x, map_w, map_out, f, shape, plain);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace lowbit
