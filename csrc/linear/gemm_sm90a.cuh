@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(384, 1)
       };
       if (plain) {
         // Boxes of 64 rows by 64 columns, two at a time.
-        constexpr int kBoxes = G::kCols < 128 ? 1 : 2;
+        constexpr int kBoxes = G::kCols % 128 == 0 ? 2 : 1;  // of 192 columns none may be left
 #pragma unroll
         for (int part = 0; part < G::kCols / (kBoxes * 64); ++part) {
           if (t % 128 == 0) store_wait_read();

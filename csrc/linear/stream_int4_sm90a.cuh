@@ -1,0 +1,234 @@
+// Few rows of x against int4 weights: stream_sm90a.cuh with w's codes decoded in registers.
+//
+// w lies in frag64 (format/layout.h), where 16 bytes of a thread are what it multiplies next, so a
+// stage is two runs of bytes: 128 of K of two panels of 64 rows, scales behind the codes. A code of
+// four bits becomes a 16-bit float without conversion: OR-ed into the fraction of 1024 (f16) or 128
+// (bf16), minus that and the zero 8, all exact. Products of a group of K are added in the tensor
+// core, their sum enters the total times its scale.
+//
+// In f16 the odd codes stay four bits up, as 16 q: they belong to the lower rows of the fragments,
+// whose scale takes the 1/16. That saves two shifts of eight codes.
+#pragma once
+
+#include "csrc/linear/stream_sm90a.cuh"
+
+namespace lowbit {
+namespace {
+
+template <class Mma_, int kTokens_, int kGroup_>
+struct StreamInt4 {
+  using Mma = Mma_;
+  static constexpr int kTokens = kTokens_, kGroup = kGroup_, kParts = 128 / kGroup;
+  static constexpr bool kHalf = std::is_same_v<Mma, MmaF16>;
+  static constexpr int kK = 128;  // of a stage
+  static constexpr int kCodes = 64 * kK / 2;
+  static constexpr int kUnit = kCodes + 64 * kParts * 4;  // f32 scales; 16-bit ones leave a gap
+  static constexpr int kStage = 2 * kTokens * 128 + 2 * kUnit;
+  static constexpr int kBlocks = kTokens >= 64 || kParts == 4 ? 1 : 2;  // of a multiprocessor
+  static constexpr int kTiles = kTokens * 256;                          // bytes of x in a stage
+  static constexpr int kRing = (kBlocks == 2 ? kStreamShared : 220 * 1024) - 1024;
+  // x first in every stage, for its alignment; the units of all stages behind.
+  static constexpr int kFit = kRing / kStage;
+  static constexpr int kStages = kFit < 8 ? kFit : 8;
+  static constexpr int kShared = kStages * kStage + 128;
+  static constexpr float kLower = kHalf ? 1.0f / 16.0f : 1.0f;
+  static_assert(kTiles % 1024 == 0 && kTokens * kPartStride * 4 <= kStages * kStage);
+};
+
+__device__ __forceinline__ uint32_t subtract_f16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+__device__ __forceinline__ uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// (a & mask) | bits, one instruction.
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t and_or(uint32_t a) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "n"(kMask), "n"(kBits));
+  return r;
+}
+
+// 32 codes of a thread into its fragments of four steps of 16 of K.
+template <bool kHalf>
+__device__ __forceinline__ void decode(const uint4& w, uint32_t (&f)[4][4]) {
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t x = words[j];
+    if constexpr (kHalf) {
+      const uint32_t y = x >> 8;
+      f[j][0] = subtract_f16(and_or<0x000F000F, 0x64006400>(x), 0x64086408);  // 1024 + 8
+      f[j][1] = subtract_f16(and_or<0x00F000F0, 0x64006400>(x), 0x64806480);  // 1024 + 16 * 8
+      f[j][2] = subtract_f16(and_or<0x000F000F, 0x64006400>(y), 0x64086408);
+      f[j][3] = subtract_f16(and_or<0x00F000F0, 0x64006400>(y), 0x64806480);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // 128 + 8
+        f[j][i] = subtract_bf16(and_or<0x000F000F, 0x43004300>(x >> 4 * i), 0x43084308);
+      }
+    }
+  }
+}
+
+struct Int4Shape {
+  int32_t units, unit_bytes, panels;  // along K, of a panel; of w
+  DType scale_dtype;                  // of the scales in a unit; none: there are none
+};
+
+template <class S>
+__global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
+    stream_int4_kernel(const __grid_constant__ CUtensorMap map_x, const uint8_t* w, const Finish f,
+                       const Int4Shape shape) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  uint8_t* const sUnits = shared + S::kStages * S::kTiles;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
+  uint64_t* const empty = full + S::kStages;
+  const int t = threadIdx.x, tile = blockIdx.y, lane = t % 32, warp = t / 32 % 4, g = t / 128;
+  const int begin = shape.units * blockIdx.x / gridDim.x;
+  const int end = shape.units * (blockIdx.x + 1) / gridDim.x;
+  if (t == 0) {
+    for (int s = 0; s < S::kStages; ++s) {
+      barrier_init(&full[s], 1);
+      barrier_init(&empty[s], 2);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  Ring<S::kStages> ring;
+
+  if (t >= 256) {
+    if (t == 256) {
+      const uint64_t once = evict_first(), often = evict_last();
+      const int panels = min(2, shape.panels - tile * 2);
+      for (int unit = begin; unit < end; ++unit) {
+        uint64_t* const bar = &full[ring.slot];
+        barrier_wait(&empty[ring.slot], ring.parity ^ 1);
+        barrier_expect(bar, S::kTiles + panels * shape.unit_bytes);
+        for (int p = 0; p < panels; ++p) {
+          bulk_load(sUnits + (ring.slot * 2 + p) * S::kUnit,
+                    w + (int64_t{tile * 2 + p} * shape.units + unit) * shape.unit_bytes,
+                    shape.unit_bytes, bar, once);
+        }
+        uint8_t* const sX = shared + ring.slot * S::kTiles;  // 2 x (kTokens, 64 of K)
+        tma_load(sX, &map_x, unit * 128, 0, bar, often);
+        tma_load(sX + S::kTokens * 128, &map_x, unit * 128 + 64, 0, bar, often);
+        advance(ring);
+      }
+    }
+    __syncwarp();
+  } else {
+    uint32_t d[S::kTokens / 2];  // f32: (64 rows of w, kTokens) of the group
+    uint32_t part[S::kParts][S::kTokens / 2];
+    uint32_t frag[2][4][4];
+    float scale[S::kParts][2], next_scale[S::kParts][2];
+#pragma unroll
+    for (uint32_t& v : d) v = 0;
+
+    // 64 of K, half a unit, decoded; the first half brings the unit's scales.
+    const auto fetch = [&](auto half, const Ring<S::kStages>& at) {
+      constexpr int kHalf = decltype(half)::value;
+      const uint8_t* const unit = sUnits + (at.slot * 2 + g) * S::kUnit;
+      if constexpr (kHalf == 0) {
+        barrier_wait(&full[at.slot], at.parity);
+#pragma unroll
+        for (int p = 0; p < S::kParts; ++p) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int row = p * 64 + warp * 16 + lane / 4 + i * 8;
+            next_scale[p][i] = shape.scale_dtype == DType::none
+                                   ? 1.0f
+                                   : load_float(unit + S::kCodes, shape.scale_dtype, row);
+          }
+          next_scale[p][1] *= S::kLower;
+        }
+      }
+      decode<S::kHalf>(*reinterpret_cast<const uint4*>(unit + kHalf * 2048 + t % 128 * 16),
+                       frag[kHalf]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) pin(frag[kHalf][j]);
+    };
+    const auto issue = [&](auto half, const Ring<S::kStages>& at) {
+      constexpr int kHalf = decltype(half)::value;
+      const uint64_t x =
+          wgmma_tile(shared + at.slot * S::kTiles + kHalf * S::kTokens * 128);
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        constexpr int kSteps = S::kGroup / 16;  // of a part
+        const int step = kHalf * 4 + j;
+        Wgmma<typename S::Mma, S::kTokens>::rs(part[step / kSteps], frag[kHalf][j],
+                                               x + j * kTileStep, step % kSteps > 0);
+      }
+      wgmma_commit();
+    };
+    const auto promote = [&](const Ring<S::kStages>& at) {
+      wgmma_wait<0>();
+#pragma unroll
+      for (int p = 0; p < S::kParts; ++p) {
+        pin(part[p]);
+#pragma unroll
+        for (int i = 0; i < S::kTokens / 2; ++i) {
+          d[i] = __float_as_uint(fmaf(__uint_as_float(part[p][i]), scale[p][i / 2 % 2],
+                                      __uint_as_float(d[i])));
+        }
+      }
+      if (t % 128 == 0) barrier_arrive(&empty[at.slot]);
+    };
+    const auto take_scales = [&] {
+#pragma unroll
+      for (int p = 0; p < S::kParts; ++p) {
+        scale[p][0] = next_scale[p][0];
+        scale[p][1] = next_scale[p][1];
+      }
+    };
+    // While the tensor cores work on one half the next is decoded. Fragments are never written
+    // under a condition (C7520), hence the last unit on its own.
+    constexpr std::integral_constant<int, 0> kFirst{};
+    constexpr std::integral_constant<int, 1> kSecond{};
+    if (begin < end) {
+      fetch(kFirst, ring);
+      for (int unit = begin; unit + 1 < end; ++unit) {
+        const Ring<S::kStages> at = ring;
+        issue(kFirst, at);
+        fetch(kSecond, at);
+        issue(kSecond, at);
+        take_scales();
+        wgmma_wait<1>();  // the first half's fragments are free again
+        advance(ring);
+        fetch(kFirst, ring);
+        promote(at);
+      }
+      issue(kFirst, ring);
+      fetch(kSecond, ring);
+      issue(kSecond, ring);
+      take_scales();
+      promote(ring);
+    }
+    asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
+    put_part<false, S::kTokens>(reinterpret_cast<float*>(shared), d);
+  }
+  finish_parts<false>(f, reinterpret_cast<float*>(shared), tile);
+}
+
+template <class S>
+static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shape& shape,
+                               const Finish& f, int processors, cudaStream_t stream) {
+  CUtensorMap map_x;
+  const cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, S::kTokens}, &map_x);
+  if (e != cudaSuccess) return e;
+  static const cudaError_t allowed = cudaFuncSetAttribute(
+      stream_int4_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
+  if (allowed != cudaSuccess) return allowed;
+  const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
+  return launch_stream(stream_int4_kernel<S>, tiles,
+                       stream_split(tiles, shape.units, processors), S::kShared, stream, map_x, w,
+                       f, shape);
+}
+
+}  // namespace
+}  // namespace lowbit

@@ -1,0 +1,215 @@
+// The GEMM of Hopper for few rows of x: w streams past once, at the speed of device memory.
+//
+// Operands change sides: 128 rows of w are the rows of a product, up to 128 rows of x its columns,
+// so that a small M wastes nothing. A cluster of up to 8 blocks shares one such tile along K; each
+// block keeps a ring filled, adds up its part in registers and lays it in its shared memory; then
+// every block finishes an equal share of the tile, reading its peers' parts in the order of their
+// ranks. How K is cut depends on N and K alone, so a row of x gives the same bits in any company.
+//
+// Two blocks live on a multiprocessor. More tiles than that share the memory evenly, because what a
+// block gets follows the bytes it has in flight: hence no persistent grid here.
+#pragma once
+
+#include "csrc/cuda/cluster.cuh"
+#include "csrc/linear/gemm_sm90a.cuh"
+
+namespace lowbit {
+namespace {
+
+inline constexpr int kStreamRows = 128;                   // rows of w in a tile
+inline constexpr int kStreamThreads = 288;                // two groups that multiply, one warp that loads
+inline constexpr int kStreamShared = 113 * 1024;          // of a block, when two share the 228 KB
+inline constexpr int kPartStride = kStreamRows + 4;       // f32; 4 keeps a warp's writes apart
+
+// The part of a block: sums of K's slice, [tokens][kPartStride], in the memory of the drained ring.
+template <bool kInteger, int kTokens>
+__device__ __forceinline__ void put_part(float* sPart, const uint32_t (&d)[kTokens / 2]) {
+  const int t = threadIdx.x, lane = t % 32;
+  float* const to = sPart + lane % 4 * 2 * kPartStride + t / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    to[(i / 4 * 8 + i % 2) * kPartStride + i / 2 % 2 * 8] = __uint_as_float(d[i]);
+  }
+}
+
+// All threads of all blocks of the cluster come here.
+template <bool kInteger>
+__device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int tile) {
+  const int t = threadIdx.x, blocks = gridDim.x, rank = blockIdx.x;
+  cluster_sync();
+  if (t < 256) {
+    const uint32_t own = smem_address(sPart);
+    for (int i = rank * 256 + t; i < f.m * (kStreamRows / 8); i += blocks * 256) {
+      const int token = i / (kStreamRows / 8), c = i % (kStreamRows / 8) * 8;
+      const int n = tile * kStreamRows + c;
+      if (n >= f.n) continue;
+      const uint32_t at = own + (token * kPartStride + c) * 4;
+      float v[8] = {};
+      int32_t whole[8] = {};
+      for (int r = 0; r < blocks; ++r) {
+        float part[8];
+        *reinterpret_cast<float4*>(part) = cluster_load(cluster_address(at, r));
+        *reinterpret_cast<float4*>(part + 4) = cluster_load(cluster_address(at + 16, r));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          if (kInteger) whole[j] += __float_as_int(part[j]);
+          if (!kInteger) v[j] += part[j];
+        }
+      }
+      const int count = min(8, f.n - n);
+      float scale[8], bias[8] = {};
+      if (f.w_scale != nullptr && f.group_n == 1) {
+        load_row(f.w_scale, f.w_scale_dtype, n, count, scale);
+      } else {
+        const float one = w_scale_of(f, n);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) scale[j] = one;
+      }
+      if (f.bias != nullptr) load_row(f.bias, f.bias_dtype, n, count, bias);
+      const float x_scale = f.x_scale == nullptr ? 1.0f : f.x_scale[token];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (kInteger) v[j] = static_cast<float>(whole[j]);
+        v[j] = fmaf(v[j], x_scale * scale[j], bias[j]);
+      }
+      finish_row(f, token, n, v);
+    }
+  }
+  cluster_sync_read();  // peers may still read this block's part
+}
+
+// w as it lies in device memory, row-major: tiles of both operands by the copy engine.
+template <class Mma_, int kTokens_, bool kPromote_ = false>
+struct Stream {
+  using Mma = Mma_;
+  static constexpr int kTokens = kTokens_, kCols = kTokens_;
+  static constexpr bool kPromote = kPromote_;
+  static constexpr bool kInteger = std::is_same_v<Mma, MmaS8>;
+  static constexpr int kElement =
+      std::is_same_v<Mma, MmaBf16> || std::is_same_v<Mma, MmaF16> ? 2 : 1;
+  static constexpr int kK = 128 / kElement;
+  static constexpr int kStage = (kStreamRows + kTokens) * 128;
+  static constexpr int kFit = (kStreamShared - 1024) / kStage;
+  static constexpr int kStages = kFit < 8 ? kFit : 8;
+  static constexpr int kShared = kStages * kStage + 128;
+  static_assert(kTokens * kPartStride * 4 <= kStages * kStage);
+};
+
+template <class S>
+__global__ void __launch_bounds__(kStreamThreads, 2)
+    stream_kernel(const __grid_constant__ CUtensorMap map_x,
+                  const __grid_constant__ CUtensorMap map_w, const Finish f, const int k_blocks) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
+  uint64_t* const empty = full + S::kStages;
+  const int t = threadIdx.x, tile = blockIdx.y;
+  const int begin = k_blocks * blockIdx.x / gridDim.x;
+  const int end = k_blocks * (blockIdx.x + 1) / gridDim.x;
+  if (t == 0) {
+    for (int s = 0; s < S::kStages; ++s) {
+      barrier_init(&full[s], 1);
+      barrier_init(&empty[s], 2);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  Ring<S::kStages> ring;
+
+  if (t >= 256) {
+    if (t == 256) {
+      const uint64_t once = evict_first(), often = evict_last();
+      for (int kb = begin; kb < end; ++kb) {
+        barrier_wait(&empty[ring.slot], ring.parity ^ 1);
+        barrier_expect(&full[ring.slot], S::kStage);
+        uint8_t* const sW = shared + ring.slot * S::kStage;  // (kStreamRows, 128 bytes of K)
+        uint8_t* const sX = sW + kStreamRows * 128;          // (kTokens, 128 bytes of K)
+        tma_load(sW, &map_w, kb * S::kK, tile * kStreamRows, &full[ring.slot], once);
+        tma_load(sX, &map_x, kb * S::kK, 0, &full[ring.slot], often);
+        advance(ring);
+      }
+    }
+    __syncwarp();
+  } else {
+    const int g = t / 128;
+    uint32_t d[S::kTokens / 2];  // (64 rows of w, kTokens) of the group
+#pragma unroll
+    for (uint32_t& v : d) v = 0;
+    uint32_t last = 0;
+    for (int kb = begin; kb < end; ++kb) {
+      barrier_wait(&full[ring.slot], ring.parity);
+      const uint64_t w = wgmma_tile(shared + ring.slot * S::kStage + g * 64 * 128);
+      const uint64_t x = wgmma_tile(shared + ring.slot * S::kStage + kStreamRows * 128);
+      if constexpr (S::kPromote) {
+        uint32_t part[S::kTokens / 2];
+        wgmma_fence();
+        multiply<S>(part, w, x, false);
+        wgmma_commit();
+        wgmma_wait<0>();
+        pin(part);
+        if (t % 128 == 0) barrier_arrive(&empty[ring.slot]);
+#pragma unroll
+        for (int i = 0; i < S::kTokens / 2; ++i) {
+          d[i] = __float_as_uint(__uint_as_float(d[i]) + __uint_as_float(part[i]));
+        }
+      } else {
+        wgmma_fence();
+        multiply<S>(d, w, x, true);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (kb > begin && t % 128 == 0) barrier_arrive(&empty[last]);
+        last = ring.slot;
+      }
+      advance(ring);
+    }
+    wgmma_wait<0>();
+    pin(d);
+    asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
+    put_part<S::kInteger, S::kTokens>(reinterpret_cast<float*>(shared), d);
+  }
+  finish_parts<S::kInteger>(f, reinterpret_cast<float*>(shared), tile);
+}
+
+// Blocks along K for one tile: as many as fill the device twice over, but each with work enough to
+// be worth the exchange.
+static inline int stream_split(int tiles, int k_blocks, int processors) {
+  int split = 1;
+  while (split < 8 && tiles * split * 2 <= processors * 2 && k_blocks >= split * 2 * 4) split *= 2;
+  return split;
+}
+
+template <class... Params, class... Given>
+static cudaError_t launch_stream(void (*kernel)(Params...), int tiles, int split, int shared,
+                                 cudaStream_t stream, const Given&... given) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(split), static_cast<unsigned>(tiles));
+  config.blockDim = dim3(kStreamThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, given...);
+}
+
+template <class S>
+static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& f, int processors,
+                                cudaStream_t stream) {
+  CUtensorMap map_x, map_w;
+  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, S::kElement, S::kTokens}, &map_x);
+  if (e == cudaSuccess) {
+    e = tile_map({w.data, w.rows, w.columns, w.row_bytes, S::kElement, kStreamRows}, &map_w);
+  }
+  if (e != cudaSuccess) return e;
+  static const cudaError_t allowed = cudaFuncSetAttribute(
+      stream_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
+  if (allowed != cudaSuccess) return allowed;
+  const int k_blocks = static_cast<int>((x.columns + S::kK - 1) / S::kK);
+  const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
+  return launch_stream(stream_kernel<S>, tiles, stream_split(tiles, k_blocks, processors),
+                       S::kShared, stream, map_x, map_w, f, k_blocks);
+}
+
+}  // namespace
+}  // namespace lowbit
