@@ -54,10 +54,10 @@ __device__ __forceinline__ void tma_load_multicast(void* to, const CUtensorMap* 
 }
 // Clipped to the matrix.
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* from, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
-                   map),
-               "r"(x), "r"(y), "r"(smem_address(from))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+      "r"(x), "r"(y), "r"(smem_address(from))
+      : "memory");
 }
 // `bytes` is a multiple of 16, both addresses are.
 __device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* bar,

@@ -3,9 +3,10 @@
 // registers (rs); both with K innermost, in the tiles of swizzle.cuh.
 //
 //   accumulators   thread t, warp w = t / 32 % 4, lane l: d[4j], d[4j + 1] are row 16w + l / 4,
-//                  columns 8j + 2 (l % 4) and the next; d[4j + 2], d[4j + 3] the same, 8 rows below.
-//                  They are raw bits: f32, or s32 of the integer types.
-//   a (rs)         a[0] is row 16w + l / 4, K bytes 4 (l % 4) to + 3; a[1] the row 8 below; a[2] and
+//                  columns 8j + 2 (l % 4) and the next; d[4j + 2], d[4j + 3] the same, 8 rows
+//                  below. They are raw bits: f32, or s32 of the integer types.
+//   a (rs)         a[0] is row 16w + l / 4, K bytes 4 (l % 4) to + 3; a[1] the row 8 below; a[2]
+//   and
 //                  a[3] the same two rows 16 bytes further along K.
 //
 // The sequence: wgmma_fence() after the last write of a register operand; the products;
@@ -67,51 +68,49 @@ template <class Mma, int N>
 struct Wgmma;
 
 // The PTX names every register, and C++ has no way to write such a list but to spell it.
-#define LB_D4 "%0,%1,%2,%3"
-#define LB_D8 LB_D4 ",%4,%5,%6,%7"
+#define LB_D4  "%0,%1,%2,%3"
+#define LB_D8  LB_D4 ",%4,%5,%6,%7"
 #define LB_D16 LB_D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define LB_D32 \
-  LB_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define LB_D48 \
-  LB_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define LB_D64 \
-  LB_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define LB_D96                                                              \
-  LB_D64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
-         ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define LB_D128                                                                             \
-  LB_D96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"     \
-         ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define LB_R4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
-#define LB_R8(i) LB_R4(i), LB_R4(i + 4)
-#define LB_R16(i) LB_R8(i), LB_R8(i + 8)
-#define LB_R32(i) LB_R16(i), LB_R16(i + 16)
-#define LB_R48(i) LB_R32(i), LB_R16(i + 32)
-#define LB_R64(i) LB_R32(i), LB_R32(i + 32)
-#define LB_R96(i) LB_R64(i), LB_R32(i + 64)
+#define LB_D32 LB_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define LB_D48 LB_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define LB_D64 LB_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LB_D96                                                       \
+  LB_D64                                                             \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+  ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define LB_D128                                                                  \
+  LB_D96                                                                         \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+  ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define LB_R4(i)   "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define LB_R8(i)   LB_R4(i), LB_R4(i + 4)
+#define LB_R16(i)  LB_R8(i), LB_R8(i + 8)
+#define LB_R32(i)  LB_R16(i), LB_R16(i + 16)
+#define LB_R48(i)  LB_R32(i), LB_R16(i + 32)
+#define LB_R64(i)  LB_R32(i), LB_R32(i + 32)
+#define LB_R96(i)  LB_R64(i), LB_R32(i + 64)
 #define LB_R128(i) LB_R64(i), LB_R64(i + 64)
 
 // R accumulators a thread; i0.. are the numbers of the operands after them. `add` 0: d is replaced.
-#define LB_WGMMA(N, R, i0, i1, i2, i3, i4, i5, i6, i7)                                         \
-  template <class Mma>                                                                         \
-  struct Wgmma<Mma, N> {                                                                       \
-    static __device__ __forceinline__ void ss(uint32_t (&d)[R], uint64_t a, uint64_t b,        \
-                                              int add) {                                       \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i2                                    \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "%" #i3 " {" LB_D##R "}, %" #i0 \
-                   ", %" #i1 ", p%" #i4 ";\n}\n"                                               \
-                   : LB_R##R(0)                                                                \
-                   : "l"(a), "l"(b), "r"(add), "C"(Mma::form), "C"(Mma::ss));                  \
-    }                                                                                          \
-    static __device__ __forceinline__ void rs(uint32_t (&d)[R], const uint32_t (&a)[4],        \
-                                              uint64_t b, int add) {                           \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i5                                    \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "%" #i6 " {" LB_D##R "}, {%" #i0 \
-                   ",%" #i1 ",%" #i2 ",%" #i3 "}, %" #i4 ", p%" #i7 ";\n}\n"                   \
-                   : LB_R##R(0)                                                                \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add),             \
-                     "C"(Mma::form), "C"(Mma::rs));                                            \
-    }                                                                                          \
+#define LB_WGMMA(N, R, i0, i1, i2, i3, i4, i5, i6, i7)                                             \
+  template <class Mma>                                                                             \
+  struct Wgmma<Mma, N> {                                                                           \
+    static __device__ __forceinline__ void ss(uint32_t (&d)[R], uint64_t a, uint64_t b, int add) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i2                                        \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "%" #i3 " {" LB_D##R               \
+                   "}, %" #i0 ", %" #i1 ", p%" #i4 ";\n}\n"                                        \
+                   : LB_R##R(0)                                                                    \
+                   : "l"(a), "l"(b), "r"(add), "C"(Mma::form), "C"(Mma::ss));                      \
+    }                                                                                              \
+    static __device__ __forceinline__ void rs(uint32_t (&d)[R], const uint32_t (&a)[4],            \
+                                              uint64_t b, int add) {                               \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #i5                                        \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "%" #i6 " {" LB_D##R               \
+                   "}, {%" #i0 ",%" #i1 ",%" #i2 ",%" #i3 "}, %" #i4 ", p%" #i7 ";\n}\n"           \
+                   : LB_R##R(0)                                                                    \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "C"(Mma::form), \
+                     "C"(Mma::rs));                                                                \
+    }                                                                                              \
   };
 
 LB_WGMMA(8, 4, 4, 5, 6, 7, 8, 9, 10, 11)

@@ -13,13 +13,13 @@ namespace lowbit {
 namespace {
 
 struct Finish {
-  const float* x_scale;   // [M], or null
-  const void* w_scale;    // one for group_n rows of w, or null
-  const void* bias;       // [N], or null
-  const void* residual;   // [M, columns], or null
-  void* out;              // [M, columns]
+  const float* x_scale;                 // [M], or null
+  const void* w_scale;                  // one for group_n rows of w, or null
+  const void* bias;                     // [N], or null
+  const void* residual;                 // [M, columns], or null
+  void* out;                            // [M, columns]
   int64_t residual_stride, out_stride;  // in elements
-  int32_t m, n;           // rows of x, rows of w; columns = n, or n / 2 where gated
+  int32_t m, n;                         // rows of x, rows of w; columns = n, or n / 2 where gated
   int32_t group_n;
   DType w_scale_dtype, bias_dtype, residual_dtype, out_dtype;
   Activation activation;

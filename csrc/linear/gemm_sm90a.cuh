@@ -74,7 +74,8 @@ __device__ __forceinline__ void multiply(uint32_t (&d)[G::kCols / 2], uint64_t a
 
 template <class G>
 __global__ void __launch_bounds__(384, 1)
-    gemm_kernel(const __grid_constant__ CUtensorMap map_x, const __grid_constant__ CUtensorMap map_w,
+    gemm_kernel(const __grid_constant__ CUtensorMap map_x,
+                const __grid_constant__ CUtensorMap map_w,
                 const __grid_constant__ CUtensorMap map_out, const Finish f, const GemmShape shape,
                 const bool plain) {
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -175,8 +176,7 @@ __global__ void __launch_bounds__(384, 1)
           if (slab == G::kSlabs - 1 && t % 128 == 0) barrier_arrive(&empty[ring.slot]);
 #pragma unroll
           for (int i = 0; i < G::kCols / 2; ++i) {
-            d[slab][i] =
-                __float_as_uint(__uint_as_float(d[slab][i]) + __uint_as_float(part[i]));
+            d[slab][i] = __float_as_uint(__uint_as_float(d[slab][i]) + __uint_as_float(part[i]));
           }
         }
         advance(ring);
@@ -287,7 +287,8 @@ template <class G>
 static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                cudaStream_t stream) {
   CUtensorMap map_x, map_w, map_out = {};
-  const bool plain = is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+  const bool plain =
+      is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
   cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, G::kElement, G::kRows}, &map_x);
   if (e == cudaSuccess) {
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, G::kElement, G::kCols}, &map_w);
@@ -299,12 +300,15 @@ static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f
   const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK)};
   const int tiles = ((f.m + G::kRows - 1) / G::kRows) * ((f.n + G::kCols - 1) / G::kCols);
   auto* const kernel = gemm_kernel<G>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kShared);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kShared);
   if (allowed != cudaSuccess) return allowed;
-  kernel<<<tiles < processors ? tiles : processors, 384, G::kShared, stream>>>(
-      map_x, map_w, map_out, f, shape, plain);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(tiles < processors ? tiles : processors));
+  config.blockDim = dim3(384);
+  config.dynamicSmemBytes = G::kShared;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, shape, plain);
 }
 
 }  // namespace

@@ -154,8 +154,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
     };
     const auto issue = [&](auto half, const Ring<S::kStages>& at) {
       constexpr int kHalf = decltype(half)::value;
-      const uint64_t x =
-          wgmma_tile(shared + at.slot * S::kTiles + kHalf * S::kTokens * 128);
+      const uint64_t x = wgmma_tile(shared + at.slot * S::kTiles + kHalf * S::kTokens * 128);
       wgmma_fence();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -173,8 +172,8 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
         pin(part[p]);
 #pragma unroll
         for (int i = 0; i < S::kTokens / 2; ++i) {
-          d[i] = __float_as_uint(fmaf(__uint_as_float(part[p][i]), scale[p][i / 2 % 2],
-                                      __uint_as_float(d[i])));
+          d[i] = __float_as_uint(
+              fmaf(__uint_as_float(part[p][i]), scale[p][i / 2 % 2], __uint_as_float(d[i])));
         }
       }
       if (t % 128 == 0) barrier_arrive(&empty[at.slot]);
@@ -225,9 +224,8 @@ static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shap
       stream_int4_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
   if (allowed != cudaSuccess) return allowed;
   const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
-  return launch_stream(stream_int4_kernel<S>, tiles,
-                       stream_split(tiles, shape.units, processors), S::kShared, stream, map_x, w,
-                       f, shape);
+  return launch_stream(stream_int4_kernel<S>, tiles, stream_split(tiles, shape.units, processors),
+                       S::kShared, stream, map_x, w, f, shape);
 }
 
 }  // namespace

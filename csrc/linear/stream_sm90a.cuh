@@ -16,10 +16,10 @@
 namespace lowbit {
 namespace {
 
-inline constexpr int kStreamRows = 128;                   // rows of w in a tile
-inline constexpr int kStreamThreads = 288;                // two groups that multiply, one warp that loads
-inline constexpr int kStreamShared = 113 * 1024;          // of a block, when two share the 228 KB
-inline constexpr int kPartStride = kStreamRows + 4;       // f32; 4 keeps a warp's writes apart
+inline constexpr int kStreamRows = 128;           // rows of w in a tile
+inline constexpr int kStreamThreads = 288;        // two groups that multiply, one warp that loads
+inline constexpr int kStreamShared = 113 * 1024;  // of a block, when two share the 228 KB
+inline constexpr int kPartStride = kStreamRows + 4;  // f32; 4 keeps a warp's writes apart
 
 // The part of a block: sums of K's slice, [tokens][kPartStride], in the memory of the drained ring.
 template <bool kInteger, int kTokens>
@@ -197,7 +197,8 @@ template <class S>
 static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                 cudaStream_t stream) {
   CUtensorMap map_x, map_w;
-  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, S::kElement, S::kTokens}, &map_x);
+  cudaError_t e =
+      tile_map({x.data, x.rows, x.columns, x.row_bytes, S::kElement, S::kTokens}, &map_x);
   if (e == cudaSuccess) {
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, S::kElement, kStreamRows}, &map_w);
   }
