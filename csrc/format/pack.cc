@@ -440,8 +440,8 @@ constexpr KindSet kPanelKinds = bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16
                                 bit(Kind::int2) | bit(Kind::int1) | bit(Kind::ternary);
 
 // ternary is taken in panel16, which every compute reads well. trits16 has to be asked for: a fifth
-// smaller and 5 % less time with int8 compute at M = 1, but 2 to 3 % more from M = 8 on, and float
-// compute decodes it at half the rate (csrc/linear/NOTES.md).
+// smaller and 5 % less time with int8 compute at M = 1, but 3 % more at M = 8 and 64, and twice the
+// instructions to decode with float compute (csrc/linear/NOTES.md).
 //
 // A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {

@@ -10,6 +10,9 @@
 //           mask takes one bit of each byte where it lies, as 0 or 2^f, vpdpbusd multiplies it with
 //           a broadcast of 4 bytes of x: two instructions for 64 products. The bits add up apart
 //           and are shifted once a segment. Larger M: 7 shifts and 8 masks serve 8 rows of x.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: 312, 407, 400 GOP/s;
+// see
+//           NOTES.md.
 #include "csrc/linear/narrow_avx512vnni.h"
 
 namespace lowbit {

@@ -11,6 +11,9 @@
 // Method    M up to 4: a mask takes one field of each byte where it lies, vpdpbusd multiplies it
 //           with a broadcast of 4 bytes of x: two instructions for 64 products. Fields add up apart
 //           and are shifted once a segment. Larger M: 3 shifts and 4 masks serve 8 rows of x.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: ternary 194, 376, 371
+// GOP/s;
+//           int2 in groups of 32 146, 297, 295; see NOTES.md.
 #include "csrc/linear/narrow_avx512vnni.h"
 
 namespace lowbit {

@@ -11,6 +11,9 @@
 //           own; 32 masks and products for 512 weights take less time than 192 bytes from memory.
 //           Larger M: both are shifted and joined to codes, five instructions for 64 codes that
 //           serve 8 rows of x.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: groups of 64, 115,
+// 326, 328
+//           GOP/s; see NOTES.md.
 #include "csrc/linear/narrow_avx512vnni.h"
 
 namespace lowbit {

@@ -9,6 +9,7 @@
 // Method    a lane of a vector is one row of w, so a column of 8 rows is a shift and a mask of one
 //           vector. Slices of K are decoded to f32 panels for the tiles of gemm_f32_avx2.h, with
 //           one row of x too.
+// Measured  not yet.
 #include "csrc/linear/gemm_f32_avx2.h"
 
 namespace lowbit {

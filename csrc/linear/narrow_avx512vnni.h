@@ -55,7 +55,7 @@ template <class Codes, int T>
 #pragma GCC unroll 4
       for (int64_t i = 0; i < Codes::kBytes; i += 64) {
         const char* ahead = reinterpret_cast<const char*>(v) + kPrefetch + i;
-        // One row of x reads a panel once: past L2, and a twentieth faster than through it.
+        // One row of x reads a panel once, so it need not stay in L2. NOTES.md has what that gains.
         if constexpr (T == 1) {
           _mm_prefetch(ahead, _MM_HINT_NTA);
         } else {
