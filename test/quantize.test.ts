@@ -3,12 +3,14 @@ import { join } from 'node:path'
 import {
   canonical,
   dequantize,
+  deserialize,
   type Format,
   type GroupSize,
   LowbitError,
   QuantizedWeight,
   quantize,
   type Scheme,
+  serialize,
 } from 'lowbit'
 import { formats } from 'lowbit/words'
 import { decodeFloat, encodeFloat, finiteValues, type Minifloat, minifloats } from './ref/floats'
@@ -17,6 +19,8 @@ import {
   groupSizesOf,
   isAffine,
   isMx,
+  mxElements,
+  ownTables,
   type RefScheme,
   type RefWeight,
   readCode,
@@ -25,6 +29,7 @@ import {
   scaleDtypesOf,
   scaleValue,
   shrinkFactors,
+  writeCode,
 } from './ref/quantize'
 import { Random } from './ref/random'
 
@@ -172,6 +177,38 @@ describe('golden vectors', () => {
     expect([...codesOf(q)].map((code) => code & 255)).toEqual([...codes])
     expect(q.scales).toEqual(floats(c.scales))
     if (q.zeros !== undefined) expect(Float32Array.from(q.zeros)).toEqual(floats(c.zeros))
+  })
+})
+
+describe('golden vectors of table and MX formats', () => {
+  const file = JSON.parse(readFileSync(join(process.cwd(), 'test/golden/formats.json'), 'utf8')) as {
+    shape: [number, number]
+    weights: string
+    quantiles: number[]
+    cases: {
+      format: Format
+      group: number
+      codes: string
+      scales: string
+      values: string
+      tensorScale?: number
+    }[]
+  }
+  const [n, k] = file.shape
+  const floats = (text: string) => new Float32Array(new Uint8Array(Buffer.from(text, 'base64')).buffer)
+
+  test.each(file.cases.map((c) => [`${c.format} ${c.group}`, c] as const))('%s', (_, c) => {
+    const groupSize = c.group === k ? 'channel' : (c.group as GroupSize)
+    const q = quantize(floats(file.weights), [n, k], { format: c.format, groupSize })
+    expect([...codesOf(q)].map((code) => code & 255)).toEqual([...Buffer.from(c.codes, 'base64')])
+    expect(scalesOf(q)).toEqual(floats(c.scales))
+    expect(q.tensorScale).toBe(c.tensorScale)
+    expect(bits(dequantize(q))).toEqual(bits(floats(c.values)))
+  })
+
+  test('nf4 is made of quantiles of the normal distribution', () => {
+    for (const [code, quantile] of file.quantiles.entries())
+      expect(ownTables.nf4?.[code]).toBeCloseTo(quantile, 6)
   })
 })
 
@@ -400,6 +437,111 @@ describe('the ends of the ranges', () => {
   })
 })
 
+describe('MX formats and nvfp4', () => {
+  const mx = formats.filter(isMx)
+  const every = (format: Format) => Uint8Array.from({ length: 2 ** codeBits[format] }, (_, code) => code)
+  /** One row with the codes given, each group with the scale given. */
+  const rowOf = (format: Format, codes: Uint8Array, scales: Uint8Array) => {
+    const packed = new Uint8Array(Math.ceil((codes.length * codeBits[format]) / 8))
+    for (const [k, code] of codes.entries()) writeCode(packed, 0, k, codes.length, codeBits[format], code)
+    return canonical({ format, shape: [1, codes.length], codes: packed, scales })
+  }
+
+  test.each(mx)('%s: every element decodes as the standard says, under every scale', (format) => {
+    const codes = every(format)
+    const groups = Math.ceil(codes.length / 32)
+    const element = mxElements[format]
+    for (let scale = 0; scale < 256; scale += scale < 3 || scale > 250 ? 1 : 31) {
+      const got = dequantize(rowOf(format, codes, new Uint8Array(groups).fill(scale)))
+      const factor = scale === 255 ? Number.NaN : 2 ** (scale - 127)
+      const value = (code: number) =>
+        element === undefined ? ((code << 24) >> 24) / 64 : decodeFloat(element, code)
+      expect(got).toEqual(Float32Array.from(codes, (code) => factor * value(code)))
+    }
+  })
+
+  test.each(mx)('%s: every midpoint rounds to even, beyond the largest comes the largest', (format) => {
+    const element = mxElements[format]
+    const halves = Array.from({ length: 511 }, (_, i) => (i - 255) / 128)
+    const cases = element === undefined ? Float32Array.from(halves) : roundingCases(element)
+    const largest = element === undefined ? 127 / 64 : (finiteValues(element).at(-1) as number)
+    // The largest power of two in each group holds the scale at 1: it leaves room for what is beyond the largest.
+    const top = 2 ** Math.floor(Math.log2(largest))
+    const rows = Math.ceil(cases.length / 31)
+    const weights = new Float32Array(rows * 32)
+    for (let i = 0; i < rows * 31; i++) weights[Math.floor(i / 31) * 32 + (i % 31)] = cases[i] ?? 0
+    for (let row = 0; row < rows; row++) weights[row * 32 + 31] = top * 1.999
+    const q = quantize(weights, [rows, 32], { format })
+    expect(new Set(q.scales)).toEqual(new Set([127]))
+    const want = weights.map((w) => {
+      if (element !== undefined) return decodeFloat(element, encodeFloat(element, w))
+      const at = w * 64
+      const even = Math.abs(at % 1) === 0.5 ? 2 * Math.round(at / 2) : Math.round(at)
+      return Math.min(Math.max(even, -127), 127) / 64
+    })
+    expect(dequantize(q).map((x) => x + 0)).toEqual(want.map((x) => x + 0))
+  })
+
+  test.each(mx)('%s: scales at both ends of e8m0', (format) => {
+    const q = quantize(Float32Array.from([2 ** -149, 0, 3.4e38, -3.4e38]), [4, 1], { format })
+    const emax = { mxfp8_e4m3: 8, mxfp8_e5m2: 15, mxfp6_e3m2: 4, mxint8: 0 }[format as string] ?? 2
+    expect([...(q.scales ?? [])]).toEqual([0, 0, 254 - emax, 254 - emax])
+    const [small, zero, high, low] = dequantize(q)
+    expect([zero, low]).toEqual([0, -(high as number)])
+    expect(Math.abs(small as number)).toBeLessThan(2 ** -126)
+    expect((high as number) / 3.4e38).toBeCloseTo(format === 'mxfp8_e5m2' || format === 'mxfp6_e3m2' ? 0.9 : 1, 0)
+  })
+
+  test('the scale 0xff is kept, and its group alone is NaN', () => {
+    for (const format of mx) {
+      const scales = new Uint8Array([127, 255, 127])
+      const q = rowOf(format, new Uint8Array(96), scales)
+      const values = dequantize(q)
+      expect([...values.keys()].filter((i) => Number.isNaN(values[i]))).toEqual(
+        Array.from({ length: 32 }, (_, i) => 32 + i),
+      )
+      expect(deserialize(serialize({ q })).q).toEqual(q)
+    }
+  })
+
+  test('nvfp4: the matrix has one factor, and small groups keep the least scale', () => {
+    const weights = new Float32Array(64)
+    weights.fill(2688, 0, 16)
+    weights.fill(1e-6, 16, 32)
+    weights.fill(6 / 512, 32, 48)
+    const q = quantize(weights, [1, 64], { format: 'nvfp4' })
+    expect(q.tensorScale).toBe(1)
+    expect([...scalesOf(q)]).toEqual([448, 2 ** -9, 2 ** -9, 2 ** -9])
+    expect([...new Set(dequantize(q))]).toEqual([2688, 0, 6 / 512])
+    const zeros = quantize(new Float32Array(16), [1, 16], { format: 'nvfp4' })
+    expect(zeros.tensorScale).toBe(Math.fround(1e-12))
+  })
+
+  test('codes of codebook4 are those of the table that belongs to them', () => {
+    const table = Float32Array.from({ length: 64 }, (_, i) => (i % 16) + 100 * Math.floor(i / 16))
+    const codes = new Uint8Array(66).map((_, i) => (i * 37) & 255)
+    const row = new Float32Array(2).fill(1)
+    const read = (k: number) => ((codes[k >> 1] as number) >> (4 * (k & 1))) & 15
+    const byRow = canonical({
+      ...{ format: 'codebook4', shape: [2, 66], groupSize: 'channel', codes, scales: row },
+      ...{ table: table.subarray(0, 32), tablePer: 'row' },
+    })
+    expect(dequantize(byRow)).toEqual(
+      Float32Array.from({ length: 132 }, (_, i) => read(i) + (i >= 66 ? 100 : 0)),
+    )
+    const byGroup = canonical({
+      ...{ format: 'codebook4', shape: [2, 66], codes, scales: new Float32Array(4).fill(1), table },
+      tablePer: 'group',
+    })
+    expect(dequantize(byGroup)).toEqual(
+      Float32Array.from(
+        { length: 132 },
+        (_, i) => read(i) + (i >= 66 ? 200 : 0) + (i % 66 >= 64 ? 100 : 0),
+      ),
+    )
+  })
+})
+
 describe('the clipping search', () => {
   const squares = (values: ArrayLike<number>, weights: ArrayLike<number>, members: readonly number[]) =>
     members.reduce((sum, at) => sum + ((values[at] as number) - (weights[at] as number)) ** 2, 0)
@@ -493,6 +635,7 @@ describe('misuse', () => {
   const at = (index: number, value: number) => w.map((x, i) => (i === index ? value : x))
   const int4 = quantize(w, [4, 128], { format: 'int4' })
   const int8 = quantize(w, [4, 128], { format: 'int8' })
+  const nvfp4 = quantize(w, [4, 128], { format: 'nvfp4' })
   const ternary = quantize(w.subarray(0, 10), [2, 5], { format: 'ternary' })
   const change = <T extends Uint8Array | Float32Array>(
     array: T | undefined,
@@ -779,6 +922,132 @@ describe('misuse', () => {
       () => canonical({ ...ternary, codes: change(ternary.codes as Uint8Array, 2, 0x0c) }),
       'ERR_ARGUMENT',
       /got 3 at \[1, 1\]/,
+    ],
+    [
+      'codebook4 without a table',
+      () => quantize(w, [4, 128], { format: 'codebook4' }),
+      'ERR_ARGUMENT',
+      /expected a table for codebook4/,
+    ],
+    [
+      'a table for nf4',
+      () => quantize(w, [4, 128], { format: 'nf4', table: codebook }),
+      'ERR_ARGUMENT',
+      /no table, since nf4 stores none/,
+    ],
+    [
+      'a table of 15 numbers',
+      () => quantize(w, [4, 128], { format: 'codebook4', table: codebook.subarray(1) }),
+      'ERR_SHAPE',
+      /expected 64 bytes of table but got 60/,
+    ],
+    [
+      'one table where each row has its own',
+      () => quantize(w, [4, 128], { format: 'codebook4', table: codebook, tablePer: 'row' }),
+      'ERR_SHAPE',
+      /expected 256 bytes of table but got 64/,
+    ],
+    [
+      'a table a row where rows share a scale',
+      () => quantize(w, [4, 128], { format: 'codebook4', groupSize: 'tensor', table: codebook, tablePer: 'row' }),
+      'ERR_ARGUMENT',
+      /one table where rows share a scale/,
+    ],
+    [
+      'a table of doubles',
+      () => quantize(w, [4, 128], { format: 'codebook4', table: wrong(new Float64Array(16)) }),
+      'ERR_TYPE',
+      /table to be a Float32Array/,
+    ],
+    [
+      'a table with NaN',
+      () => quantize(w, [4, 128], { format: 'codebook4', table: change(codebook, 3, Number.NaN) }),
+      'ERR_ARGUMENT',
+      /expected finite table but got NaN at \[0, 3\]/,
+    ],
+    [
+      'a table per column',
+      () => quantize(w, [4, 128], { format: 'codebook4', table: codebook, tablePer: wrong('column') }),
+      'ERR_ARGUMENT',
+      /tablePer: expected one of none, tensor, row, group/,
+    ],
+    [
+      'tablePer of int8',
+      () => quantize(w, [4, 128], { format: 'int8', tablePer: 'row' }),
+      'ERR_ARGUMENT',
+      /which codebook4 alone stores/,
+    ],
+    [
+      'MX groups of 64',
+      () => quantize(w, [4, 128], { format: 'mxfp4', groupSize: 64 }),
+      'ERR_ARGUMENT',
+      /groups of 1 x 32, which mxfp4 has/,
+    ],
+    [
+      'nvfp4 by channel',
+      () => quantize(w, [4, 128], { format: 'nvfp4', groupSize: 'channel' }),
+      'ERR_ARGUMENT',
+      /groups of 1 x 16, which nvfp4 has/,
+    ],
+    [
+      'groups of 16 of int4',
+      () => quantize(w, [4, 128], { format: 'int4', groupSize: 16 }),
+      'ERR_ARGUMENT',
+      /32, 64, 128 or K = 128 columns but got 16/,
+    ],
+    [
+      'f32 scales of an MX format',
+      () => quantize(w, [4, 128], { format: 'mxint8', scaleDtype: 'f32' }),
+      'ERR_ARGUMENT',
+      /expected one of e8m0 but got 'f32'/,
+    ],
+    [
+      'e8m0 scales of nf4',
+      () => quantize(w, [4, 128], { format: 'nf4', scaleDtype: 'e8m0' }),
+      'ERR_ARGUMENT',
+      /f32, f16, bf16 but got 'e8m0'/,
+    ],
+    [
+      'clip of an MX format',
+      () => quantize(w, [4, 128], { format: 'mxfp6_e3m2', clip: true }),
+      'ERR_ARGUMENT',
+      /expected no clip, since the scales of mxfp6_e3m2/,
+    ],
+    [
+      'nvfp4 without a tensorScale',
+      () => canonical({ ...nvfp4, tensorScale: undefined }),
+      'ERR_SHAPE',
+      /expected 4 bytes of tensorScale but got 0/,
+    ],
+    [
+      'a tensorScale of mxfp4',
+      () => canonical({ ...quantize(w, [4, 128], { format: 'mxfp4' }), tensorScale: 1 }),
+      'ERR_SHAPE',
+      /expected 0 bytes of tensorScale but got 4/,
+    ],
+    [
+      'a tensorScale as a word',
+      () => canonical({ ...nvfp4, tensorScale: wrong('1') }),
+      'ERR_TYPE',
+      /tensorScale to be a number but got '1'/,
+    ],
+    [
+      'an infinite tensorScale',
+      () => canonical({ ...nvfp4, tensorScale: Number.POSITIVE_INFINITY }),
+      'ERR_ARGUMENT',
+      /finite tensorScale but got inf/,
+    ],
+    [
+      'a NaN scale of nvfp4',
+      () => canonical({ ...nvfp4, scales: change(nvfp4.scales as Uint8Array, 9, 0x7f) }),
+      'ERR_ARGUMENT',
+      /finite scales but got NaN at \[1, 1\]/,
+    ],
+    [
+      'floats for e8m0 scales',
+      () => canonical({ ...quantize(w, [4, 128], { format: 'mxfp4' }), scales: new Float32Array(4) }),
+      'ERR_DTYPE',
+      /scales to be a Uint8Array/,
     ],
     [
       'bits behind a row',
