@@ -1,11 +1,21 @@
 // What the integer rows share, whatever their instruction set: x as i8 codes in scratch with its
-// sums, and the walk over the groups of a panel.
+// sums, and the walk over panels, tiles of x and the groups of a panel.
 //
 //   sum over a group of x * (code - zero)  =  sum of x * code  -  zero * sum of x
 //
 // so codes stay as they are stored (int4 without a sign), and zero points, or an offset that makes
-// int8 unsigned, cost one product per group. A long group is walked in segments: 2048 products of 8
-// and 4 bits and their multiples of a zero point are below 2^24, which f32 holds exactly.
+// int8 unsigned, cost at most one product per group. A long group is walked in segments: 2048
+// products of 8 and 4 bits and their multiples of a zero point are below 2^24, which f32 holds
+// exactly.
+//
+// x lies in tiles of T rows, as many as the kernel multiplies at a time: four columns of its first
+// row, the same four of the next one, and so on for T rows; then the next four columns.
+//
+//   tile    k = 0 .. 3      k = 4 .. 7
+//           [m0][m1][m2]    [m0][m1][m2]   ...    each [ ] four codes; T = 3
+//
+// A kernel so reads one stream at constant offsets. With each row on its own, rows a power of two
+// apart would share a few sets of L1, and push each other and the panel out of it.
 #pragma once
 
 #include "csrc/linear/panels.h"
@@ -13,11 +23,13 @@
 namespace lowbit {
 
 inline constexpr int64_t kSegmentK = 2048;
-// Codes of a panel that several tiles of x read one after the other: half of L1.
+// Bytes of x that the panels of a block read again and again from L2, half of it. With more, all
+// panels take a slice of K before the next slice.
+inline constexpr int64_t kBytesInL2 = 512 * 1024;
+// Codes of a panel that tiles which wait for L2 read one after the other: half of L1.
 inline constexpr int64_t kSliceBytes = 16 * 1024;
-// Bytes of x that a block may read again and again from L2. With more, all panels of a block take a
-// slice of K before the next slice.
-inline constexpr int64_t kBytesInL2 = 256 * 1024;
+// Codes of x that a task of staging makes or moves: some microseconds of work.
+inline constexpr int64_t kStageTask = 8192;
 
 struct Segments {
   PanelBlock block;
@@ -25,7 +37,6 @@ struct Segments {
   int64_t size;       // columns of a segment; the last of a group may have fewer
   int64_t per_group;  // segments in a group
   int64_t count;      // segments in a row
-  int64_t per_slice;  // segments that are walked together while their part of the panel is in L1
   int64_t unit;       // columns of whole vectors: kernels multiply so many at a time
 };
 
@@ -38,8 +49,6 @@ static inline Segments segments_of(const Weight& w) {
   s.size = s.block.k < most ? s.block.k : most;
   s.per_group = ceil_div(s.block.k, s.size);
   s.count = s.block.groups * s.per_group;
-  const int64_t slice = kSliceBytes * 8 / (kPanel * kind_row(w.format.kind).bits);
-  s.per_slice = s.size == 0 || s.size > slice / 2 ? 1 : slice / s.size;
   return s;
 }
 
@@ -61,7 +70,8 @@ static inline Segment segment_at(const Segments& s, int64_t i) {
   return r;
 }
 
-// The segment behind `r`, which is not the last one.
+// The segment behind `r`, which is not the last one. The bounds are hardly ever met: as branches
+// they cost nothing, as minima they would hold up the addresses of every group.
 static inline void next_segment(const Segments& s, Segment* r) {
   r->k += r->width;
   r->column += r->width;
@@ -69,105 +79,187 @@ static inline void next_segment(const Segments& s, Segment* r) {
     r->column = 0;
     r->block += s.block.bytes;
   }
-  const int64_t in_block = s.block.k - r->column, in_row = s.k - r->k;
-  const int64_t end = in_block < in_row ? in_block : in_row;
-  r->width = end < s.size ? end : s.size;
+  r->width = s.size;
+  if (__builtin_expect(r->column + s.size > s.block.k, 0)) r->width = s.block.k - r->column;
+  if (__builtin_expect(r->k + r->width > s.k, 0)) r->width = s.k - r->k;
 }
 
+// One call of a kernel's tile: sums(rows, 16) (+)= x(rows, K) times segments [begin, end) of the
+// panel at w.
+struct CodeTile {
+  const Format* format;
+  const Segments* segments;
+  const uint8_t* w;
+  int64_t begin, end;
+  const uint8_t* x;       // as above; four codes take 4 * CodeKernel.width bytes
+  const int32_t* x_sums;  // (segments, rows)
+  float* sums;            // row stride kBlockN
+  bool add;               // false: sums holds nothing yet
+};
+using CodeTileRun = void (*)(const CodeTile&);
+
+// What an integer row brings.
+struct CodeKernel {
+  const CodeTileRun* tiles;  // tiles[T - 1] multiplies T rows, up to `height`
+  const CodeTileRun* pairs;  // the same for two panels that follow each other; null: there is none
+  int64_t height;
+  int64_t pair_from;    // the least T for `pairs`
+  int64_t slice_bytes;  // of a panel's codes, that tiles read one after the other; 0: no bound
+  int64_t width;        // bytes of a code in the kernel's form of x
+  // Four codes in that form; null: as they are.
+  void (*arrange)(const uint8_t* four, uint8_t* to);
+};
+
 struct CodeScratch {
-  uint8_t* x;       // (stage, x_stride bytes): codes, padded with zeros
-  int32_t* x_sums;  // (stage, segments)
+  uint8_t* codes;   // (stage, columns): rows of codes, padded with zeros
+  uint8_t* x;       // the same in tiles
+  int32_t* x_sums;  // (stage, segments), by tiles
   float* scale;     // (stage)
   float* sums;      // (threads, kBlockM, kBlockN)
   float* floats;    // (threads, K): a row of x before it is quantised
-  int8_t* codes;    // (threads, padded_columns)
-  int64_t x_stride;
+  int64_t columns;
 };
 
-// Columns of x in scratch: zeros stand behind the last one for as far as any kernel's vectors
-// reach.
+// Columns of x in scratch: zeros stand behind the last one for as far as a kernel's vectors reach.
 static inline int64_t padded_columns(const Weight& w) {
   // The last group of trits16 may begin anywhere in a vector's columns.
   const int64_t unit = panel_unit(w.layout, w.format.kind);
   return round_up(round_up(w.k, unit) + (w.layout == Layout::trits16 ? unit : 0), 8);
 }
 
-// `width`: bytes that the kernel's form of x takes for a code.
-static inline size_t carve_codes(const LinearArgs& args, int threads, int width, void* base,
-                                 CodeScratch* s) {
-  const int64_t rows = stage_rows(args.x.shape[0]), padded = padded_columns(args.w);
+static inline size_t carve_codes(const LinearArgs& args, const CodeKernel& kernel, int threads,
+                                 void* base, CodeScratch* s) {
+  const int64_t rows = stage_rows(args.x.shape[0]);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
-  s->x_stride = padded * width;
-  s->x = take<uint8_t>(&at, rows * s->x_stride);
+  s->columns = padded_columns(args.w);
+  s->codes = take<uint8_t>(&at, rows * s->columns);
+  s->x = take<uint8_t>(&at, rows * s->columns * kernel.width);
   s->x_sums = take<int32_t>(&at, rows * segments_of(args.w).count);
   s->scale = take<float>(&at, rows);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   s->floats = take<float>(&at, threads * args.w.k);
-  s->codes = take<int8_t>(&at, threads * padded);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
-static inline size_t workspace_codes(const LinearArgs& args, int threads, int width) {
+static inline size_t workspace_codes(const LinearArgs& args, const CodeKernel& kernel,
+                                     int threads) {
   CodeScratch s;
-  return carve_codes(args, threads, width, nullptr, &s);
+  return carve_codes(args, kernel, threads, nullptr, &s);
 }
 
-// arrange(codes, padded, to): a row of i8 codes in the form that the kernel reads.
-// multiply(panel, begin, end, m, rows, sums, add): segments [begin, end) of a panel times `rows`
-// rows
-//   of x from m on, into (rows, kBlockN).
-template <class Arrange, class Multiply>
-static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Segments& segments,
-                               const CodeScratch& s, int64_t tile, const Arrange& arrange,
-                               const Multiply& multiply) {
-  const int64_t m_all = args.x.shape[0], k = args.w.k, padded = padded_columns(args.w);
-  const int64_t stage = stage_rows(m_all);
+// Segments [begin, end) of a tile of `rows` rows from m on: from rows of codes to the tile, and the
+// sums.
+static inline void arrange_tile(const CodeKernel& kernel, const Segments& segments,
+                                const CodeScratch& s, int32_t factor, int64_t m, int64_t rows,
+                                int64_t begin, int64_t end) {
+  const int64_t four = 4 * kernel.width;
+  const int64_t k0 = segment_at(segments, begin).k;
+  const int64_t k1 = end == segments.count ? s.columns : segment_at(segments, end).k;
+  for (int64_t t = 0; t < rows; ++t) {
+    const uint8_t* codes = s.codes + (m + t) * s.columns;
+    uint8_t* to = s.x + m * s.columns * kernel.width + t * four;
+    for (int64_t q = k0 / 4; q < k1 / 4; ++q) {  // segments begin at multiples of four columns
+      if (kernel.arrange == nullptr) {
+        std::memcpy(to + q * rows * four, codes + q * 4, 4);
+      } else {
+        kernel.arrange(codes + q * 4, to + q * rows * four);
+      }
+    }
+    int32_t* sums = s.x_sums + m * segments.count + t;
+    for (int64_t i = begin; i < end; ++i) {
+      const Segment segment = segment_at(segments, i);
+      // Over the columns that the kernel multiplies: those behind a group count nothing where
+      // their codes stand for zero (trits16), and are zeros of x everywhere else.
+      const int64_t width = round_up(segment.width, segments.unit);
+      const int8_t* from = reinterpret_cast<const int8_t*>(codes) + segment.k;
+      int32_t sum = 0;
+      for (int64_t j = 0; j < width; ++j) sum += from[j];
+      sums[i * rows] = sum * factor;
+    }
+  }
+}
+
+// Stages `rows` rows of x from `first` on, in tiles of `height` rows; the last one may have fewer.
+static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const CodeKernel& kernel,
+                               const Segments& segments, const CodeScratch& s, int32_t factor,
+                               int64_t first, int64_t rows, int64_t height) {
+  const int64_t k = args.w.k;
+  parallel_for(
+      ctx.pool, rows, ceil_div(kStageTask, k + 1), [&](int64_t m0, int64_t m1, int thread) {
+        for (int64_t m = m0; m < m1; ++m) {
+          uint8_t* codes = s.codes + m * s.columns;
+          s.scale[m] =
+              stage_codes(args, first + m, s.floats + thread * k, reinterpret_cast<int8_t*>(codes));
+          std::memset(codes + k, 0, static_cast<size_t>(s.columns - k));
+        }
+      });
+  if (k == 0) return;
+  // By tiles and not by rows: the rows of a tile share cache lines. By columns too, for there may
+  // be one tile only.
+  const int64_t step = ceil_div(kStageTask, segments.size * height);
+  const int64_t steps = ceil_div(segments.count, step);
+  parallel_for(ctx.pool, ceil_div(rows, height) * steps, 1, [&](int64_t i0, int64_t i1, int) {
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t m = i / steps * height, begin = i % steps * step;
+      arrange_tile(kernel, segments, s, factor, m, rows - m < height ? rows - m : height, begin,
+                   begin + step < segments.count ? begin + step : segments.count);
+    }
+  });
+}
+
+// Rows of a tile: as even as possible, so that no call ends with a tile of one row.
+static inline int64_t tile_height(int64_t rows, int64_t most) {
+  return ceil_div(rows, ceil_div(rows, most));
+}
+
+// `factor`: what the kernel wants x_sums multiplied by.
+static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const CodeKernel& kernel,
+                               int32_t factor) {
+  const int64_t m_all = args.x.shape[0], k = args.w.k, stage = stage_rows(m_all);
+  const Segments segments = segments_of(args.w);
+  CodeScratch s;
+  carve_codes(args, kernel, pool_threads(ctx.pool), ctx.scratch, &s);
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
-    parallel_for(ctx.pool, rows, 4, [&](int64_t begin, int64_t end, int thread) {
-      int8_t* codes = s.codes + thread * padded;
-      for (int64_t i = k; i < padded; ++i) codes[i] = 0;
-      for (int64_t m = begin; m < end; ++m) {
-        s.scale[m] = stage_codes(args, first + m, s.floats + thread * k, codes);
-        for (int64_t i = 0; i < segments.count; ++i) {
-          const Segment segment = segment_at(segments, i);
-          // Over the columns that the kernel multiplies: those behind a group count nothing where
-          // their codes stand for zero (trits16), and are zeros of x everywhere else.
-          const int64_t width = round_up(segment.width, segments.unit);
-          int32_t sum = 0;
-          for (int64_t j = 0; j < width; ++j) sum += codes[segment.k + j];
-          s.x_sums[m * segments.count + i] = sum;
-        }
-        arrange(codes, padded, s.x + m * s.x_stride);
+    const int64_t height = tile_height(rows, kernel.height);
+    stage_tiles(args, ctx, kernel, segments, s, factor, first, rows, height);
+    const auto block = [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t block_rows,
+                           float* sums) {
+      if (k == 0) {
+        for (int64_t i = 0; i < block_rows * kBlockN; ++i) sums[i] = 0.0f;
+        return;
       }
-    });
-    for_blocks(args, ctx.pool, first, rows, tile, s.scale, s.sums,
-               [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
-                 if (k == 0) {
-                   for (int64_t i = 0; i < height * kBlockN; ++i) sums[i] = 0.0f;
-                   return;
-                 }
-                 const int64_t step = height <= tile ? segments.count : segments.per_slice;
-                 const auto slice = [&](int64_t p, int64_t begin) {
-                   const int64_t end =
-                       begin + step < segments.count ? begin + step : segments.count;
-                   multiply(n0 / kPanel + p, begin, end, m0, height, sums + p * kPanel, begin > 0);
-                 };
-                 if (height * s.x_stride <= kBytesInL2) {  // front to back through each panel
-                   for (int64_t p = 0; p < panels; ++p) {
-                     for (int64_t i = 0; i < segments.count; i += step) slice(p, i);
-                   }
-                 } else {
-                   for (int64_t i = 0; i < segments.count; i += step) {
-                     for (int64_t p = 0; p < panels; ++p) slice(p, i);
-                   }
-                 }
-               });
+      int64_t columns = k;
+      if (block_rows > height) {
+        columns = kBytesInL2 / (block_rows * kernel.width);
+        const int64_t most = kernel.slice_bytes * 8 / (kPanel * kind_row(args.w.format.kind).bits);
+        if (most > 0 && most < columns) columns = most;
+      }
+      const int64_t step = columns < segments.size ? 1 : columns / segments.size;
+      for (int64_t begin = 0; begin < segments.count; begin += step) {
+        CodeTile tile = {&args.w.format, &segments, nullptr, begin,    0,
+                         nullptr,        nullptr,   nullptr, begin > 0};
+        tile.end = begin + step < segments.count ? begin + step : segments.count;
+        for (int64_t p = 0; p < panels;) {
+          const bool pair = kernel.pairs != nullptr && height >= kernel.pair_from && p + 1 < panels;
+          tile.w = args.w.data + (n0 / kPanel + p) * segments.block.groups * segments.block.bytes;
+          for (int64_t m = m0; m < m0 + block_rows; m += height) {
+            const int64_t count = m0 + block_rows - m < height ? m0 + block_rows - m : height;
+            tile.x = s.x + m * s.columns * kernel.width;
+            tile.x_sums = s.x_sums + m * segments.count;
+            tile.sums = sums + (m - m0) * kBlockN + p * kPanel;
+            (pair ? kernel.pairs : kernel.tiles)[count - 1](tile);
+          }
+          p += pair ? 2 : 1;
+        }
+      }
+    };
+    for_blocks(args, ctx.pool, first, rows, height, s.scale, s.sums, block);
   }
   return ok();
 }
 
-// What an integer row over panel16 serves.
+// What an integer row over panel16 or trits16 serves.
 static constexpr LinearSpec code_spec(KindSet kinds, Layout layout = Layout::panel16) {
   return {kinds, bit(layout), kFloats | bit(DType::i8), bit(Compute::int8), true, 0, 1, 1, 1};
 }

@@ -32,15 +32,14 @@ struct Int1 {
   }
 
   template <int T>
-  static inline void products(const uint8_t* p, const uint8_t* x, int64_t x_stride,
-                              __m512i (&acc)[T][8]) {
+  static inline void products(const uint8_t* p, const uint8_t* x, __m512i (&acc)[T][8]) {
     const __m512i v = load_bytes(p);
 #pragma GCC unroll 8
     for (int f = 0; f < 8; ++f) {
       const __m512i c = masked(v, 1 << f);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        acc[t][f] = add_products(acc[t][f], c, x + 4 * f + t * x_stride);
+        acc[t][f] = add_products(acc[t][f], c, x + 4 * (f * T + t));
       }
     }
   }
@@ -57,11 +56,8 @@ struct Int1 {
 
 extern const LinearKernel linear_int1_i8_avx512vnni;
 const LinearKernel linear_int1_i8_avx512vnni = {
-    "linear_int1_i8_avx512vnni",
-    kArchAvx512Vnni,
-    code_spec(bit(Kind::int1)),
-    workspace_narrow,
-    run_narrow<Int1>,
+    "linear_int1_i8_avx512vnni", kArchAvx512Vnni,  code_spec(bit(Kind::int1)),
+    workspace_narrow<Int1>,      run_narrow<Int1>,
 };
 
 }  // namespace lowbit

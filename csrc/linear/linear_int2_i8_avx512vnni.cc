@@ -35,15 +35,14 @@ struct Int2 {
   }
 
   template <int T>
-  static inline void products(const uint8_t* p, const uint8_t* x, int64_t x_stride,
-                              __m512i (&acc)[T][4]) {
+  static inline void products(const uint8_t* p, const uint8_t* x, __m512i (&acc)[T][4]) {
     const __m512i v = load_bytes(p);
 #pragma GCC unroll 4
     for (int f = 0; f < 4; ++f) {
       const __m512i c = masked(v, 3 << (2 * f));
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        acc[t][f] = add_products(acc[t][f], c, x + 4 * f + t * x_stride);
+        acc[t][f] = add_products(acc[t][f], c, x + 4 * (f * T + t));
       }
     }
   }
@@ -59,11 +58,8 @@ struct Int2 {
 
 extern const LinearKernel linear_int2_i8_avx512vnni;
 const LinearKernel linear_int2_i8_avx512vnni = {
-    "linear_int2_i8_avx512vnni",
-    kArchAvx512Vnni,
-    code_spec(bit(Kind::int2) | bit(Kind::ternary)),
-    workspace_narrow,
-    run_narrow<Int2>,
+    "linear_int2_i8_avx512vnni", kArchAvx512Vnni,  code_spec(bit(Kind::int2) | bit(Kind::ternary)),
+    workspace_narrow<Int2>,      run_narrow<Int2>,
 };
 
 }  // namespace lowbit

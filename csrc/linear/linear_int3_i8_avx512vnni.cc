@@ -50,8 +50,7 @@ struct Int3 {
   }
 
   template <int T>
-  static inline void products(const uint8_t* p, const uint8_t* x, int64_t x_stride,
-                              __m512i (&acc)[T][8]) {
+  static inline void products(const uint8_t* p, const uint8_t* x, __m512i (&acc)[T][8]) {
     __m512i high = load_bytes(p + 128);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
@@ -61,7 +60,7 @@ struct Int3 {
         const __m512i l = masked(low, 3 << (2 * f)), u = masked(high, 1 << (2 * f));
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
-          const uint8_t* xk = x + 16 * h + 4 * f + t * x_stride;
+          const uint8_t* xk = x + 4 * ((4 * h + f) * T + t);
           acc[t][f] = add_products(acc[t][f], l, xk);
           acc[t][4 + f] = add_products(acc[t][4 + f], u, xk);
         }
@@ -87,11 +86,8 @@ struct Int3 {
 
 extern const LinearKernel linear_int3_i8_avx512vnni;
 const LinearKernel linear_int3_i8_avx512vnni = {
-    "linear_int3_i8_avx512vnni",
-    kArchAvx512Vnni,
-    code_spec(bit(Kind::int3)),
-    workspace_narrow,
-    run_narrow<Int3>,
+    "linear_int3_i8_avx512vnni", kArchAvx512Vnni,  code_spec(bit(Kind::int3)),
+    workspace_narrow<Int3>,      run_narrow<Int3>,
 };
 
 }  // namespace lowbit

@@ -19,7 +19,6 @@ namespace {
 
 using namespace avx2;
 
-constexpr int64_t kTileM = 4;
 constexpr int64_t kPrefetch = 2048;  // as in linear_f32_avx2
 constexpr int64_t kChunkK = 32;      // columns that int16 sums hold: 8 * 3840 < 2^15
 
@@ -27,7 +26,7 @@ __m256i nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 
 // 8 columns of 16 rows of w times T rows of x, added to int16 sums.
 template <int T>
-[[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x, int64_t x_stride,
+[[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x,
                                               __m256i (&acc)[T][2]) {
   _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch, _MM_HINT_T0);
   const __m256i v0 = load_bytes(v), v1 = load_bytes(v + 32);
@@ -35,7 +34,7 @@ template <int T>
   const __m256i h0 = nibbles(_mm256_srli_epi16(v0, 4)), h1 = nibbles(_mm256_srli_epi16(v1, 4));
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const __m256i xl = broadcast_4(x + t * x_stride), xh = broadcast_4(x + t * x_stride + 4);
+    const __m256i xl = broadcast_4(x + 4 * t), xh = broadcast_4(x + 4 * (T + t));
     acc[t][0] = _mm256_add_epi16(acc[t][0], _mm256_maddubs_epi16(l0, xl));
     acc[t][1] = _mm256_add_epi16(acc[t][1], _mm256_maddubs_epi16(l1, xl));
     acc[t][0] = _mm256_add_epi16(acc[t][0], _mm256_maddubs_epi16(h0, xh));
@@ -43,24 +42,23 @@ template <int T>
   }
 }
 
-// sums(T, 16) (+)= segments [begin, end) of the panel at w times x(T, K).
 template <int T>
-[[gnu::noinline]] void tile(const uint8_t* w, const Format& f, const Segments& segments,
-                            int64_t begin, int64_t end, const uint8_t* x, int64_t x_stride,
-                            const int32_t* x_sums, float* sums, bool add) {
-  if (!add) {
+void tile(const CodeTile& a) {
+  const Segments& segments = *a.segments;
+  const Format& f = *a.format;
+  if (!a.add) {
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      _mm256_storeu_ps(sums + t * kBlockN, _mm256_setzero_ps());
-      _mm256_storeu_ps(sums + t * kBlockN + 8, _mm256_setzero_ps());
+      _mm256_storeu_ps(a.sums + t * kBlockN, _mm256_setzero_ps());
+      _mm256_storeu_ps(a.sums + t * kBlockN + 8, _mm256_setzero_ps());
     }
   }
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t i = a.begin; i < a.end; ++i) {
     const Segment segment = segment_at(segments, i);
-    const uint8_t* base = w + segment.block;
+    const uint8_t* base = a.w + segment.block;
     const uint8_t* v = base + segment.column * 8;
-    const uint8_t* xk = x + segment.k;
+    const uint8_t* x = a.x + segment.k * T;
     __m256i total[T][2];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) total[t][0] = total[t][1] = _mm256_setzero_si256();
@@ -72,11 +70,11 @@ template <int T>
       if (left >= kChunkK) {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          add_vector<T>(v + (k + 8 * j) * 8, xk + k + 8 * j, x_stride, acc);
+          add_vector<T>(v + (k + 8 * j) * 8, x + (k + 8 * j) * T, acc);
         }
       } else {
         for (int64_t j = 0; j < left; j += 8) {
-          add_vector<T>(v + (k + j) * 8, xk + k + j, x_stride, acc);
+          add_vector<T>(v + (k + j) * 8, x + (k + j) * T, acc);
         }
       }
 #pragma GCC unroll 4
@@ -91,8 +89,8 @@ template <int T>
     const __m256 z1 = load_zeros(base + segments.block.zeros, f.zero_type, 8.0f, 1);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      float* to = sums + t * kBlockN;
-      const __m256 x_sum = _mm256_cvtepi32_ps(_mm256_set1_epi32(x_sums[t * segments.count + i]));
+      float* to = a.sums + t * kBlockN;
+      const __m256 x_sum = _mm256_cvtepi32_ps(_mm256_set1_epi32(a.x_sums[i * T + t]));
       const __m256 d0 = _mm256_fnmadd_ps(z0, x_sum, _mm256_cvtepi32_ps(total[t][0]));
       const __m256 d1 = _mm256_fnmadd_ps(z1, x_sum, _mm256_cvtepi32_ps(total[t][1]));
       _mm256_storeu_ps(to, _mm256_fmadd_ps(d0, s0, _mm256_loadu_ps(to)));
@@ -101,36 +99,14 @@ template <int T>
   }
 }
 
-size_t workspace(const LinearArgs& args, int threads) { return workspace_codes(args, threads, 1); }
+constexpr CodeTileRun kTiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
+constexpr CodeKernel kKernel = {kTiles, nullptr, 4, 0, kSliceBytes, 1, nullptr};
 
-Status run(const LinearArgs& args, const Ctx& ctx) {
-  const Segments segments = segments_of(args.w);
-  const Format& f = args.w.format;
-  CodeScratch s;
-  carve_codes(args, pool_threads(ctx.pool), 1, ctx.scratch, &s);
-  const auto arrange = [](const int8_t* codes, int64_t padded, uint8_t* to) {
-    std::memcpy(to, codes, static_cast<size_t>(padded));
-  };
-  return run_codes(
-      args, ctx, segments, s, kTileM, arrange,
-      [&](int64_t p, int64_t begin, int64_t end, int64_t m0, int64_t rows, float* sums, bool add) {
-        const uint8_t* w = args.w.data + p * segments.block.groups * segments.block.bytes;
-        for_tiles(rows, kTileM, [&](int64_t m, int64_t count) {
-          const uint8_t* x = s.x + (m0 + m) * s.x_stride;
-          const int32_t* x_sums = s.x_sums + (m0 + m) * segments.count;
-          float* to = sums + m * kBlockN;
-          const auto go = [&](auto* kernel) {
-            kernel(w, f, segments, begin, end, x, s.x_stride, x_sums, to, add);
-          };
-          switch (count) {
-            case 1: go(tile<1>); break;
-            case 2: go(tile<2>); break;
-            case 3: go(tile<3>); break;
-            default: go(tile<4>); break;
-          }
-        });
-      });
+size_t workspace(const LinearArgs& args, int threads) {
+  return workspace_codes(args, kKernel, threads);
 }
+
+Status run(const LinearArgs& args, const Ctx& ctx) { return run_codes(args, ctx, kKernel, 1); }
 
 }  // namespace
 

@@ -19,7 +19,6 @@ namespace {
 
 using namespace avx2;
 
-constexpr int64_t kTileM = 4;
 constexpr int64_t kPrefetch = 2048;  // as in linear_f32_avx2
 
 __m256i even(__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
@@ -27,13 +26,13 @@ __m256i odd(__m256i v) { return _mm256_srai_epi16(v, 8); }
 
 // 4 columns of 16 rows of w times T rows of x.
 template <int T>
-[[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x, int64_t x_stride,
+[[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x,
                                               __m256i (&acc)[T][2]) {
   const __m256i v0 = load_bytes(v), v1 = load_bytes(v + 32);
   const __m256i e0 = even(v0), e1 = even(v1), o0 = odd(v0), o1 = odd(v1);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const __m256i xe = broadcast_4(x + t * x_stride), xo = broadcast_4(x + t * x_stride + 4);
+    const __m256i xe = broadcast_4(x + 8 * t), xo = broadcast_4(x + 8 * t + 4);
     acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(e0, xe));
     acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(e1, xe));
     acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(o0, xo));
@@ -41,35 +40,34 @@ template <int T>
   }
 }
 
-// sums(T, 16) (+)= segments [begin, end) of the panel at w times x(T, K).
 template <int T>
-[[gnu::noinline]] void tile(const uint8_t* w, const Format& f, const Segments& segments,
-                            int64_t begin, int64_t end, const uint8_t* x, int64_t x_stride,
-                            float* sums, bool add) {
-  if (!add) {
+void tile(const CodeTile& a) {
+  const Segments& segments = *a.segments;
+  const Format& f = *a.format;
+  if (!a.add) {
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      _mm256_storeu_ps(sums + t * kBlockN, _mm256_setzero_ps());
-      _mm256_storeu_ps(sums + t * kBlockN + 8, _mm256_setzero_ps());
+      _mm256_storeu_ps(a.sums + t * kBlockN, _mm256_setzero_ps());
+      _mm256_storeu_ps(a.sums + t * kBlockN + 8, _mm256_setzero_ps());
     }
   }
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t i = a.begin; i < a.end; ++i) {
     const Segment segment = segment_at(segments, i);
-    const uint8_t* base = w + segment.block;
+    const uint8_t* base = a.w + segment.block;
     const uint8_t* v = base + segment.column * 16;
-    const uint8_t* xk = x + segment.k * 2;
+    const uint8_t* x = a.x + segment.k * 2 * T;
     __m256i acc[T][2];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
     for (int64_t k = 0; k < segment.width; k += 4) {
       _mm_prefetch(reinterpret_cast<const char*>(v + k * 16) + kPrefetch, _MM_HINT_T0);
-      add_vector<T>(v + k * 16, xk + k * 2, x_stride, acc);
+      add_vector<T>(v + k * 16, x + k * 2 * T, acc);
     }
     const __m256 s0 = load_scales(base + segments.block.scales, f.scale_dtype, 0);
     const __m256 s1 = load_scales(base + segments.block.scales, f.scale_dtype, 1);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      float* to = sums + t * kBlockN;
+      float* to = a.sums + t * kBlockN;
       const __m256 d0 = _mm256_cvtepi32_ps(acc[t][0]), d1 = _mm256_cvtepi32_ps(acc[t][1]);
       _mm256_storeu_ps(to, _mm256_fmadd_ps(d0, s0, _mm256_loadu_ps(to)));
       _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(d1, s1, _mm256_loadu_ps(to + 8)));
@@ -77,41 +75,20 @@ template <int T>
   }
 }
 
-size_t workspace(const LinearArgs& args, int threads) { return workspace_codes(args, threads, 2); }
-
-Status run(const LinearArgs& args, const Ctx& ctx) {
-  const Segments segments = segments_of(args.w);
-  const Format& f = args.w.format;
-  CodeScratch s;
-  carve_codes(args, pool_threads(ctx.pool), 2, ctx.scratch, &s);
-  const auto arrange = [](const int8_t* codes, int64_t padded, uint8_t* to) {
-    int16_t* words = reinterpret_cast<int16_t*>(to);
-    for (int64_t k = 0; k < padded; k += 4) {
-      words[k] = codes[k];
-      words[k + 1] = codes[k + 2];
-      words[k + 2] = codes[k + 1];
-      words[k + 3] = codes[k + 3];
-    }
-  };
-  return run_codes(
-      args, ctx, segments, s, kTileM, arrange,
-      [&](int64_t p, int64_t begin, int64_t end, int64_t m0, int64_t rows, float* sums, bool add) {
-        const uint8_t* w = args.w.data + p * segments.block.groups * segments.block.bytes;
-        for_tiles(rows, kTileM, [&](int64_t m, int64_t count) {
-          const uint8_t* x = s.x + (m0 + m) * s.x_stride;
-          float* to = sums + m * kBlockN;
-          const auto go = [&](auto* kernel) {
-            kernel(w, f, segments, begin, end, x, s.x_stride, to, add);
-          };
-          switch (count) {
-            case 1: go(tile<1>); break;
-            case 2: go(tile<2>); break;
-            case 3: go(tile<3>); break;
-            default: go(tile<4>); break;
-          }
-        });
-      });
+constexpr CodeTileRun kTiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
+void arrange(const uint8_t* four, uint8_t* to) {
+  const int8_t* codes = reinterpret_cast<const int8_t*>(four);
+  const int16_t words[4] = {codes[0], codes[2], codes[1], codes[3]};
+  std::memcpy(to, words, 8);
 }
+
+constexpr CodeKernel kKernel = {kTiles, nullptr, 4, 0, kSliceBytes, 2, arrange};
+
+size_t workspace(const LinearArgs& args, int threads) {
+  return workspace_codes(args, kKernel, threads);
+}
+
+Status run(const LinearArgs& args, const Ctx& ctx) { return run_codes(args, ctx, kKernel, 1); }
 
 }  // namespace
 

@@ -2,12 +2,15 @@
 // residual; int8 weights, i8 activations, exact integer sums per group.
 //
 // Shapes    any; scales per channel or per group of a multiple of 8 columns.
-// Layout    w in panel16: a lane of 4 bytes holds columns 4j .. 4j + 3 of its row; x as rows of
-//           bytes.
-// Bound     M = 1: memory at a byte a product. Large M: vpdpbusd, 64 products each.
+// Layout    w in panel16: a lane of 4 bytes holds columns 4j .. 4j + 3 of its row; x in tiles of T
+//           rows (codes.h).
+// Bound     M = 1: memory at a byte a product. Large M: vpdpbusd, 64 products each, and in groups
+// of
+//           32 one product in nine that scales the sums.
 // Method    vpdpbusd takes one side unsigned: w xor 0x80 is w + 128, and sums begin at -128 times
-//           the sum of x, which makes up for it exactly. Tile of 16 rows of w by 8 rows of x: 16
-//           int32 sums for two vectors of w and 8 f32 sums in 32 registers.
+//           the sum of x, which makes up for it exactly. Few rows of x: one panel at a time, one
+//           stream from memory. More: two panels by 12 rows of x, 24 int32 sums in registers, each
+//           broadcast of x used twice; the f32 sums wait in L1.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
 #include "csrc/simd/avx512vnni.h"
@@ -17,91 +20,86 @@ namespace {
 
 using namespace avx512;
 
-constexpr int64_t kTileM = 8;  // as in linear_int4_i8_avx512vnni
-
-// 4 columns of 16 rows of w times T rows of x.
-template <int T>
-[[gnu::always_inline]] inline void add_vector(const uint8_t* v, const uint8_t* x, int64_t x_stride,
-                                              __m512i (&acc)[T]) {
-  _mm_prefetch(reinterpret_cast<const char*>(v) + kPrefetch, _MM_HINT_T0);
-  const __m512i u = _mm512_xor_si512(load_bytes(v), _mm512_set1_epi8(-128));
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    acc[t] = add_products(acc[t], u, x + t * x_stride);
-  }
-}
-
-// sums(T, 16) (+)= segments [begin, end) of the panel at w times x(T, K).
-template <int T>
-[[gnu::noinline]] void tile(const uint8_t* w, const Format& f, const Segments& segments,
-                            int64_t begin, int64_t end, const uint8_t* x, int64_t x_stride,
-                            const int32_t* x_sums, float* sums, bool add) {
-  __m512 total[T];
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    total[t] = add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
-  }
-  Segment segment = segment_at(segments, begin);
-  for (int64_t i = begin; i < end; ++i, next_segment(segments, &segment)) {
-    const uint8_t* base = w + segment.block;
+// R panels by T rows of x.
+template <int R, int T>
+void tile(const CodeTile& a) {
+  // A sum waits 4 cycles for itself, so at one product a cycle 4 must be under way.
+  constexpr int kSums = R * T < 4 ? 2 : 1;  // and so many vectors of a panel in a round
+  constexpr int64_t kStep = 4 * kSums;
+  const Segments& segments = *a.segments;
+  const int64_t panel = segments.block.groups * segments.block.bytes;
+  const __m512i flip = _mm512_set1_epi8(-128);
+  Segment segment = segment_at(segments, a.begin);
+  for (int64_t i = a.begin; i < a.end; ++i, next_segment(segments, &segment)) {
+    const uint8_t* base = a.w + segment.block;
     const uint8_t* v = base + segment.column * 16;
-    const uint8_t* xk = x + segment.k;
-    // vpdpbusd waits 5 cycles for itself; at two a cycle 10 sums must be under way.
-    __m512i even[T], odd[T];
-#pragma GCC unroll 8
+    const uint8_t* x = a.x + segment.k * T;
+    const int32_t* x_sums = a.x_sums + i * T;
+    __m512i acc[kSums][T][R];
+#pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
-      even[t] = _mm512_set1_epi32(-128 * x_sums[t * segments.count + i]);
-      odd[t] = _mm512_setzero_si512();
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        acc[0][t][r] = begin_sum(x_sums + t);
+        if constexpr (kSums == 2) acc[1][t][r] = _mm512_setzero_si512();
+      }
     }
-    for (int64_t k = 0; k < segment.width; k += 8) {  // blocks are padded to a multiple of 8
-      add_vector<T>(v + k * 16, xk + k, x_stride, even);
-      add_vector<T>(v + k * 16 + 64, xk + k + 4, x_stride, odd);
+    for (int64_t k = 0; k < segment.width; k += kStep, v += 16 * kStep, x += kStep * T) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kSums; ++j) {  // blocks are padded to a multiple of 8 columns
+        __m512i u[R];
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) {
+          prefetch_line<T>(v + 64 * j + r * panel);
+          u[r] = _mm512_xor_si512(load_bytes(v + 64 * j + r * panel), flip);
+        }
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+          __m512i(&sum)[R] = acc[j][t];
+          const uint8_t* four = x + 4 * (j * T + t);
+          if constexpr (R == 1) {
+            sum[0] = add_products(sum[0], u[0], four);
+          } else {
+            const __m512i s = broadcast_4(four);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; ++r) sum[r] = add_products(sum[r], u[r], s);
+          }
+        }
+      }
     }
-    const __m512 scale = load_scales(base + segments.block.scales, f.scale_dtype);
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m512i sum = _mm512_add_epi32(even[t], odd[t]);
-      total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[t]);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* at = base + segments.block.scales + r * panel;
+      prefetch_line<T>(at);
+      const __m512 scale = load_scales(at, a.format->scale_dtype);
+      const bool add = a.add || i > a.begin;
+#pragma GCC unroll 12
+      for (int t = 0; t < T; ++t) {
+        if constexpr (kSums == 2) acc[0][t][r] = _mm512_add_epi32(acc[0][t][r], acc[1][t][r]);
+        float* to = a.sums + t * kBlockN + r * kPanel;
+        const __m512 before = add ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[0][t][r]), scale, before));
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) _mm512_storeu_ps(sums + t * kBlockN, total[t]);
 }
 
-size_t workspace(const LinearArgs& args, int threads) { return workspace_codes(args, threads, 1); }
+constexpr CodeTileRun kTiles[] = {
+    tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>,  tile<1, 5>,  tile<1, 6>,
+    tile<1, 7>, tile<1, 8>, tile<1, 9>, tile<1, 10>, tile<1, 11>, tile<1, 12>,
+};
+constexpr CodeTileRun kPairs[] = {
+    tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>,  tile<2, 5>,  tile<2, 6>,
+    tile<2, 7>, tile<2, 8>, tile<2, 9>, tile<2, 10>, tile<2, 11>, tile<2, 12>,
+};
 
-Status run(const LinearArgs& args, const Ctx& ctx) {
-  const Segments segments = segments_of(args.w);
-  const Format& f = args.w.format;
-  CodeScratch s;
-  carve_codes(args, pool_threads(ctx.pool), 1, ctx.scratch, &s);
-  const auto arrange = [](const int8_t* codes, int64_t padded, uint8_t* to) {
-    std::memcpy(to, codes, static_cast<size_t>(padded));
-  };
-  return run_codes(
-      args, ctx, segments, s, kTileM, arrange,
-      [&](int64_t p, int64_t begin, int64_t end, int64_t m0, int64_t rows, float* sums, bool add) {
-        const uint8_t* w = args.w.data + p * segments.block.groups * segments.block.bytes;
-        for_tiles(rows, kTileM, [&](int64_t m, int64_t count) {
-          const uint8_t* x = s.x + (m0 + m) * s.x_stride;
-          const int32_t* x_sums = s.x_sums + (m0 + m) * segments.count;
-          float* to = sums + m * kBlockN;
-          const auto go = [&](auto* kernel) {
-            kernel(w, f, segments, begin, end, x, s.x_stride, x_sums, to, add);
-          };
-          switch (count) {
-            case 1: go(tile<1>); break;
-            case 2: go(tile<2>); break;
-            case 3: go(tile<3>); break;
-            case 4: go(tile<4>); break;
-            case 5: go(tile<5>); break;
-            case 6: go(tile<6>); break;
-            case 7: go(tile<7>); break;
-            default: go(tile<8>); break;
-          }
-        });
-      });
+constexpr CodeKernel kKernel = {kTiles, kPairs, 12, 7, 0, 1, nullptr};
+
+size_t workspace(const LinearArgs& args, int threads) {
+  return workspace_codes(args, kKernel, threads);
 }
+
+Status run(const LinearArgs& args, const Ctx& ctx) { return run_codes(args, ctx, kKernel, -128); }
 
 }  // namespace
 

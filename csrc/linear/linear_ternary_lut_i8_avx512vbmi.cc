@@ -63,8 +63,7 @@ struct Trits {
   }
 
   template <int T>
-  static inline void products(const uint8_t* p, const uint8_t* x, int64_t x_stride,
-                              __m512i (&acc)[T][5]) {
+  static inline void products(const uint8_t* p, const uint8_t* x, __m512i (&acc)[T][5]) {
     __m512i v, fifth;
     unpack(p, &v, &fifth);
 #pragma GCC unroll 5
@@ -72,7 +71,7 @@ struct Trits {
       const __m512i c = f < 4 ? masked(v, 3 << (2 * f)) : fifth;
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        acc[t][f] = add_products(acc[t][f], c, x + 4 * f + t * x_stride);
+        acc[t][f] = add_products(acc[t][f], c, x + 4 * (f * T + t));
       }
     }
   }
@@ -92,7 +91,7 @@ const LinearKernel linear_ternary_lut_i8_avx512vbmi = {
     "linear_ternary_lut_i8_avx512vbmi",
     kArchAvx512Vbmi,
     code_spec(bit(Kind::ternary), Layout::trits16),
-    workspace_narrow,
+    workspace_narrow<Trits>,
     run_narrow<Trits>,
 };
 

@@ -6,7 +6,7 @@
 //   decode(p, c)        the chunk at p as those vectors
 //   kFewRows            rows of x up to which codes are multiplied where they lie
 //   kSums               sums that `products` keeps apart for each of these rows
-//   products<T>(p, x, x_stride, acc), total(acc)
+//   products<T>(p, x, acc), total(acc)
 //                       masked bytes times x: a code that lies s bits up counts 2^s times too much,
 //                       so each s has a sum of its own, and `total` shifts those once a segment
 //                       instead of every vector
@@ -26,32 +26,34 @@ static inline __m512i masked(__m512i v, int mask) {
   return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
 }
 
-// sums(T, 16) (+)= segments [begin, end) of the panel at w times x(T, K).
 template <class Codes, int T>
-[[gnu::noinline]] static void narrow_tile(const uint8_t* w, const Format& f, float middle,
-                                          const Segments& segments, int64_t begin, int64_t end,
-                                          const uint8_t* x, int64_t x_stride, const int32_t* x_sums,
-                                          float* sums, bool add) {
+static void narrow_tile(const CodeTile& a) {
   constexpr bool kFew = T <= Codes::kFewRows;
   // A sum waits 4 cycles for itself, so at one a cycle 4 must be under way.
   constexpr int kSums = kFew ? Codes::kSums : T < 4 ? 2 : 1;
+  const Segments& segments = *a.segments;
+  const Format& f = *a.format;
+  const float middle =
+      Codes::kMiddle < 0.0f ? static_cast<float>(kind_row(f.kind).mid) : Codes::kMiddle;
+  float* sums = a.sums;
   __m512 total[T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    total[t] = add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
+    total[t] = a.add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
   }
-  Segment segment = segment_at(segments, begin);
-  for (int64_t i = begin; i < end; ++i, next_segment(segments, &segment)) {
-    const uint8_t* base = w + segment.block;
+  Segment segment = segment_at(segments, a.begin);
+  for (int64_t i = a.begin; i < a.end; ++i, next_segment(segments, &segment)) {
+    const uint8_t* base = a.w + segment.block;
     const uint8_t* v = base + segment.column / Codes::kColumns * Codes::kBytes;
-    const uint8_t* xk = x + segment.k;
+    const uint8_t* x = a.x + segment.k * T;
     __m512i acc[T][kSums];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 8
       for (int s = 0; s < kSums; ++s) acc[t][s] = _mm512_setzero_si512();
     }
-    for (int64_t k = 0; k < segment.width; k += Codes::kColumns, v += Codes::kBytes) {
+    for (int64_t k = 0; k < segment.width;
+         k += Codes::kColumns, v += Codes::kBytes, x += Codes::kColumns * T) {
 #pragma GCC unroll 4
       for (int64_t i = 0; i < Codes::kBytes; i += 64) {
         const char* ahead = reinterpret_cast<const char*>(v) + kPrefetch + i;
@@ -63,7 +65,7 @@ template <class Codes, int T>
         }
       }
       if constexpr (kFew) {
-        Codes::template products<T>(v, xk + k, x_stride, acc);
+        Codes::template products<T>(v, x, acc);
       } else {
         __m512i c[Codes::kVectors];
         Codes::decode(v, c);
@@ -72,7 +74,7 @@ template <class Codes, int T>
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) {
             __m512i& sum = acc[t][j % kSums];
-            sum = add_products(sum, c[j], xk + k + 4 * j + t * x_stride);
+            sum = add_products(sum, c[j], x + 4 * (j * T + t));
           }
         }
       }
@@ -88,7 +90,7 @@ template <class Codes, int T>
       } else if constexpr (kSums == 2) {
         whole = _mm512_add_epi32(whole, acc[t][1]);
       }
-      const __m512 x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(x_sums[t * segments.count + i]));
+      const __m512 x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(a.x_sums[i * T + t]));
       const __m512 sum = _mm512_fnmadd_ps(zero, x_sum, _mm512_cvtepi32_ps(whole));
       total[t] = _mm512_fmadd_ps(sum, scale, total[t]);
     }
@@ -97,44 +99,24 @@ template <class Codes, int T>
   for (int t = 0; t < T; ++t) _mm512_storeu_ps(sums + t * kBlockN, total[t]);
 }
 
+template <class Codes>
+static constexpr CodeTileRun kNarrowTiles[kNarrowTileM] = {
+    narrow_tile<Codes, 1>, narrow_tile<Codes, 2>, narrow_tile<Codes, 3>, narrow_tile<Codes, 4>,
+    narrow_tile<Codes, 5>, narrow_tile<Codes, 6>, narrow_tile<Codes, 7>, narrow_tile<Codes, 8>,
+};
+template <class Codes>
+static constexpr CodeKernel kNarrowKernel = {
+    kNarrowTiles<Codes>, nullptr, kNarrowTileM, 0, kSliceBytes, 1, nullptr,
+};
+
+template <class Codes>
 static size_t workspace_narrow(const LinearArgs& args, int threads) {
-  return workspace_codes(args, threads, 1);
+  return workspace_codes(args, kNarrowKernel<Codes>, threads);
 }
 
 template <class Codes>
 static Status run_narrow(const LinearArgs& args, const Ctx& ctx) {
-  const Segments segments = segments_of(args.w);
-  const Format& f = args.w.format;
-  const float middle =
-      Codes::kMiddle < 0.0f ? static_cast<float>(kind_row(f.kind).mid) : Codes::kMiddle;
-  CodeScratch s;
-  carve_codes(args, pool_threads(ctx.pool), 1, ctx.scratch, &s);
-  const auto arrange = [](const int8_t* codes, int64_t padded, uint8_t* to) {
-    std::memcpy(to, codes, static_cast<size_t>(padded));
-  };
-  return run_codes(
-      args, ctx, segments, s, kNarrowTileM, arrange,
-      [&](int64_t p, int64_t begin, int64_t end, int64_t m0, int64_t rows, float* sums, bool add) {
-        const uint8_t* w = args.w.data + p * segments.block.groups * segments.block.bytes;
-        for_tiles(rows, kNarrowTileM, [&](int64_t m, int64_t count) {
-          const uint8_t* x = s.x + (m0 + m) * s.x_stride;
-          const int32_t* x_sums = s.x_sums + (m0 + m) * segments.count;
-          float* to = sums + m * kBlockN;
-          const auto go = [&](auto* kernel) {
-            kernel(w, f, middle, segments, begin, end, x, s.x_stride, x_sums, to, add);
-          };
-          switch (count) {
-            case 1: go(narrow_tile<Codes, 1>); break;
-            case 2: go(narrow_tile<Codes, 2>); break;
-            case 3: go(narrow_tile<Codes, 3>); break;
-            case 4: go(narrow_tile<Codes, 4>); break;
-            case 5: go(narrow_tile<Codes, 5>); break;
-            case 6: go(narrow_tile<Codes, 6>); break;
-            case 7: go(narrow_tile<Codes, 7>); break;
-            default: go(narrow_tile<Codes, 8>); break;
-          }
-        });
-      });
+  return run_codes(args, ctx, kNarrowKernel<Codes>, 1);
 }
 
 }  // namespace lowbit::avx512

@@ -16,4 +16,32 @@ static inline __m512i add_products(__m512i acc, __m512i u, const uint8_t* p) {
   return acc;
 }
 
+// The same with the signed bytes in a register.
+static inline __m512i add_products(__m512i acc, __m512i u, __m512i s) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
+  return acc;
+}
+
+// Two of the first kind, one after the other: where a loop changes a sum in two instructions, GCC
+// 12 takes another register for it half way, and copies.
+static inline __m512i add_products(__m512i acc, __m512i u0, const uint8_t* p0, __m512i u1,
+                                   const uint8_t* p1) {
+  struct Four {
+    uint8_t bytes[4];
+  };
+  asm("vpdpbusd %2%{1to16%}, %1, %0\n\tvpdpbusd %4%{1to16%}, %3, %0"
+      : "+&v"(acc)
+      : "v"(u0), "m"(*reinterpret_cast<const Four*>(p0)), "v"(u1),
+        "m"(*reinterpret_cast<const Four*>(p1)));
+  return acc;
+}
+
+// What a sum begins with: *p in all lanes. Of a value that it knows to be a broadcast GCC 12 keeps
+// a second copy across the loop that follows, and has no registers left for tiles of 12 rows.
+static inline __m512i begin_sum(const int32_t* p) {
+  __m512i sum;
+  asm("vpbroadcastd %1, %0" : "=v"(sum) : "m"(*p));
+  return sum;
+}
+
 }  // namespace lowbit::avx512
