@@ -11,6 +11,10 @@
 //           weights begin at -8 times the sum of x, exactly; zero points take one product a group.
 //           Tile of 16 rows of w by 12 rows of x: 12 int32 sums, 12 f32 sums, the codes and two
 //           constants in 32 registers.
+// Measured  2-core AMD EPYC (Zen 4), 4096 x 14336 in groups of 32, one thread, cold weights: M = 1
+// 76
+//           to 86 % of the read bandwidth of the same run, M = 4 326, 12 377, 512 369 GOP/s (78 %
+//           of vpdpbusd); see NOTES.md.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
 #include "csrc/simd/avx512vnni.h"
@@ -45,7 +49,7 @@ void tile(const CodeTile& a) {
       if constexpr (kSums == 2) acc[1][t] = _mm512_setzero_si512();
     }
     for (int64_t k = 0; k < segment.width; k += 8, v += 64, x += 8 * T) {
-      prefetch_line<T>(v);
+      prefetch_line<2 * T>(v);
       const __m512i codes = load_bytes(v);
       const __m512i l = _mm512_and_si512(codes, low);
       const __m512i h = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
@@ -60,7 +64,7 @@ void tile(const CodeTile& a) {
         }
       }
     }
-    prefetch_line<T>(base + segments.block.scales);
+    prefetch_line<2 * T>(base + segments.block.scales);
     const __m512 scale = load_scales(base + segments.block.scales, a.format->scale_dtype);
     const __m512 zero =
         kZeros ? load_zeros(base + segments.block.zeros, a.format->zero_type, 8.0f) : scale;

@@ -11,6 +11,10 @@
 //           the sum of x, which makes up for it exactly. Few rows of x: one panel at a time, one
 //           stream from memory. More: two panels by 12 rows of x, 24 int32 sums in registers, each
 //           broadcast of x used twice; the f32 sums wait in L1.
+// Measured  2-core AMD EPYC (Zen 4), 4096 x 14336, a scale a row, one thread, cold weights: M = 1
+// 84
+//           to 95 % of the read bandwidth of the same run, M = 8 404, 64 430, 512 409 GOP/s (87 %
+//           of vpdpbusd); see NOTES.md.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
 #include "csrc/simd/avx512vnni.h"

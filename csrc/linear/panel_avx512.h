@@ -10,15 +10,16 @@ namespace lowbit::avx512 {
 // past the end of many panels for nothing.
 inline constexpr int64_t kPrefetch = 4096;
 
-// One line of a panel's stream, ahead of a tile of T rows of x. One or two rows wait for memory and
-// for nothing else: lines go to L1, where they are wanted next. With more, each line takes longer
-// than memory needs for it, and requests from L1 hold up the loads of x meanwhile: lines go to L2,
-// well ahead, and to L1 shortly before their use. (NOTES.md has the distances that were tried.)
-template <int T>
+// A line of a panel's stream, asked for ahead of a tile that takes kProducts instructions for it.
+// With few of them memory is all that a tile waits for: lines go to L1, and past L2, for they are
+// read once. With more, each line takes longer than memory needs for it, and requests from L1 hold
+// up the loads of x meanwhile: lines go to L2, well ahead, and to L1 shortly before their use.
+// (NOTES.md has the distances that were tried.)
+template <int kProducts>
 static inline void prefetch_line(const uint8_t* p) {
   const char* line = reinterpret_cast<const char*>(p);
-  if constexpr (T <= 2) {
-    _mm_prefetch(line + kPrefetch, _MM_HINT_T0);
+  if constexpr (kProducts <= 4) {
+    _mm_prefetch(line + kPrefetch, _MM_HINT_NTA);
   } else {
     _mm_prefetch(line + 8192, _MM_HINT_T1);
     _mm_prefetch(line + 1024, _MM_HINT_T0);
