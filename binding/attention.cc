@@ -14,6 +14,12 @@ struct Attention {
   static constexpr auto select = attention_select;
   static constexpr auto workspace = attention_workspace;
   static constexpr auto run = attention_run;
+  static Blame blame(const Args& a) {
+    const Blame of = [](const void* args, int64_t at, int32_t value) {
+      return attention_blame(*static_cast<const Args*>(args), at, value);
+    };
+    return present(a.cu_seqlens_q) || present(a.kv_lens) ? of : nullptr;
+  }
   static void read(Reader& r, AttentionArgs& args) {
     args.q = r.input("q");
     args.k = r.input("k");

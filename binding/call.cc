@@ -29,6 +29,19 @@ void log_choice(Env* env, const char* op, const char* row) {
   if (env->logged.insert(row).second) std::fprintf(stderr, "lowbit: %s -> %s\n", op, row);
 }
 
+bool begin_launch(Reader& reader, size_t scratch_bytes, Blame blame, const void* args,
+                  size_t args_bytes, CudaLaunch* launch) {
+  launch->reads = reader.read;
+  launch->read_count = reader.reads;
+  launch->writes = reader.written;
+  launch->write_count = reader.writes;
+  const Status status =
+      cuda_launch_begin(reader.owner()->device, scratch_bytes, blame, args, args_bytes, launch);
+  if (is_ok(status)) return true;
+  reader.fail(error(status.code, "%s: %s", reader.op(), status.text));
+  return false;
+}
+
 void hold_storages(const Reader& reader, Task* task) {
   task->reads = reader.reads;
   task->writes = reader.writes;

@@ -4,12 +4,15 @@
 //   kName                               its name in error texts
 //   read(Reader&, Args&)                positions to fields
 //   check, select, workspace, run       the op's public functions in csrc
+//   blame(args)                         where values are checked as the op runs: the sentence for
+//                                       a bad one, or null if this call has none to check
 #pragma once
 
 #include <cstring>
 #include <type_traits>
 
 #include "binding/args.h"
+#include "csrc/base/cuda_queue.h"
 #include "csrc/base/kernel.h"
 
 namespace lowbit::binding {
@@ -18,6 +21,9 @@ namespace lowbit::binding {
 bool make_outputs(Reader& reader);
 // Writes "lowbit: <op> -> <row>" once per row to stderr when LB_LOG=1.
 void log_choice(Env* env, const char* op, const char* row);
+// CUDA: prepares the launch. False: it threw.
+bool begin_launch(Reader& reader, size_t scratch_bytes, Blame blame, const void* args,
+                  size_t args_bytes, CudaLaunch* launch);
 // Fills a task's list of storages from the reader, one count each.
 void hold_storages(const Reader& reader, Task* task);
 
@@ -44,6 +50,17 @@ napi_value call_op(napi_env env, napi_callback_info info) {
   if (!is_ok(status)) return fail(env, status);
   state->chosen = row->name;
   if (!make_outputs(reader)) return nullptr;
+  if (state->log) log_choice(state, Op::kName, row->name);
+  if (device->cuda != nullptr) {
+    Blame blame = nullptr;
+    if constexpr (requires { Op::blame; }) blame = Op::blame(args);
+    CudaLaunch launch;
+    const size_t scratch = Op::workspace(args, *row, 1);
+    if (!begin_launch(reader, scratch, blame, &args, sizeof args, &launch)) return nullptr;
+    if (is_ok(launch.inherited)) status = Op::run(args, *row, launch.ctx);
+    cuda_launch_end(device, launch, row->name, status);
+    return nullptr;
+  }
   Task* task = task_new(device->queue);
   if (task == nullptr) return fail(env, error(Code::memory, "%s: out of memory", Op::kName));
   std::memcpy(task->args, &args, sizeof args);
@@ -57,7 +74,6 @@ napi_value call_op(napi_env env, napi_callback_info info) {
                          threads);
   };
   hold_storages(reader, task);
-  if (state->log) log_choice(state, Op::kName, row->name);
   queue_push(device->queue, task);
   return nullptr;
 }

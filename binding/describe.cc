@@ -5,6 +5,8 @@
 #include "binding/args.h"
 #include "binding/export.h"
 #include "csrc/attention/attention.h"
+#include "csrc/base/cuda_queue.h"
+#include "csrc/base/probe.h"
 #include "csrc/copy/copy.h"
 #include "csrc/elementwise/elementwise.h"
 #include "csrc/embedding/embedding.h"
@@ -139,7 +141,13 @@ static napi_value kernel_rows(napi_env env) {
   return rows;
 }
 
-napi_value describe(napi_env env, napi_callback_info) {
+// describe(library): the library is that of the CUDA rows, which are listed if it is there;
+// undefined leaves them out.
+napi_value describe(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "describe");
+  char library[1024];
+  if (r.text("library", library, sizeof library)) load_cuda_library(library);
+  if (r.failed()) return nullptr;
   napi_value out;
   napi_create_object(env, &out);
   set_words(env, out, "dtypes", kDTypeCount, [](int i) { return kDTypes[i].name; });
@@ -201,9 +209,11 @@ napi_value device_info(napi_env env, napi_callback_info info) {
   set_number(env, out, "peak", static_cast<double>(usage.peak));
   set_number(env, out, "limit", static_cast<double>(usage.limit));
   set_number(env, out, "guardFaults", static_cast<double>(usage.guard_faults));
-  set_number(env, out, "queued", static_cast<double>(queue.queued));
-  set_number(env, out, "finished", static_cast<double>(queue.finished));
-  set_number(env, out, "failed", static_cast<double>(queue.failed));
+  CudaStats ops = {};
+  if (handle->device->cuda != nullptr) ops = cuda_stats(handle->device->cuda_queue);
+  set_number(env, out, "queued", static_cast<double>(queue.queued + ops.queued));
+  set_number(env, out, "finished", static_cast<double>(queue.finished + ops.queued));
+  set_number(env, out, "failed", static_cast<double>(queue.failed + ops.failed));
   return out;
 }
 

@@ -14,6 +14,11 @@ struct Embedding {
   static constexpr auto select = embedding_select;
   static constexpr auto workspace = embedding_workspace;
   static constexpr auto run = embedding_run;
+  static Blame blame(const Args&) {
+    return [](const void* args, int64_t at, int32_t value) {
+      return embedding_blame(*static_cast<const Args*>(args), at, value);
+    };
+  }
 
   static void read(Reader& r, Args& a) {
     a.table = r.input("table");

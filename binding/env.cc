@@ -80,7 +80,6 @@ napi_value probe(napi_env env, napi_callback_info info) {
   set_text(env, out, "reason", found.reason);
   set_number(env, out, "driver", found.driver);
   set_number(env, out, "runtime", found.api != nullptr ? found.api->runtime : 0);
-  set_number(env, out, "rows", found.api != nullptr ? found.api->rows : 0);
   napi_create_array(env, &devices);
   for (int i = 0; found.api != nullptr && i < found.devices; ++i) {
     CudaDeviceInfo device = {};

@@ -14,6 +14,12 @@ struct Rope {
   static constexpr auto select = rope_select;
   static constexpr auto workspace = rope_workspace;
   static constexpr auto run = rope_run;
+  static Blame blame(const Args& a) {
+    const Blame of = [](const void* args, int64_t at, int32_t value) {
+      return rope_blame(*static_cast<const Args*>(args), at, value);
+    };
+    return present(a.positions) ? of : nullptr;
+  }
 
   static void read(Reader& r, Args& a) {
     a.x = r.input("x");

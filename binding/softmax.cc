@@ -15,6 +15,12 @@ struct Op {
   static constexpr auto select = softmax_select;
   static constexpr auto workspace = softmax_workspace;
   static constexpr auto run = softmax_run;
+  static Blame blame(const Args& a) {
+    const Blame of = [](const void* args, int64_t at, int32_t value) {
+      return softmax_blame(*static_cast<const Args*>(args), at, value);
+    };
+    return a.function == RowFunction::cross_entropy ? of : nullptr;
+  }
 
   static void read(Reader& r, Args& a) {
     constexpr bool kTargets = kFunction == RowFunction::cross_entropy;

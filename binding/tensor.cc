@@ -5,6 +5,8 @@
 #include "binding/export.h"
 #include "binding/wait.h"
 #include "csrc/base/convert.h"
+#include "csrc/base/cuda_queue.h"
+#include "csrc/copy/copy.h"
 
 namespace lowbit::binding {
 
@@ -66,6 +68,23 @@ static int64_t product(const int64_t* shape, int rank) {
   return n;
 }
 
+// CUDA: converts piece by piece on the way.
+static Status write_converted(Device* device, const Tensor& to, const Source& from) {
+  struct Pieces {
+    DType to, from;
+    const uint8_t* data;
+  } pieces = {to.dtype, from.dtype, static_cast<const uint8_t*>(from.data)};
+  return cuda_write(
+      device, to.data, numel(to) * dtype_bytes(to.dtype),
+      [](void* arg, void* block, int64_t offset, int64_t count) {
+        const Pieces& p = *static_cast<const Pieces*>(arg);
+        const int64_t first = offset / dtype_bytes(p.to);
+        convert(block, p.to, p.data + first * dtype_bytes(p.from), p.from,
+                count / dtype_bytes(p.to));
+      },
+      &pieces);
+}
+
 // A contiguous tensor around `object`, filled from `source` if there is one.
 static void create(Reader& r, DeviceHandle* owner, napi_value object, DType dtype,
                    const int64_t* shape, int rank, const Source* source) {
@@ -79,13 +98,8 @@ static void create(Reader& r, DeviceHandle* owner, napi_value object, DType dtyp
   if (source != nullptr && device->cuda == nullptr) {
     convert(t.data, dtype, source->data, source->dtype, count);
   } else if (source != nullptr) {
-    void* staging = std::malloc(static_cast<size_t>(bytes) + 1);
-    status = staging == nullptr ? error(Code::memory, "%s: out of memory", r.op()) : ok();
-    if (is_ok(status)) {
-      convert(staging, dtype, source->data, source->dtype, count);
-      status = device_write(device, t.data, staging, bytes);
-      std::free(staging);
-    }
+    status = write_converted(device, t, *source);
+    if (!is_ok(status)) status = error(status.code, "%s: %s", r.op(), status.text);
   }
   if (is_ok(status) && wrap_tensor(r.env(), object, owner, storage, t) != napi_ok) {
     return r.fail(error(Code::type, "%s: the object holds a handle already", r.op()));
@@ -120,6 +134,28 @@ napi_value tensor_from(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
+// Elements of a view with gaps come as a whole first, then the device copies them to their places.
+static Status write_cuda(Device* device, Storage* storage, const Tensor& view,
+                         const Source& source) {
+  if (numel(view) == 0) return ok();
+  if (is_contiguous(view)) return write_converted(device, view, source);
+  Storage* whole = nullptr;
+  LB_TRY(storage_create(device->memory, numel(view) * dtype_bytes(view.dtype), &whole));
+  const Tensor x = make_tensor(whole->data, view.dtype, view.device, view.shape, view.rank);
+  const CopyArgs args = {x, view, DType::none};
+  const CopyKernel* row = nullptr;
+  Status status = write_converted(device, x, source);
+  if (is_ok(status)) status = copy_select(args, {device->arch, nullptr}, &row);
+  CudaLaunch launch = {};
+  launch.reads = &whole;
+  launch.writes = &storage;
+  launch.read_count = launch.write_count = 1;
+  if (is_ok(status)) status = cuda_launch_begin(device, 0, nullptr, nullptr, 0, &launch);
+  if (is_ok(status)) cuda_launch_end(device, launch, row->name, copy_run(args, *row, launch.ctx));
+  storage_drop(whole);
+  return status;
+}
+
 // Queued: ops called before it still see the old elements. The data is copied at once.
 napi_value write(napi_env env, napi_callback_info info) {
   Reader r(env, info, "write");
@@ -129,8 +165,9 @@ napi_value write(napi_env env, napi_callback_info info) {
   const Source source = read_source(r, "data", view.dtype, numel(view));
   if (r.failed()) return nullptr;
   Device* device = handle->device->device;
-  if (device->cuda != nullptr && !is_contiguous(view)) {
-    return fail(env, error(Code::strides, "write: expected a contiguous tensor on this device"));
+  if (device->cuda != nullptr) {
+    const Status status = write_cuda(device, handle->storage, view, source);
+    return is_ok(status) ? nullptr : fail(env, error(status.code, "write: %s", status.text));
   }
   const int64_t bytes = numel(view) * dtype_bytes(view.dtype);
   void* staged = std::malloc(static_cast<size_t>(bytes) + 1);
@@ -142,11 +179,10 @@ napi_value write(napi_env env, napi_callback_info info) {
   }
   convert(staged, view.dtype, source.data, source.dtype, numel(view));
   struct Write {
-    Device* device;
     void* staged;
     Tensor view;
   };
-  const Write args = {device, staged, view};
+  const Write args = {staged, view};
   std::memcpy(task->args, &args, sizeof args);
   task->row_name = "write";
   task->writes = 1;
@@ -155,11 +191,8 @@ napi_value write(napi_env env, napi_callback_info info) {
   task->dropped = [](Task& t) { std::free(reinterpret_cast<Write*>(t.args)->staged); };
   task->run = [](Task& t, const Ctx&) {
     const Write& w = *reinterpret_cast<Write*>(t.args);
-    if (w.device->cuda == nullptr) {
-      scatter(w.view, w.staged, w.view.dtype);
-      return ok();
-    }
-    return device_write(w.device, w.view.data, w.staged, numel(w.view) * dtype_bytes(w.view.dtype));
+    scatter(w.view, w.staged, w.view.dtype);
+    return ok();
   };
   queue_push(device->queue, task);
   return nullptr;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -19,20 +18,31 @@ static Status deliver(Pending* p) {
     queue_take_failure(p->device->queue);  // said here, so sync() need not say it again
     return *why;
   }
-  if (p->device->cuda == nullptr) {
-    gather(p->to, p->to_dtype, p->view);
-    return ok();
-  }
-  const int64_t bytes = span_bytes(p->view);
-  if (bytes == 0) return ok();
+  gather(p->to, p->to_dtype, p->view);
+  return ok();
+}
+
+// CUDA, on any thread.
+static void deliver_staged(Pending* p) {
+  cuda_wait_block(p->device, &p->cuda);
+  if (!is_ok(p->cuda.status) || p->cuda.staged == nullptr || p->to == nullptr) return;
   Tensor staged = p->view;
-  staged.data = std::malloc(static_cast<size_t>(bytes));
-  if (staged.data == nullptr)
-    return error(Code::memory, "read: out of memory for %lld bytes", static_cast<long long>(bytes));
-  const Status status = device_read(p->device, staged.data, p->view.data, bytes);
-  if (is_ok(status)) gather(p->to, p->to_dtype, staged);
-  std::free(staged.data);
-  return status;
+  staged.data = p->cuda.staged;
+  gather(p->to, p->to_dtype, staged);
+}
+
+static void begin(Pending* p) {
+  if (p->storage != nullptr) storage_retain(p->storage);
+  cuda_wait_begin(p->device, p->storage, p->storage != nullptr ? &p->view : nullptr, &p->cuda);
+}
+
+// JavaScript thread. A device that was closed meanwhile took what the wait held with it.
+static void end(Pending* p, bool open) {
+  if (open) {
+    const Status status = cuda_wait_end(p->device, &p->cuda, p->storage);
+    if (is_ok(p->status)) p->status = status;
+  }
+  if (p->storage != nullptr) storage_drop(p->storage);
 }
 
 static bool push(Pending* p) {
@@ -40,8 +50,9 @@ static bool push(Pending* p) {
   if (task == nullptr) return false;
   task->row_name = "read";
   std::memcpy(task->args, &p, sizeof p);
-  if (p->storage !=
-      nullptr) {  // held as an output: a poisoned input would keep the task from running
+  const bool cuda = p->device->cuda != nullptr;
+  // Held as an output: a poisoned input would keep the task from running.
+  if (p->storage != nullptr && !cuda) {
     task->storages[0] = p->storage;
     task->writes = 1;
     storage_retain(p->storage);
@@ -49,7 +60,11 @@ static bool push(Pending* p) {
   task->run = [](Task& t, const Ctx&) {
     Pending* pending;
     std::memcpy(&pending, t.args, sizeof pending);
-    pending->status = deliver(pending);
+    if (pending->device->cuda != nullptr) {
+      deliver_staged(pending);
+    } else {
+      pending->status = deliver(pending);
+    }
     pending->done.store(true, std::memory_order_release);
     pending->reached(pending);
     return ok();
@@ -62,6 +77,7 @@ static void settle(napi_env env, napi_value, void*, void* data) {
   Pending* p = static_cast<Pending*>(data);
   DeviceHandle* handle = p->handle;
   handle->waiting.erase(std::find(handle->waiting.begin(), handle->waiting.end(), p));
+  if (p->cuda_device) end(p, handle->device != nullptr);
   if (env != nullptr) {
     napi_handle_scope scope;
     napi_open_handle_scope(env, &scope);
@@ -105,6 +121,8 @@ void wait_async(napi_env env, Pending* p, napi_value callback, napi_value buffer
   if (handle->waiting.empty()) napi_ref_threadsafe_function(env, handle->wake);
   handle->waiting.push_back(p);
   device_handle_retain(handle);
+  p->cuda_device = p->device->cuda != nullptr;
+  if (p->cuda_device) begin(p);
   if (push(p)) return;
   p->status = error(Code::memory, "read: out of memory");
   p->reached(p);
@@ -119,6 +137,12 @@ void wait_abandon(DeviceHandle* handle) {
 }
 
 Status wait_sync(Pending* p) {
+  if (p->device->cuda != nullptr) {
+    begin(p);
+    deliver_staged(p);
+    end(p, true);
+    return p->status;
+  }
   struct Waiter {
     std::mutex lock;
     std::condition_variable done;

@@ -1,9 +1,12 @@
-// Waiting for the queue: promises for await, a condition variable for the ...Sync forms.
+// Waiting for the queue: promises for await, a condition variable for the ...Sync forms. On CUDA
+// the elements are on their way to pinned memory when the wait is queued, and the queue's thread
+// waits for the event behind them.
 #pragma once
 
 #include <atomic>
 
 #include "binding/handle.h"
+#include "csrc/base/cuda_queue.h"
 
 namespace lowbit::binding {
 
@@ -16,6 +19,8 @@ struct Pending {
   void* to = nullptr;  // where the elements go, in JavaScript's memory
   DType to_dtype = DType::none;
   Status status = ok();
+  bool cuda_device = false;
+  CudaWait cuda = {};
   std::atomic<bool> done{false};        // the executor came to it
   napi_ref callback = nullptr;          // (code?, text?) => void
   napi_ref buffer = nullptr;            // keeps `to` alive

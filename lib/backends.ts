@@ -1,6 +1,5 @@
 /** Which devices there are and, for each that can't be used, a code and a sentence. */
-import path from 'node:path'
-import { addonFile, type CudaProbe, native } from './native'
+import { type CudaProbe, cudaLibrary, native } from './native'
 import type { BackendCode } from './words'
 
 /** A row of {@link backends}. */
@@ -11,31 +10,27 @@ export interface Backend {
   readonly name: string
   /** Whether `openDevice(device)` opens it. */
   readonly usable: boolean
-  /**
-   * 'OK', or why it can't be used. 'NO_KERNELS' alone is usable: tensors can be kept there, but no op runs there, and
-   * 'auto' passes over it.
-   */
+  /** 'OK', or why it can't be used. */
   readonly code: 'OK' | BackendCode
   /** The code as a sentence: what was found, what is needed, what to do. Empty with 'OK'. */
   readonly reason: string
 }
 
-const library = process.env.LB_CUDA_LIBRARY || path.join(path.dirname(addonFile), 'liblowbit_cuda.so')
 const driver = process.env.LB_CUDA_DRIVER || undefined
 
 /**
  * Where CUDA is looked for: the files that LB_CUDA_LIBRARY and LB_CUDA_DRIVER name, else liblowbit_cuda.so beside the
  * addon and the system's libcuda.so.1.
  */
-export const cudaFiles = { library, driver } as const
+export const cudaFiles = { library: cudaLibrary, driver } as const
 
 /** What the native probe finds, or its answer where LB_DISABLE_CUDA=1 keeps it from looking. */
 export function probeCuda(): CudaProbe {
   if (process.env.LB_DISABLE_CUDA === '1') {
     const reason = 'LB_DISABLE_CUDA=1 is set; unset it to use a GPU'
-    return { code: 'DISABLED', reason, driver: 0, runtime: 0, rows: 0, devices: [] }
+    return { code: 'DISABLED', reason, driver: 0, runtime: 0, devices: [] }
   }
-  return native.probe(library, driver)
+  return native.probe(cudaLibrary, driver)
 }
 
 /** The rows of {@link backends} that are GPUs, `cuda:0` first; one row named 'cuda' where none was reached. */
@@ -52,11 +47,7 @@ export function cudaBackends(): Backend[] {
       const reason = `compute capability ${capability} is below 7.5 (Turing), the oldest that lowbit supports`
       return { ...row, usable: false, code: 'UNSUPPORTED_DEVICE', reason }
     }
-    if (probe.rows > 0) return { ...row, usable: true, code: 'OK', reason: '' }
-    const reason =
-      'this build holds no kernels for GPUs: tensors can be kept there, ops run on the CPU, and so ' +
-      "openDevice('auto') takes the CPU"
-    return { ...row, usable: true, code: 'NO_KERNELS', reason }
+    return { ...row, usable: true, code: 'OK', reason: '' }
   })
 }
 

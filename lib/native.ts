@@ -35,7 +35,6 @@ export interface CudaProbe {
   reason: string
   driver: number
   runtime: number
-  rows: number
   devices: {
     name: string
     capability: number
@@ -105,7 +104,8 @@ export interface Description {
  * undefined says nothing. `device` may be a Device, or a Tensor for its device. `row` forces a kernel row by name (tests and benches).
  */
 export interface Native {
-  describe(): Description
+  /** `library`: the file of the CUDA rows, which are listed where it loads; undefined leaves them out. */
+  describe(library?: string): Description
   hostInfo(): HostInfo
   deviceInfo(device: Handle): DeviceCounters
   setError(make: (code: string, text: string) => Error): void
@@ -306,8 +306,13 @@ const loaded = load()
 export const native: Native = loaded.native
 /** The file that it was loaded from. */
 export const addonFile: string = loaded.file
+/** Where the CUDA part is looked for: the file that LB_CUDA_LIBRARY names, else liblowbit_cuda.so beside the addon. */
+export const cudaLibrary: string =
+  process.env.LB_CUDA_LIBRARY || path.join(path.dirname(addonFile), 'liblowbit_cuda.so')
 /** The native tables. */
-export const description: Description = native.describe()
+export const description: Description = native.describe(
+  process.env.LB_DISABLE_CUDA === '1' ? undefined : cudaLibrary,
+)
 
 const difference = contractDifference(description)
 if (difference !== undefined) {

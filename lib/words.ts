@@ -93,7 +93,6 @@ export const backendCodes = [
   'LIBRARY_MISSING',
   'LIBRARY_MISMATCH',
   'INIT_FAILED',
-  'NO_KERNELS',
 ] as const
 /** See {@link backendCodes}. */
 export type BackendCode = (typeof backendCodes)[number]

@@ -12,7 +12,7 @@ const rooms = {
   cuda: ['cuda', 'base'],
   op: ['self', 'format', 'simd', 'base'],
   kernel: ['self', 'format', 'simd', 'cuda', 'base'], // files with the suffix of an ISA or of a GPU
-  binding: ['binding', 'op', 'format', 'base'],
+  binding: ['binding', 'op', 'format', 'base'], // and csrc/cuda/rows.cc
 }
 // Of another op, its public header alone; these are shared beside it, with the reason.
 const shared = new Map([
@@ -55,7 +55,9 @@ for (const file of [...filesUnder('csrc'), ...filesUnder('binding')].filter((f) 
   /\.(cc|cuh?|h|inc)$/.test(f),
 )) {
   const from = roomOf(file)
-  const room = from === 'op' && isaFile.test(file) ? 'kernel' : from
+  // The list of the CUDA library's rows knows every op, as the binding does.
+  const list = file === 'csrc/cuda/rows.cc'
+  const room = from === 'op' && isaFile.test(file) ? 'kernel' : list ? 'binding' : from
   for (const [line, text] of linesOf(file)) {
     const [, bracket, header] = /^\s*#\s*include\s+([<"])([^>"]+)/.exec(text) ?? []
     if (header === undefined) continue

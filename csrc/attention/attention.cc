@@ -19,7 +19,10 @@ static const AttentionKernel* const kRows[] = {
 #undef KERNEL
 };
 
-AttentionTable attention_table() { return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)}; }
+AttentionTable attention_table() {
+  const RowList<AttentionKernel> all = all_rows("attention", kRows);
+  return {all.rows, all.count};
+}
 
 static long long ll(int64_t value) { return static_cast<long long>(value); }
 
@@ -298,41 +301,54 @@ size_t attention_workspace(const AttentionArgs& args, const AttentionKernel& row
   return row.workspace == nullptr ? 0 : row.workspace(args, threads);
 }
 
-static Status check_cu_seqlens(const char* name, const Tensor& cu, int64_t tokens) {
+Status attention_blame(const AttentionArgs& a, int64_t place, int32_t value) {
+  const int64_t i = place & (kNotAllTokens - 1);
+  if ((place & kOfKvLens) != 0) {
+    return error(Code::argument, "attention: expected kv_lens[%lld] in 0 to %lld but got %d", ll(i),
+                 ll(a.k.shape[1]), value);
+  }
+  const bool of_kv = (place & kOfCuSeqlensKv) != 0;
+  const char* name = of_kv ? "cu_seqlens_kv" : "cu_seqlens_q";
+  if ((place & kNotAllTokens) != 0) {
+    return error(Code::argument, "attention: expected %s[%lld] = %lld (all tokens) but got %d",
+                 name, ll(i), ll(of_kv ? a.k.shape[0] : a.q.shape[0]), value);
+  }
+  if (i == 0) {
+    return error(Code::argument, "attention: expected %s[0] = 0 but got %d", name, value);
+  }
+  return error(Code::argument,
+               "attention: expected %s never to fall but %s[%lld] = %d follows a larger one", name,
+               name, ll(i), value);
+}
+
+static Status check_cu_seqlens(const AttentionArgs& a, const Tensor& cu, int64_t place,
+                               int64_t tokens) {
   const auto* at = static_cast<const int32_t*>(cu.data);
   const int64_t last = cu.shape[0] - 1;
-  if (at[0] != 0) {
-    return error(Code::argument, "attention: expected %s[0] = 0 but got %d", name, at[0]);
-  }
+  if (at[0] != 0) return attention_blame(a, place, at[0]);
   for (int64_t i = 1; i <= last; ++i) {
-    if (at[i] >= at[i - 1]) continue;
-    return error(Code::argument,
-                 "attention: expected %s never to fall but %s[%lld] = %d follows "
-                 "%d",
-                 name, name, ll(i), at[i], at[i - 1]);
+    if (at[i] < at[i - 1]) return attention_blame(a, place + i, at[i]);
   }
-  if (at[last] != tokens) {
-    return error(Code::argument, "attention: expected %s[%lld] = %lld (all tokens) but got %d",
-                 name, ll(last), ll(tokens), at[last]);
+  return at[last] == tokens ? ok() : attention_blame(a, place + kNotAllTokens + last, at[last]);
+}
+
+static Status check_lens(const AttentionArgs& a) {
+  if (present(a.cu_seqlens_q)) {
+    LB_TRY(check_cu_seqlens(a, a.cu_seqlens_q, 0, a.q.shape[0]));
+  }
+  if (present(a.cu_seqlens_kv)) {
+    LB_TRY(check_cu_seqlens(a, a.cu_seqlens_kv, kOfCuSeqlensKv, a.k.shape[0]));
+  }
+  if (!present(a.kv_lens)) return ok();
+  const auto* lens = static_cast<const int32_t*>(a.kv_lens.data);
+  for (int64_t b = 0; b < a.kv_lens.shape[0]; ++b) {
+    if (lens[b] < 0 || lens[b] > a.k.shape[1]) return attention_blame(a, kOfKvLens + b, lens[b]);
   }
   return ok();
 }
 
 Status attention_run(const AttentionArgs& args, const AttentionKernel& row, const Ctx& ctx) {
-  if (present(args.cu_seqlens_q)) {
-    LB_TRY(check_cu_seqlens("cu_seqlens_q", args.cu_seqlens_q, args.q.shape[0]));
-  }
-  if (present(args.cu_seqlens_kv)) {
-    LB_TRY(check_cu_seqlens("cu_seqlens_kv", args.cu_seqlens_kv, args.k.shape[0]));
-  }
-  if (present(args.kv_lens)) {
-    const auto* lens = static_cast<const int32_t*>(args.kv_lens.data);
-    for (int64_t b = 0; b < args.kv_lens.shape[0]; ++b) {
-      if (lens[b] >= 0 && lens[b] <= args.k.shape[1]) continue;
-      return error(Code::argument, "attention: expected kv_lens[%lld] in 0 to %lld but got %d",
-                   ll(b), ll(args.k.shape[1]), lens[b]);
-    }
-  }
+  if (ctx.check == nullptr) LB_TRY(check_lens(args));
   return row.run(args, ctx);
 }
 

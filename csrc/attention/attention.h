@@ -77,7 +77,12 @@ Status attention_check(const AttentionArgs& args);
 Status attention_select(const AttentionArgs& args, const Choice& choice,
                         const AttentionKernel** row);
 size_t attention_workspace(const AttentionArgs& args, const AttentionKernel& row, int threads);
-// Checks the values of cu_seqlens and kv_lens, then runs the row.
+// Why an entry of a tensor of lengths is refused. `place` is its index and what is wrong, as bits.
+inline constexpr int64_t kOfCuSeqlensKv = int64_t{1} << 30, kOfKvLens = int64_t{1} << 31;
+inline constexpr int64_t kNotAllTokens = int64_t{1} << 29;
+Status attention_blame(const AttentionArgs& args, int64_t place, int32_t value);
+// Checks the values of cu_seqlens and kv_lens, then runs the row; on CUDA the row's kernel checks
+// them.
 Status attention_run(const AttentionArgs& args, const AttentionKernel& row, const Ctx& ctx);
 
 }  // namespace lowbit

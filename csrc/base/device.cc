@@ -4,12 +4,13 @@
 #include <new>
 
 #include "csrc/base/cuda_api.h"
+#include "csrc/base/cuda_queue.h"
 #include "csrc/base/queue.h"
 
 namespace lowbit {
 
 static Status finish_open(Device* d, int threads, int64_t limit, Device** out) {
-  d->memory = memory_create(d->cuda, d->cuda_index, limit, d->guard);
+  if (d->cuda == nullptr) d->memory = memory_create(limit, d->guard);
   d->pool = pool_create(threads);
   d->queue = d->memory != nullptr && d->pool != nullptr ? queue_create(d) : nullptr;
   if (d->queue == nullptr) {
@@ -46,18 +47,20 @@ Status device_open_cuda(const CudaApi* api, int index, const DeviceOptions& opti
   d->arch = cap_arch(detect_gpu(info.major, info.minor), options.cap);
   d->cuda = api;
   d->cuda_index = index;
-  if (const int code = api->stream_create(index, &d->cuda_stream)) {
+  const Status status = cuda_queue_create(d, &d->cuda_queue);
+  if (!is_ok(status)) {
     delete d;
-    return error(Code::cuda, "openDevice: cuda:%d: %s", index, api->error_text(code));
+    return status;
   }
-  return finish_open(d, cpu_info().cores,
-                     options.memory_limit > 0 ? options.memory_limit : info.memory, out);
+  const int64_t limit = options.memory_limit > 0 ? options.memory_limit : info.memory;
+  d->memory = memory_create_cuda(api, index, cuda_stream(d->cuda_queue), limit);
+  return finish_open(d, cpu_info().cores, limit, out);
 }
 
 void device_close(Device* d) {
   if (d->queue != nullptr) queue_destroy(d->queue);
   if (d->pool != nullptr) pool_destroy(d->pool);
-  if (d->cuda_stream != nullptr) d->cuda->stream_destroy(d->cuda_index, d->cuda_stream);
+  if (d->cuda_queue != nullptr) cuda_queue_destroy(d);
   if (d->memory != nullptr) memory_release(d->memory);
   delete d;
 }
@@ -68,8 +71,12 @@ Status device_write(Device* d, void* to, const void* from, int64_t bytes) {
     std::memcpy(to, from, static_cast<size_t>(bytes));
     return ok();
   }
-  const int code = d->cuda->copy_in(d->cuda_index, to, from, bytes, d->cuda_stream);
-  return code == 0 ? ok() : error(Code::cuda, "copy to the device: %s", d->cuda->error_text(code));
+  return cuda_write(
+      d, to, bytes,
+      [](void* arg, void* block, int64_t offset, int64_t count) {
+        std::memcpy(block, static_cast<const uint8_t*>(arg) + offset, static_cast<size_t>(count));
+      },
+      const_cast<void*>(from));
 }
 
 Status device_read(Device* d, void* to, const void* from, int64_t bytes) {
@@ -78,9 +85,7 @@ Status device_read(Device* d, void* to, const void* from, int64_t bytes) {
     std::memcpy(to, from, static_cast<size_t>(bytes));
     return ok();
   }
-  const int code = d->cuda->copy_out(d->cuda_index, to, from, bytes, d->cuda_stream);
-  return code == 0 ? ok()
-                   : error(Code::cuda, "copy from the device: %s", d->cuda->error_text(code));
+  return cuda_read(d, to, from, bytes);
 }
 
 }  // namespace lowbit

@@ -18,6 +18,7 @@ namespace lowbit {
 struct Queue;
 struct Memory;
 struct CudaApi;
+struct CudaQueue;
 
 struct Device {
   DeviceTag tag;
@@ -28,7 +29,7 @@ struct Device {
   Queue* queue;
   const CudaApi* cuda;  // null on a CPU
   int cuda_index;
-  void* cuda_stream;
+  CudaQueue* cuda_queue;
   bool guard;
 };
 
@@ -42,6 +43,10 @@ struct Storage {
   int64_t bytes;     // as asked for
   int64_t capacity;  // as taken from the device
   Memory* memory;
+  // CUDA, see cuda_queue.h: the open checks that the contents depend on, as slots, and the last of
+  // them by number; and the neighbours in the list of all storages.
+  uint64_t checks, last_check;
+  Storage *previous, *next;
 };
 
 // Memory of one device. Freed blocks are kept for reuse by size class, because fresh pages cost
@@ -54,7 +59,15 @@ struct MemoryUsage {
   int64_t used, cached, peak, limit;
   int64_t guard_faults;  // blocks whose leading guard bytes were overwritten
 };
-Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit, bool guard);
+Memory* memory_create(int64_t limit, bool guard);
+// CUDA: blocks come from a pool of the driver, in the order of `stream`.
+Memory* memory_create_cuda(const CudaApi* cuda, int cuda_index, void* stream, int64_t limit);
+void memory_detach(Memory* memory);  // the stream ends, storages may live on
+// While a graph is recorded, new blocks are no part of it.
+void memory_capture(Memory* memory, bool on);
+Status memory_take(Memory* memory, int64_t bytes, void** out);  // a block that is not counted
+// Poisons the storages that depend on this check.
+void memory_poison(Memory* memory, uint64_t check, uint64_t number, const Status& why);
 void memory_release(Memory* memory);  // freed with its last storage
 MemoryUsage memory_usage(Memory* memory);
 void memory_trim(Memory* memory);  // gives the kept blocks back
@@ -84,7 +97,8 @@ void device_close(Device* device);
 void* guard_alloc(int64_t bytes);
 bool guard_free(void* p, int64_t bytes);  // false: the guard bytes were overwritten
 
-// Copies between host memory and storage; on CUDA they run on the device's stream and are awaited.
+// Copies between host memory and storage; on CUDA in the order of the device's stream. When they
+// return, `from` may be overwritten and `to`, on the host, is there.
 Status device_write(Device* device, void* to, const void* from, int64_t bytes);
 Status device_read(Device* device, void* to, const void* from, int64_t bytes);
 

@@ -16,7 +16,11 @@ struct Ctx {
   Pool* pool;     // CPU
   void* scratch;  // as many bytes as the row's workspace() asked for, 64-byte aligned; contents
                   // undefined
-  void* stream;   // CUDA
+  void* stream;   // CUDA: where the row puts its kernels; the device is current
+  int32_t multiprocessors = 0;  // CUDA
+  // CUDA, in device memory: where a kernel that finds a value out of range leaves the first one, as
+  // index << 32 | value, by an atomic minimum. Null for ops that check no values.
+  unsigned long long* check = nullptr;
 };
 
 // Args is the op's call, Spec what the row can do: plain data that tests, benches and documents

@@ -24,6 +24,11 @@ struct Memory {
   std::atomic<int> refs{1};
   const CudaApi* cuda = nullptr;
   int cuda_index = 0;
+  void* pool = nullptr;    // CUDA
+  void* stream = nullptr;  // CUDA; null once the device is closed
+  void* beside = nullptr;  // CUDA: the stream that blocks come from while a graph is recorded
+  bool capturing = false;
+  Storage* storages = nullptr;  // CUDA
   std::mutex lock;
   std::map<int64_t, std::vector<void*>> kept;  // by capacity
   bool guard = false;
@@ -71,7 +76,11 @@ static void* take(Memory* m, int64_t capacity) {
   if (m->guard) return guard_alloc(capacity);
   if (m->cuda != nullptr) {
     void* p = nullptr;
-    return m->cuda->alloc(m->cuda_index, capacity, &p) == 0 ? p : nullptr;
+    m->cuda->use(m->cuda_index);
+    if (!m->capturing) return m->cuda->alloc(m->pool, capacity, m->stream, &p) == 0 ? p : nullptr;
+    if (m->beside == nullptr && m->cuda->stream_create(&m->beside) != 0) return nullptr;
+    if (m->cuda->alloc(m->pool, capacity, m->beside, &p) != 0) return nullptr;
+    return m->cuda->stream_sync(m->beside) == 0 ? p : nullptr;
   }
   void* p = nullptr;
   const int64_t align = capacity >= kHuge ? kHuge : 64;
@@ -85,7 +94,8 @@ static void give(Memory* m, void* p, int64_t capacity) {
   if (m->guard) {
     if (!guard_free(p, capacity)) ++m->guard_faults;
   } else if (m->cuda != nullptr) {
-    m->cuda->free(m->cuda_index, p);
+    m->cuda->use(m->cuda_index);
+    m->cuda->free(p, m->stream);
   } else {
     std::free(p);
   }
@@ -99,19 +109,59 @@ static void trim_locked(Memory* m) {
   m->cached = 0;
 }
 
-Memory* memory_create(const CudaApi* cuda, int cuda_index, int64_t limit, bool guard) {
+Memory* memory_create(int64_t limit, bool guard) {
   Memory* m = new (std::nothrow) Memory;
   if (m == nullptr) return nullptr;
-  m->cuda = cuda;
-  m->cuda_index = cuda_index;
   m->limit = limit;
   m->guard = guard;
   return m;
 }
 
+Memory* memory_create_cuda(const CudaApi* cuda, int cuda_index, void* stream, int64_t limit) {
+  Memory* m = memory_create(limit, false);
+  if (m == nullptr) return nullptr;
+  m->cuda = cuda;
+  m->cuda_index = cuda_index;
+  m->stream = stream;
+  if (cuda->use(cuda_index) == 0 && cuda->pool_create(cuda_index, &m->pool) == 0) return m;
+  delete m;
+  return nullptr;
+}
+
+void memory_detach(Memory* m) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  trim_locked(m);
+  m->stream = nullptr;
+}
+
+void memory_capture(Memory* m, bool on) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  m->capturing = on;
+}
+
+Status memory_take(Memory* m, int64_t bytes, void** out) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  *out = take(m, bytes);
+  return *out != nullptr ? ok()
+                         : error(Code::memory, "out of memory: the device refused %lld bytes",
+                                 static_cast<long long>(bytes));
+}
+
+void memory_poison(Memory* m, uint64_t check, uint64_t number, const Status& why) {
+  std::lock_guard<std::mutex> lock(m->lock);
+  for (Storage* s = m->storages; s != nullptr; s = s->next) {
+    if ((s->checks & check) != 0 && s->last_check >= number) storage_poison(s, why);
+  }
+}
+
 void memory_release(Memory* m) {
   if (m->refs.fetch_sub(1) != 1) return;
   trim_locked(m);
+  if (m->cuda != nullptr) {
+    m->cuda->use(m->cuda_index);
+    if (m->beside != nullptr) m->cuda->stream_destroy(m->beside);
+    m->cuda->pool_destroy(m->pool);
+  }
   delete m;
 }
 
@@ -142,10 +192,15 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
       found->second.pop_back();
       m->cached -= capacity;
     } else {
-      if (m->limit > 0 && m->used + m->cached + capacity > m->limit) trim_locked(m);
-      p = take(m, capacity);
-      if (p == nullptr) {
+      if (m->limit > 0 && m->used + m->cached + capacity > m->limit && !m->capturing)
         trim_locked(m);
+      p = take(m, capacity);
+      if (p == nullptr && !m->capturing) {
+        trim_locked(m);
+        if (m->cuda != nullptr && m->stream != nullptr) {
+          m->cuda->stream_sync(m->stream);
+          m->cuda->pool_trim(m->pool);
+        }
         p = take(m, capacity);
       }
     }
@@ -172,6 +227,14 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
   s->bytes = bytes;
   s->capacity = capacity;
   s->memory = m;
+  s->checks = s->last_check = 0;
+  s->previous = s->next = nullptr;
+  if (m->cuda != nullptr) {
+    std::lock_guard<std::mutex> lock(m->lock);
+    s->next = m->storages;
+    if (s->next != nullptr) s->next->previous = s;
+    m->storages = s;
+  }
   *out = s;
   return ok();
 }
@@ -184,7 +247,11 @@ void storage_drop(Storage* s) {
   {
     std::lock_guard<std::mutex> lock(m->lock);
     m->used -= s->capacity;
-    if (!m->guard && m->cached + s->capacity <= kCacheLimit) {
+    if (s->next != nullptr) s->next->previous = s->previous;
+    if (s->previous != nullptr) s->previous->next = s->next;
+    if (m->storages == s) m->storages = s->next;
+    const bool closed = m->cuda != nullptr && m->stream == nullptr;
+    if (!m->guard && !closed && (m->capturing || m->cached + s->capacity <= kCacheLimit)) {
       m->kept[s->capacity].push_back(s->data);
       m->cached += s->capacity;
     } else {

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -75,6 +76,51 @@ static bool find_supported(const Driver& d, int count, char (&name)[100], int* n
   return false;
 }
 
+// Process-wide, as what dlopen loads is.
+static std::atomic<const CudaApi*> loaded_library{nullptr};
+
+const CudaApi* cuda_library() { return loaded_library.load(std::memory_order_acquire); }
+
+CudaRows cuda_rows(const char* op) {
+  const CudaApi* api = cuda_library();
+  for (int i = 0; api != nullptr && i < api->op_count; ++i) {
+    if (std::strcmp(api->ops[i].op, op) == 0) return api->ops[i];
+  }
+  return {op, nullptr, 0};
+}
+
+CudaLoad load_cuda_library(const char* library) {
+  CudaLoad out = {cuda_library(), "OK", ""};
+  if (out.api != nullptr) return out;
+  void* kernels = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+  if (kernels == nullptr) {
+    out.code = "LIBRARY_MISSING";
+    std::snprintf(out.reason, sizeof out.reason,
+                  "the CUDA part of lowbit does not load: %s; build it with nvcc 13 on PATH (npm "
+                  "run build), or give its path in LB_CUDA_LIBRARY",
+                  dlerror());
+    return out;
+  }
+  CudaEntry entry = nullptr;
+  out.code = "LIBRARY_MISMATCH";
+  if (!resolve(kernels, kCudaEntryName, &entry)) {
+    std::snprintf(out.reason, sizeof out.reason,
+                  "%s is no CUDA part of lowbit: it lacks %s; build the package again", library,
+                  kCudaEntryName);
+    return out;
+  }
+  const CudaApi* api = entry();
+  if (api == nullptr || api->abi != kCudaAbi) {
+    std::snprintf(out.reason, sizeof out.reason,
+                  "%s is of another build of lowbit: its ABI number is %d and the addon needs %d; "
+                  "build the package again",
+                  library, api == nullptr ? 0 : api->abi, kCudaAbi);
+    return out;
+  }
+  loaded_library.store(api, std::memory_order_release);
+  return {api, "OK", ""};
+}
+
 CudaProbe probe_cuda(const char* library, const char* driver) {
   CudaProbe p = {};
   const char* driver_name = driver != nullptr && *driver != 0 ? driver : "libcuda.so.1";
@@ -132,26 +178,9 @@ CudaProbe probe_cuda(const char* library, const char* driver) {
                 "%s has compute capability %d.%d and lowbit needs a GPU of 7.5 (Turing) or newer",
                 name, newest / 10, newest % 10);
   }
-  void* kernels = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-  if (kernels == nullptr) {
-    return stop(p, "LIBRARY_MISSING",
-                "the CUDA part of lowbit does not load: %s; build it with nvcc 13 on PATH (npm run "
-                "build), or give its path in LB_CUDA_LIBRARY",
-                dlerror());
-  }
-  CudaEntry entry = nullptr;
-  if (!resolve(kernels, kCudaEntryName, &entry)) {
-    return stop(p, "LIBRARY_MISMATCH",
-                "%s is no CUDA part of lowbit: it lacks %s; build the package again", library,
-                kCudaEntryName);
-  }
-  const CudaApi* api = entry();
-  if (api == nullptr || api->abi != kCudaAbi) {
-    return stop(p, "LIBRARY_MISMATCH",
-                "%s is of another build of lowbit: its ABI number is %d and the addon needs %d; "
-                "build the package again",
-                library, api == nullptr ? 0 : api->abi, kCudaAbi);
-  }
+  const CudaLoad loaded = load_cuda_library(library);
+  const CudaApi* api = loaded.api;
+  if (api == nullptr) return stop(p, loaded.code, "%s", loaded.reason);
   if (const int code = api->device_count(&count)) {
     return stop(p, "INIT_FAILED", "the CUDA runtime does not start: %s (%d)", api->error_text(code),
                 code);

@@ -17,6 +17,15 @@
 
 namespace lowbit {
 
+// Loads it unless it is loaded already, with no look at the driver: kernel rows can be listed and
+// chosen on any machine. Null, or why not: LIBRARY_MISSING or LIBRARY_MISMATCH with its sentence.
+struct CudaLoad {
+  const CudaApi* api;
+  const char* code;
+  char reason[640];
+};
+CudaLoad load_cuda_library(const char* library);
+
 struct CudaProbe {
   const CudaApi* api;  // null unless code is "OK"
   const char* code;    // OK or one of the above

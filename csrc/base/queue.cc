@@ -91,7 +91,7 @@ static void execute(Queue* q, Task* t) {
   Status status = poisoned_input(*t);
   const bool inherited = !is_ok(status);
   if (!inherited) {
-    Ctx ctx = {q->device->pool, nullptr, q->device->cuda_stream};
+    Ctx ctx = {q->device->pool, nullptr, nullptr, 0, nullptr};
     const size_t bytes = t->workspace != nullptr ? t->workspace(*t, q->device->threads) : 0;
     if (bytes > 0 && !reserve(q, bytes)) {
       status = error(Code::memory, "out of memory for %llu bytes of scratch",

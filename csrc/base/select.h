@@ -3,10 +3,37 @@
 #pragma once
 
 #include <cstring>
+#include <mutex>
 
+#include "csrc/base/cuda_api.h"
 #include "csrc/base/kernel.h"
 
 namespace lowbit {
+
+template <class K>
+struct RowList {
+  const K* const* rows;
+  int count;
+};
+
+// The rows of an op that are compiled into the addon and, once liblowbit_cuda.so is loaded, those
+// of that library before them. No device has the instruction sets of both.
+template <class K, int kOwn>
+static RowList<K> all_rows(const char* op, const K* const (&own)[kOwn]) {
+  if (cuda_library() == nullptr) return {own, kOwn};
+  static constexpr int kMost = 64;  // of the library
+  static const K* all[kMost + kOwn];
+  static int count = 0;
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    const CudaRows found = cuda_rows(op);
+    for (int i = 0; i < found.count && i < kMost; ++i) {
+      all[count++] = static_cast<const K*>(found.rows[i]);
+    }
+    for (const K* row : own) all[count++] = row;
+  });
+  return {all, count};
+}
 
 // `fits(args, spec)` asks whether a row can do the call. A forced row must be one that the device
 // can run and that fits; LB_KERNEL names a row of one op, so a name that this op does not have

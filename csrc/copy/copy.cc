@@ -17,7 +17,10 @@ static const CopyKernel* const kRows[] = {
 #undef KERNEL
 };
 
-CopyTable copy_table() { return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)}; }
+CopyTable copy_table() {
+  const RowList<CopyKernel> all = all_rows("copy", kRows);
+  return {all.rows, all.count};
+}
 
 static Status check_pair(DType to, DType from) {
   if (convertible(to, from)) return ok();

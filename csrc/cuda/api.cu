@@ -1,14 +1,13 @@
 // lowbit_cuda_api: the table of cuda_api.h, the one symbol that liblowbit_cuda.so exports.
 //
 // The CUDA runtime is linked statically and nobody else sees it, so everything that needs it stands
-// here: memory, streams, events, copies. Each function names its device first, because the current
-// device belongs to the calling thread and a queue's executor is another thread than JavaScript's.
+// here: memory, streams, events, copies, graphs.
 // No static object has a destructor: at exit the driver may be gone already.
 #include <cuda_runtime.h>
 
 #include <cstdio>
 
-#include "csrc/base/cuda_api.h"
+#include "csrc/cuda/rows.h"
 
 namespace lowbit {
 namespace {
@@ -19,8 +18,6 @@ int settled(cudaError_t code) {
   if (code != cudaSuccess) cudaGetLastError();
   return static_cast<int>(code);
 }
-
-int use(int index) { return settled(cudaSetDevice(index)); }
 
 const char* error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -48,102 +45,125 @@ int device_info(int index, CudaDeviceInfo* info) {
   return 0;
 }
 
-int alloc(int index, int64_t bytes, void** out) {
-  if (const int code = use(index)) return code;
-  return settled(cudaMalloc(out, static_cast<size_t>(bytes)));
-}
+int use(int index) { return settled(cudaSetDevice(index)); }
 
-int free_memory(int index, void* p) {
-  if (const int code = use(index)) return code;
-  return settled(cudaFree(p));
-}
+cudaStream_t on(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
+cudaMemPool_t pool_of(void* pool) { return static_cast<cudaMemPool_t>(pool); }
 
-int memory_info(int index, int64_t* free_bytes, int64_t* total_bytes) {
-  if (const int code = use(index)) return code;
-  size_t unused = 0, all = 0;
-  if (const int code = settled(cudaMemGetInfo(&unused, &all))) return code;
-  *free_bytes = static_cast<int64_t>(unused);
-  *total_bytes = static_cast<int64_t>(all);
-  return 0;
+int pool_create(int index, void** pool) {
+  cudaMemPoolProps props = {};
+  props.allocType = cudaMemAllocationTypePinned;
+  props.location = {cudaMemLocationTypeDevice, index};
+  cudaMemPool_t made;
+  if (const int code = settled(cudaMemPoolCreate(&made, &props))) return code;
+  // Without it every synchronisation gives unused memory back to the driver, and the next op waits
+  // until it is mapped again.
+  uint64_t keep = UINT64_MAX;
+  *pool = made;
+  return settled(cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &keep));
 }
+int pool_destroy(void* pool) { return settled(cudaMemPoolDestroy(pool_of(pool))); }
+int pool_trim(void* pool) { return settled(cudaMemPoolTrimTo(pool_of(pool), 0)); }
 
-int stream_create(int index, void** stream) {
-  if (const int code = use(index)) return code;
+int alloc(void* pool, int64_t bytes, void* stream, void** out) {
+  return settled(
+      cudaMallocFromPoolAsync(out, static_cast<size_t>(bytes), pool_of(pool), on(stream)));
+}
+int free_memory(void* p, void* stream) {
+  return settled(stream != nullptr ? cudaFreeAsync(p, on(stream)) : cudaFree(p));
+}
+int host_alloc(int64_t bytes, void** out) {
+  return settled(cudaHostAlloc(out, static_cast<size_t>(bytes), cudaHostAllocPortable));
+}
+int host_free(void* p) { return settled(cudaFreeHost(p)); }
+
+int stream_create(void** stream) {
   // Non-blocking: another library that uses the legacy stream must not order its work with ours.
   return settled(
       cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking));
 }
+int stream_destroy(void* stream) { return settled(cudaStreamDestroy(on(stream))); }
+int stream_sync(void* stream) { return settled(cudaStreamSynchronize(on(stream))); }
 
-int stream_destroy(int index, void* stream) {
-  if (const int code = use(index)) return code;
-  return settled(cudaStreamDestroy(static_cast<cudaStream_t>(stream)));
+int event_create(bool timed, void** event) {
+  const unsigned flags = timed ? cudaEventDefault : cudaEventDisableTiming | cudaEventBlockingSync;
+  return settled(cudaEventCreateWithFlags(reinterpret_cast<cudaEvent_t*>(event), flags));
 }
-
-int stream_sync(int index, void* stream) {
-  if (const int code = use(index)) return code;
-  return settled(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+int event_destroy(void* event) { return settled(cudaEventDestroy(event_of(event))); }
+int event_record(void* event, void* stream) {
+  return settled(cudaEventRecord(event_of(event), on(stream)));
 }
-
-int event_create(int index, void** event) {
-  if (const int code = use(index)) return code;
-  return settled(cudaEventCreate(reinterpret_cast<cudaEvent_t*>(event)));
+int event_reached(void* event, bool* reached) {
+  const cudaError_t code = cudaEventQuery(event_of(event));
+  *reached = code != cudaErrorNotReady;
+  return settled(code == cudaErrorNotReady ? cudaSuccess : code);
 }
-
-int event_destroy(int index, void* event) {
-  if (const int code = use(index)) return code;
-  return settled(cudaEventDestroy(static_cast<cudaEvent_t>(event)));
-}
-
-int event_record(int index, void* event, void* stream) {
-  if (const int code = use(index)) return code;
-  return settled(
-      cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
-}
-
+int event_wait(void* event) { return settled(cudaEventSynchronize(event_of(event))); }
 // Waits for `end`: the time between two events is known only once both have passed.
-int event_elapsed(int index, void* begin, void* end, float* milliseconds) {
-  if (const int code = use(index)) return code;
-  if (const int code = settled(cudaEventSynchronize(static_cast<cudaEvent_t>(end)))) return code;
-  return settled(cudaEventElapsedTime(milliseconds, static_cast<cudaEvent_t>(begin),
-                                      static_cast<cudaEvent_t>(end)));
+int event_elapsed(void* begin, void* end, float* milliseconds) {
+  if (const int code = event_wait(end)) return code;
+  return settled(cudaEventElapsedTime(milliseconds, event_of(begin), event_of(end)));
 }
 
-int copy(int index, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, void* stream) {
-  if (const int code = use(index)) return code;
-  const auto on = static_cast<cudaStream_t>(stream);
-  if (const int code = settled(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, on))) {
-    return code;
-  }
-  return settled(cudaStreamSynchronize(on));
+int copy(void* to, const void* from, int64_t bytes, void* stream) {
+  return settled(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, on(stream)));
+}
+int fill(void* to, int value, int64_t bytes, void* stream) {
+  return settled(cudaMemsetAsync(to, value, static_cast<size_t>(bytes), on(stream)));
 }
 
-int copy_in(int index, void* to, const void* from, int64_t bytes, void* stream) {
-  return copy(index, to, from, bytes, cudaMemcpyHostToDevice, stream);
+int capture_begin(void* stream) {
+  // Relaxed: the thread may go on to allocate memory, which is no part of the graph.
+  return settled(cudaStreamBeginCapture(on(stream), cudaStreamCaptureModeRelaxed));
 }
-
-int copy_out(int index, void* to, const void* from, int64_t bytes, void* stream) {
-  return copy(index, to, from, bytes, cudaMemcpyDeviceToHost, stream);
+int capture_end(void* stream, void** graph) {
+  cudaGraph_t made = nullptr;
+  if (const int code = settled(cudaStreamEndCapture(on(stream), &made))) return code;
+  const int code =
+      settled(cudaGraphInstantiate(reinterpret_cast<cudaGraphExec_t*>(graph), made, 0));
+  cudaGraphDestroy(made);
+  return code;
+}
+int graph_launch(void* graph, void* stream) {
+  return settled(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), on(stream)));
+}
+int graph_destroy(void* graph) {
+  return settled(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
 }
 
 constexpr CudaApi kApi = {
     .abi = kCudaAbi,
-    .rows = 0,
     .runtime = CUDART_VERSION,
+    .ops = kCudaOps,
+    .op_count = kCudaOpCount,
     .error_text = error_text,
     .device_count = device_count,
     .device_info = device_info,
+    .use = use,
+    .pool_create = pool_create,
+    .pool_destroy = pool_destroy,
+    .pool_trim = pool_trim,
     .alloc = alloc,
     .free = free_memory,
-    .memory_info = memory_info,
+    .host_alloc = host_alloc,
+    .host_free = host_free,
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
     .stream_sync = stream_sync,
     .event_create = event_create,
     .event_destroy = event_destroy,
     .event_record = event_record,
+    .event_reached = event_reached,
+    .event_wait = event_wait,
     .event_elapsed = event_elapsed,
-    .copy_in = copy_in,
-    .copy_out = copy_out,
+    .copy = copy,
+    .fill = fill,
+    .capture_begin = capture_begin,
+    .capture_end = capture_end,
+    .graph_launch = graph_launch,
+    .graph_destroy = graph_destroy,
 };
 
 }  // namespace

@@ -19,7 +19,8 @@ static const ElementwiseKernel* const kRows[] = {
 };
 
 ElementwiseTable elementwise_table() {
-  return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)};
+  const RowList<ElementwiseKernel> all = all_rows("elementwise", kRows);
+  return {all.rows, all.count};
 }
 
 static Named first(const ElementwiseArgs& a) {

@@ -33,7 +33,9 @@ Status embedding_check(const EmbeddingArgs& args);
 Status embedding_select(const EmbeddingArgs& args, const Choice& choice,
                         const EmbeddingKernel** row);
 size_t embedding_workspace(const EmbeddingArgs& args, const EmbeddingKernel& row, int threads);
-// Checks the ids, then runs the row.
+// Why the id at `index` of ids, in row-major order, is refused.
+Status embedding_blame(const EmbeddingArgs& args, int64_t index, int32_t id);
+// Checks the ids, then runs the row; on CUDA the row's kernel checks them.
 Status embedding_run(const EmbeddingArgs& args, const EmbeddingKernel& row, const Ctx& ctx);
 
 }  // namespace lowbit

@@ -21,7 +21,10 @@ static constexpr const LinearKernel* kRows[] = {
 #undef KERNEL
 };
 
-LinearTable linear_table() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
+LinearTable linear_table() {
+  const RowList<LinearKernel> all = all_rows("linear", kRows);
+  return {all.rows, all.count};
+}
 
 static constexpr const char* kOp = "linear";
 

@@ -19,7 +19,10 @@ static const NormKernel* const kRows[] = {
 #undef KERNEL
 };
 
-NormTable norm_table() { return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)}; }
+NormTable norm_table() {
+  const RowList<NormKernel> all = all_rows("norm", kRows);
+  return {all.rows, all.count};
+}
 
 static Status check_x(const char* op, const Tensor& x) {
   LB_TRY(check_present(op, {"x", &x}));

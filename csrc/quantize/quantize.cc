@@ -19,7 +19,10 @@ static constexpr const QuantizeKernel* kRows[] = {
 #undef KERNEL
 };
 
-QuantizeTable quantize_table() { return {kRows, sizeof kRows / sizeof kRows[0]}; }
+QuantizeTable quantize_table() {
+  const RowList<QuantizeKernel> all = all_rows("quantize", kRows);
+  return {all.rows, all.count};
+}
 
 static Status check_matrix(const char* op, const Named& n, DTypeSet dtypes) {
   LB_TRY(check_present(op, n));

@@ -48,7 +48,9 @@ Status rope_infer(const RopeArgs& args, Tensor* out);
 Status rope_check(const RopeArgs& args);
 Status rope_select(const RopeArgs& args, const Choice& choice, const RopeKernel** row);
 size_t rope_workspace(const RopeArgs& args, const RopeKernel& row, int threads);
-// Checks the values of positions, then runs the row.
+// Why the position at `index` of positions, in row-major order, is refused.
+Status rope_blame(const RopeArgs& args, int64_t index, int32_t position);
+// Checks the values of positions, then runs the row; on CUDA the row's kernel checks them.
 Status rope_run(const RopeArgs& args, const RopeKernel& row, const Ctx& ctx);
 
 // Where token (batch, index within the batch) stands.

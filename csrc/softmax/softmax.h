@@ -53,7 +53,9 @@ Status softmax_infer(const SoftmaxArgs& args, Tensor* out);
 Status softmax_check(const SoftmaxArgs& args);
 Status softmax_select(const SoftmaxArgs& args, const Choice& choice, const SoftmaxKernel** row);
 size_t softmax_workspace(const SoftmaxArgs& args, const SoftmaxKernel& row, int threads);
-// Checks the targets, then runs the row.
+// Why the target at `index` of targets, in row-major order, is refused.
+Status softmax_blame(const SoftmaxArgs& args, int64_t index, int32_t target);
+// Checks the targets, then runs the row; on CUDA the row's kernel checks them.
 Status softmax_run(const SoftmaxArgs& args, const SoftmaxKernel& row, const Ctx& ctx);
 
 }  // namespace lowbit

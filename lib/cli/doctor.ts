@@ -219,7 +219,7 @@ function* lines(r: Report): Generator<string> {
       )
     }
     if (cuda.runtime > 0)
-      yield line('library', `${cuda.library}, CUDA ${cudaVersion(cuda.runtime)}, ${cuda.rows} kernel rows`)
+      yield line('library', `${cuda.library}, CUDA ${cudaVersion(cuda.runtime)}`)
     for (const [index, gpu] of cuda.devices.entries())
       yield line(
         `cuda:${index}`,

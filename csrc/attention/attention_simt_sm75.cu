@@ -1,0 +1,198 @@
+// attention_simt_sm75: every option of attention.h, one block a query row and head; the GPU's
+// fallback and what its other rows are held against.
+//
+// Shapes    head_dim and head_dim_v to 4096: q and o of one row stand in shared memory.
+// Layout    any strides that the contract allows.
+// Bound     arithmetic, far off: each key is read once a query head.
+// Method    128 keys at a time: a thread takes the score of one key, q waits in shared memory; the
+//           block agrees on the maximum and the sum (online softmax); then a thread takes columns
+//           of v. f32 throughout. Lengths that make no sense are reported, their rows left alone.
+// Source    Milakov and Gimelshein, Online normalizer calculation for softmax, 2018.
+// Measured  NOTES.md.
+#include "csrc/attention/attention.h"
+#include "csrc/attention/mask.h"
+#include "csrc/attention/sequence.h"
+#include "csrc/cuda/elements.cuh"
+#include "csrc/cuda/functions.cuh"
+#include "csrc/cuda/launch.cuh"
+#include "csrc/cuda/reduce.cuh"
+
+namespace lowbit {
+namespace {
+
+constexpr int kThreads = 128;  // and keys at a time
+
+__device__ float add(float a, float b) { return a + b; }
+
+// The checks of attention.cc, by all threads of one block.
+__device__ void check_lens(const AttentionArgs& a, unsigned long long* check) {
+  const Tensor* cus[2] = {&a.cu_seqlens_q, &a.cu_seqlens_kv};
+  for (int which = 0; which < 2; ++which) {
+    const Tensor& cu = *cus[which];
+    if (!present(cu)) continue;
+    const auto* at = static_cast<const int32_t*>(cu.data);
+    const int64_t place = which == 0 ? 0 : kOfCuSeqlensKv, last = cu.shape[0] - 1;
+    const int64_t tokens = which == 0 ? a.q.shape[0] : a.k.shape[0];
+    for (int64_t i = threadIdx.x; i <= last; i += kThreads) {
+      if (i == 0 ? at[0] != 0 : at[i] < at[i - 1]) report(check, place + i, at[i]);
+    }
+    if (threadIdx.x == 0 && at[last] != tokens) {
+      report(check, place + kNotAllTokens + last, at[last]);
+    }
+  }
+  if (!present(a.kv_lens)) return;
+  const auto* lens = static_cast<const int32_t*>(a.kv_lens.data);
+  for (int64_t b = threadIdx.x; b < a.kv_lens.shape[0]; b += kThreads) {
+    if (lens[b] < 0 || lens[b] > a.k.shape[1]) report(check, kOfKvLens + b, lens[b]);
+  }
+}
+
+// The sequence of query `token` of all, and its index there; false where the lengths make no sense.
+__device__ bool find(const AttentionArgs& a, int64_t token, Sequence* s, int64_t* index) {
+  int64_t b = 0;
+  *index = token;
+  if (is_batched(a)) {
+    b = token / a.q.shape[1];
+    *index = token - b * a.q.shape[1];
+    if (present(a.kv_lens)) {
+      const int32_t length = static_cast<const int32_t*>(a.kv_lens.data)[b];
+      if (length < 0 || length > a.k.shape[1]) return false;
+    }
+  } else if (present(a.cu_seqlens_q)) {
+    const auto* cu = static_cast<const int32_t*>(a.cu_seqlens_q.data);
+    int64_t low = 0, high = a.cu_seqlens_q.shape[0] - 1;  // the last b with cu[b] <= token
+    if (high == 0) return false;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      if (cu[middle] <= token) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    b = low;
+    *index = token - cu[b];
+    if (cu[b] < 0 || *index < 0 || token >= cu[b + 1] || cu[b + 1] > a.q.shape[0]) return false;
+    const auto* kv = static_cast<const int32_t*>(present(a.cu_seqlens_kv) ? a.cu_seqlens_kv.data
+                                                                          : a.cu_seqlens_q.data);
+    if (kv[b] < 0 || kv[b + 1] < kv[b] || kv[b + 1] > a.k.shape[0]) return false;
+  }
+  *s = sequence_at(a, b);
+  return true;
+}
+
+__device__ float score_of(const AttentionArgs& a, const float* q, int64_t k, int64_t head_dim,
+                          float scale) {
+  float sum[4] = {};
+  int64_t d = 0;
+  for (; d + kEight <= head_dim; d += kEight) {
+    float v[kEight];
+    load_eight(a.k.data, a.k.dtype, k + d, kEight, v);
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) sum[i % 4] += q[d + i] * v[i];
+  }
+  for (; d < head_dim; ++d) sum[0] += q[d] * load_f32(a.k.data, a.k.dtype, k + d);
+  return scale * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+__global__ void __launch_bounds__(kThreads)
+    attend(const __grid_constant__ AttentionArgs a, int64_t tokens, unsigned long long* check) {
+  extern __shared__ float shared[];
+  __shared__ float room[32];
+  const int64_t heads = head_count(a), head_dim = head_dim_of(a), head_dim_v = head_dim_v_of(a);
+  float* q = shared;        // (head_dim)
+  float* p = q + head_dim;  // (kThreads)
+  float* o = p + kThreads;  // (head_dim_v)
+  const int thread = threadIdx.x;
+  if (check != nullptr && blockIdx.x == 0) check_lens(a, check);
+  const bool sigmoid_score = a.score == Score::sigmoid;
+  const float scale = a.softmax_scale != 0 ? a.softmax_scale : rsqrtf(static_cast<float>(head_dim));
+  const Mask mask = make_mask(a.causal, a.window_left, a.window_right);
+
+  for (int64_t at = blockIdx.x; at < tokens * heads; at += gridDim.x) {
+    const int64_t token = at / heads, h = at - token * heads;
+    Sequence s;
+    int64_t i;
+    if (!find(a, token, &s, &i)) continue;
+    const int64_t kv_head = h / (heads / kv_head_count(a));
+    const int64_t from = s.q + i * token_stride(a.q) + h * head_stride(a.q);
+    const int64_t k0 = s.k + kv_head * head_stride(a.k), v0 = s.v + kv_head * head_stride(a.v);
+    const int64_t position = i + s.seq_kv - s.seq_q;
+    const KeyRange keys = visible_keys(mask, position, s.seq_kv);
+    const float slope =
+        present(a.alibi_slopes) ? static_cast<const float*>(a.alibi_slopes.data)[h] : 0.0f;
+    const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[h] : -INFINITY;
+    __syncthreads();  // the row before is done with q, p and o
+    for (int64_t d = thread; d < head_dim; d += kThreads) {
+      q[d] = load_f32(a.q.data, a.q.dtype, from + d);
+    }
+    for (int64_t d = thread; d < head_dim_v; d += kThreads) o[d] = 0.0f;
+    __syncthreads();
+
+    float max = sink, sum = sink == -INFINITY ? 0.0f : 1.0f;
+    for (int64_t j0 = keys.begin; j0 < keys.end; j0 += kThreads) {
+      const int64_t j = j0 + thread;
+      float x = -INFINITY;
+      if (j < keys.end) {
+        x = score_of(a, q, k0 + j * token_stride(a.k), head_dim, scale);
+        if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
+        if (present(a.alibi_slopes)) x += slope * static_cast<float>(j - position);
+      }
+      float factor = 1.0f;
+      if (!sigmoid_score) {
+        const float tile = max_block(x, room), next = tile > max ? tile : max;
+        const float shift = next == -INFINITY ? 0.0f : next;
+        factor = max == -INFINITY ? 0.0f : expf(max - shift);
+        x = j < keys.end ? expf(x - shift) : 0.0f;
+        sum = sum * factor + reduce_block(x, 0.0f, add, room);
+        max = next;
+      } else {
+        x = j < keys.end ? sigmoid(x) : 0.0f;
+      }
+      p[thread] = x;
+      __syncthreads();
+      const int64_t count = keys.end - j0 < kThreads ? keys.end - j0 : kThreads;
+      for (int64_t d = thread; d < head_dim_v; d += kThreads) {
+        // The first tile's factor is 0, and o is 0 then: no product of a NaN.
+        float acc = 0.0f;
+        for (int64_t t = 0; t < count; ++t) {
+          acc += p[t] * load_f32(a.v.data, a.v.dtype, v0 + (j0 + t) * token_stride(a.v) + d);
+        }
+        o[d] = o[d] * factor + acc;
+      }
+      __syncthreads();
+    }
+
+    const bool empty = keys.begin == keys.end;
+    const int64_t to = s.o + i * token_stride(a.o) + h * head_stride(a.o);
+    for (int64_t d = thread; d < head_dim_v; d += kThreads) {
+      store_f32(a.o.data, a.o.dtype, to + d, empty ? 0.0f : sigmoid_score ? o[d] : o[d] / sum);
+    }
+    if (present(a.lse) && thread == 0) {
+      const int64_t lse =
+          s.lse + h * a.lse.strides[a.lse.rank - 2] + i * a.lse.strides[a.lse.rank - 1];
+      const float shift = max == -INFINITY ? 0.0f : max;
+      static_cast<float*>(a.lse.data)[lse] = empty ? sink : shift + logf(sum);
+    }
+  }
+}
+
+Status run(const AttentionArgs& args, const Ctx& ctx) {
+  const int64_t tokens = is_batched(args) ? args.q.shape[0] * args.q.shape[1] : args.q.shape[0];
+  const int64_t rows = tokens * head_count(args);
+  if (rows == 0 && ctx.check == nullptr) return ok();
+  const size_t room =
+      static_cast<size_t>(head_dim_of(args) + head_dim_v_of(args) + kThreads) * sizeof(float);
+  const unsigned blocks = rows == 0 ? 1 : grid_for(rows, 1, int64_t{1} << 24);
+  attend<<<blocks, kThreads, room, static_cast<cudaStream_t>(ctx.stream)>>>(args, tokens,
+                                                                            ctx.check);
+  return launched();
+}
+
+}  // namespace
+
+extern const AttentionKernel attention_simt_sm75;
+const AttentionKernel attention_simt_sm75 = {
+    "attention_simt_sm75", kArchSm75, {kFloats, 4096, 1}, nullptr, run};
+
+}  // namespace lowbit

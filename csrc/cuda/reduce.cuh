@@ -1,0 +1,32 @@
+// Reductions over the threads of a block, whose size is a multiple of 32. Every thread gets the
+// result; the order of operations is fixed by the size of the block.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace lowbit {
+
+// `room` is shared memory for 32 values. `op` is associative; `none` is its neutral element.
+template <class T, class Op>
+static inline __device__ T reduce_block(T value, T none, const Op& op, T* room) {
+  for (int step = 16; step > 0; step /= 2) value = op(value, __shfl_xor_sync(~0u, value, step));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  __syncthreads();  // `room` may still be read from the reduction before
+  if (lane == 0) room[warp] = value;
+  __syncthreads();
+  value = lane < warps ? room[lane] : none;
+  for (int step = 16; step > 0; step /= 2) value = op(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+}
+
+static inline __device__ double sum_block(double value, double* room) {
+  return reduce_block(
+      value, 0.0, [](double a, double b) { return a + b; }, room);
+}
+// The larger of two; a NaN is no maximum.
+static inline __device__ float max_block(float value, float* room) {
+  return reduce_block(
+      value, -INFINITY, [](float a, float b) { return a > b ? a : b; }, room);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,11 @@
+// The kernel rows that this library holds, op by op: rows.cc.
+#pragma once
+
+#include "csrc/base/cuda_api.h"
+
+namespace lowbit {
+
+inline constexpr int32_t kCudaOpCount = 9;
+extern const CudaRows kCudaOps[kCudaOpCount];
+
+}  // namespace lowbit
