@@ -200,17 +200,18 @@ napi_value device_info(napi_env env, napi_callback_info info) {
   if (r.failed()) return nullptr;
   const MemoryUsage usage = memory_usage(handle->device->memory);
   const QueueStats queue = queue_stats(handle->device->queue);
+  CudaStats ops = {};
+  if (handle->device->cuda != nullptr) ops = cuda_stats(handle->device->cuda_queue);
   napi_value out;
   napi_create_object(env, &out);
   set_number(env, out, "threads", handle->device->threads);
   set_archs(env, out, handle->device->arch);
-  set_number(env, out, "used", static_cast<double>(usage.used));
-  set_number(env, out, "cached", static_cast<double>(usage.cached));
+  // Scratch is no tensor: like cached blocks it is kept for ops to come.
+  set_number(env, out, "used", static_cast<double>(usage.used - ops.scratch));
+  set_number(env, out, "cached", static_cast<double>(usage.cached + ops.scratch));
   set_number(env, out, "peak", static_cast<double>(usage.peak));
   set_number(env, out, "limit", static_cast<double>(usage.limit));
   set_number(env, out, "guardFaults", static_cast<double>(usage.guard_faults));
-  CudaStats ops = {};
-  if (handle->device->cuda != nullptr) ops = cuda_stats(handle->device->cuda_queue);
   set_number(env, out, "queued", static_cast<double>(queue.queued + ops.queued));
   set_number(env, out, "finished", static_cast<double>(queue.finished + ops.queued));
   set_number(env, out, "failed", static_cast<double>(queue.failed + ops.failed));

@@ -1,9 +1,10 @@
 // Every kernel row of attention that this machine can run, forced by name, against the float64 reference.
-import { type Device, openDevice } from 'lowbit'
+import type { Device } from 'lowbit'
 import { native } from 'lowbit/native'
 import { scores } from 'lowbit/words'
 import { type RefAttention, type RefSequence, refAttention, sees } from './ref/attention'
 import { exact, expectClose, expectSame, type Float, floats } from './ref/compare'
+import { openTest } from './ref/device'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, ints, numbers, place, read, room } from './ref/rows'
 
@@ -12,9 +13,9 @@ let one: Device
 let two: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  two = openDevice('cpu', { threads: 2 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  two = openTest({ threads: 2 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   for (const device of [one, two, three]) device.close()

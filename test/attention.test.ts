@@ -1,10 +1,11 @@
 // attention through the public API: the forms of its arguments, and every call that it refuses. The kernel rows are held
 // against the reference in attention-rows.test.ts.
-import { attention, type Device, openDevice, type Tensor } from 'lowbit'
+import { attention, type Device, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { type Score, scores } from 'lowbit/words'
 import { expectSame } from './ref/compare'
+import { onCpu, openTest } from './ref/device'
 import { Random } from './ref/random'
 import { ints, read, refusal } from './ref/rows'
 
@@ -12,8 +13,8 @@ const { NaN: nan, POSITIVE_INFINITY: inf } = Number
 let two: Device
 let three: Device
 beforeAll(() => {
-  two = openDevice('cpu', { threads: 2 })
-  three = openDevice('cpu', { threads: 3 })
+  two = openTest({ threads: 2 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   for (const device of [two, three]) device.close()
@@ -98,7 +99,8 @@ describe('the public function', () => {
   test('a legal call always finds a row', () => {
     const wide = f32([1, 2, 1, 1100])
     attention(wide, wide, wide).readSync()
-    if (process.env.LB_KERNEL === undefined) expect(native.chosenRow()).toBe('attention_ref')
+    if (process.env.LB_KERNEL === undefined)
+      expect(native.chosenRow()).toBe(onCpu ? 'attention_ref' : 'attention_simt_sm75')
     attention(f32(q4), f32(k4), f32(k4)).readSync()
     const { archs } = two.info
     if (process.env.LB_KERNEL === undefined && archs.includes('avx2')) {

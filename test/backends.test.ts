@@ -155,7 +155,7 @@ describe('each step of the probe has a code and a sentence', () => {
   })
 })
 
-describe('a GPU for which this build has no kernels', () => {
+describe('a GPU', () => {
   let variables: Record<string, string>
   beforeAll(() => {
     variables = {
@@ -164,17 +164,16 @@ describe('a GPU for which this build has no kernels', () => {
     }
   })
 
-  test('NO_KERNELS: usable by name, and auto opens the CPU', () => {
+  test('is opened by name and by auto', () => {
     const answer = ask(variables, 'answer.result = [device.name, device.info]')
-    walked.add('NO_KERNELS')
-    expect(answer.auto).toBe('cpu')
+    expect(answer.auto).toBe('cuda:0')
     expect(answer.rows[0]).toMatchObject({
       device: 'cuda:0',
       name: 'Fake 0',
       usable: true,
-      code: 'NO_KERNELS',
+      code: 'OK',
+      reason: '',
     })
-    expect(answer.rows[0]?.reason).toMatch(/no kernels for GPUs.*openDevice\('auto'\) takes the CPU/)
     expect(answer.cuda).toBeUndefined()
     expect(answer.result).toMatchObject(['cuda:0', { name: 'Fake 0', threads: 0, memory: 1 << 20 }])
   })
@@ -221,23 +220,15 @@ describe('a GPU for which this build has no kernels', () => {
       try { device.tensor(new Float32Array(4), [4]) } catch (error) { answer.result = [error.code, error.message] }
       answer.result.push(device.memoryUsage().used - before)
       const x = device.empty([4])
-      x.write(new Float32Array(4))
       await x.read().catch((error) => answer.result.push(error.code))
       answer.result.push(device.empty([4]).shape[0])`
     expect(ask({ ...variables, LB_CUDA_LIBRARY: library }, script).result).toEqual([
       'ERR_CUDA',
-      'copy to the device: a fake error',
+      'tensor: copy to the device: a fake error',
       0,
       'ERR_CUDA',
       4,
     ])
-  })
-
-  test('a library with kernels makes auto take the GPU', () => {
-    const library = compile('rows', 'library.cc', ['ROWS=1'])
-    const answer = ask({ ...variables, LB_CUDA_LIBRARY: library })
-    expect(answer.auto).toBe('cuda:0')
-    expect(answer.rows[0]).toMatchObject({ device: 'cuda:0', usable: true, code: 'OK', reason: '' })
   })
 })
 

@@ -1,8 +1,9 @@
-import { copy, type Device, type DType, openDevice, type Tensor } from 'lowbit'
+import { copy, type Device, type DType, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { dtypes } from 'lowbit/words'
 import { expectSame, floats, roundTo } from './ref/compare'
+import { openTest } from './ref/device'
 import { decodeFloat, encodeFloat, minifloats } from './ref/floats'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, numbers, place, read, refusal, room } from './ref/rows'
@@ -11,8 +12,8 @@ const random = new Random(0x636f7079)
 let one: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   one.close()

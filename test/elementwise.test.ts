@@ -1,7 +1,8 @@
-import { add, type Device, geluMul, openDevice, siluMul, type Tensor } from 'lowbit'
+import { add, type Device, geluMul, siluMul, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, type Float, floats, type Round } from './ref/compare'
+import { openTest } from './ref/device'
 import { gelu, geluTanh, silu } from './ref/elementwise'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, numbers, place, read, refusal, room } from './ref/rows'
@@ -11,8 +12,8 @@ const random = new Random(0x656c656d)
 let one: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   one.close()

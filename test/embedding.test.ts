@@ -1,7 +1,8 @@
-import { type Device, embedding, openDevice, type Tensor } from 'lowbit'
+import { type Device, embedding, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { expectSame, floats, roundTo } from './ref/compare'
+import { openTest } from './ref/device'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
 
@@ -9,8 +10,8 @@ const random = new Random(0x656d6265)
 let one: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   one.close()

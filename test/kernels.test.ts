@@ -14,7 +14,6 @@ import {
   type Format,
   type GroupSize,
   type Layout,
-  openDevice,
   type QuantizedWeight,
   quantize,
   type Tensor,
@@ -23,6 +22,7 @@ import {
 import { description, type KernelRow, native } from 'lowbit/native'
 import { selectLinear } from 'lowbit/select'
 import { activations, computes, dtypes } from 'lowbit/words'
+import { onCpu, openTest, testDevice } from './ref/device'
 import { decodeFloat, encodeFloat, minifloats } from './ref/floats'
 import {
   type CodeName,
@@ -64,7 +64,7 @@ const isFloatName = (name: string): name is FloatName => (floatNames as readonly
 
 let devices: Device[]
 beforeAll(() => {
-  devices = [1, 2, 3].map((threads) => openDevice('cpu', { threads }))
+  devices = [1, 2, 3].map((threads) => openTest({ threads }))
 })
 afterAll(() => {
   for (const device of devices) device.close()
@@ -537,14 +537,21 @@ function wrongIn(row: string, call: Call, random: Random): string | undefined {
 
 // ---- the rows ------------------------------------------------------------------------------------------------------
 
-const here = native.hostInfo().archs
+const here = (() => {
+  using device = openTest()
+  return device.info.archs
+})()
 const rowsOf = (op: string) => description.kernels.filter((row) => row.op === op)
 
 /** A test for each row of an op; rows that need another machine are listed as skipped. */
 function walk(op: string, body: (row: KernelRow) => void): void {
   for (const row of rowsOf(op)) {
     const runs = row.arch.every((arch) => here.includes(arch))
-    ;(runs ? test : test.skip)(row.name, () => body(row), patience)
+    ;(runs ? test : test.skip)(
+      runs ? row.name : `${row.name}: ${testDevice} lacks ${row.arch.join(', ')}`,
+      () => body(row),
+      patience,
+    )
   }
 }
 
@@ -708,7 +715,7 @@ test('all memory was given back whole', () => {
   }
 })
 
-if (!guarded) {
+if (!guarded && onCpu) {
   test(
     'the same in guarded memory',
     () => {

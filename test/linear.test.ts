@@ -9,7 +9,6 @@ import {
   type Format,
   type GroupSize,
   linear,
-  openDevice,
   QuantizedRows,
   type QuantizedWeight,
   quantize,
@@ -21,6 +20,7 @@ import {
 import { description, native } from 'lowbit/native'
 import { activations, computes, formats } from 'lowbit/words'
 import { expectSame } from './ref/compare'
+import { openTest } from './ref/device'
 import {
   columnsOf,
   encodeFloats,
@@ -44,7 +44,7 @@ const pers = ['row', 'block'] as const
 
 let device: Device
 beforeAll(() => {
-  device = openDevice('cpu', { threads: 2 })
+  device = openTest({ threads: 2 })
 })
 afterAll(() => device.close())
 
@@ -290,7 +290,7 @@ test('the same bits for any number of threads, on every rerun', () => {
     const q = quantize(weights, [200, 512], schemeOf(format))
     for (const compute of computes) {
       const results = [1, 2, 3, 3].map((threads) => {
-        const own = openDevice('cpu', { threads })
+        const own = openTest({ threads })
         const y = linear(own.tensor(values, [33, 512]), own.load(q), { compute }).readSync()
         own.close()
         return Buffer.from(y.buffer).toString('base64')

@@ -7,7 +7,6 @@ import {
   Llama,
   type LlamaScheme,
   LowbitError,
-  openDevice,
   parseSafetensors,
   type SafetensorsTensor,
   serializeSafetensors,
@@ -17,6 +16,7 @@ import { ropeFrequencies, ropeTables } from 'lowbit/llama/rope'
 import { Random as SampleRandom, Sampler } from 'lowbit/llama/sample'
 import { schemeOf, schemes } from 'lowbit/llama/scheme'
 import { Tokenizer } from 'lowbit/llama/tokenizer'
+import { openTest } from './ref/device'
 import { RefLlama, refPerplexity, refSchemes } from './ref/llama'
 import { Random } from './ref/random'
 
@@ -36,7 +36,7 @@ let model: Llama
 let folder: string
 beforeAll(async () => {
   folder = fs.mkdtempSync(join(tmpdir(), 'lowbit-llama-'))
-  device = openDevice('cpu')
+  device = openTest()
   model = await Llama.load(small, { device, scheme: schemeOf('f32') })
 })
 afterAll(() => {
@@ -719,7 +719,7 @@ describe('other shapes of Llama', () => {
     const window = reference.heldout_tokens.slice(0, 24)
     const logits: Float32Array[] = []
     for (const threads of [1, 2, 3]) {
-      using other = openDevice('cpu', { threads })
+      using other = openTest({ threads })
       using loaded = await Llama.load(small, { device: other, scheme })
       using session = loaded.session({ length: 24 })
       using out = session.logits(session.forward(window))

@@ -1,14 +1,7 @@
-import {
-  type Device,
-  type Format,
-  LowbitError,
-  openDevice,
-  type QuantizedWeight,
-  quantize,
-  type Scheme,
-} from 'lowbit'
+import { type Device, type Format, LowbitError, type QuantizedWeight, quantize, type Scheme } from 'lowbit'
 import { description, native } from 'lowbit/native'
 import { computes, type Layout } from 'lowbit/words'
+import { openTest } from './ref/device'
 import {
   codeBits,
   groupSizesOf,
@@ -23,7 +16,7 @@ import { Random } from './ref/random'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice('cpu', { threads: 2 })
+  device = openTest({ threads: 2 })
 })
 afterAll(() => device.close())
 
@@ -292,7 +285,7 @@ describe('a Weight', () => {
     expect(code(() => device.load(wrong(undefined)))).toBe('ERR_TYPE')
     expect(code(() => device.load(q, { layout: wrong('tiles') }))).toBe('ERR_ARGUMENT')
     expect(code(() => device.load(six, { layout: 'panel16' }))).toBe('ERR_ARGUMENT')
-    const small = openDevice('cpu', { threads: 1, memoryLimit: 4096 })
+    const small = openTest({ threads: 1, memoryLimit: 4096 })
     const large = quantize(new Float32Array(64 * 1024), [64, 1024], { format: 'int8' })
     expect(code(() => small.load(large))).toBe('ERR_MEMORY')
     small.close()

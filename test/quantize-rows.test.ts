@@ -5,13 +5,13 @@ import {
   type Device,
   dequantizeRows,
   linear,
-  openDevice,
   QuantizedRows,
   quantize,
   quantizeRows,
   type Tensor,
 } from 'lowbit'
 import { expectSame } from './ref/compare'
+import { openTest } from './ref/device'
 import { codeValue, encodeFloats, type FloatName, refQuantizeRows, roundAll, roundTo } from './ref/linear'
 import { Random } from './ref/random'
 import { read, refusal } from './ref/rows'
@@ -23,7 +23,7 @@ const { NaN: nan, POSITIVE_INFINITY: inf } = Number
 
 let device: Device
 beforeAll(() => {
-  device = openDevice('cpu', { threads: 2 })
+  device = openTest({ threads: 2 })
 })
 afterAll(() => device.close())
 
@@ -129,7 +129,7 @@ describe.each(codeDTypes)('codes in %s', (dtype) => {
   test('the same bits for any number of threads', () => {
     const values = new Random(203).floats(97 * 600)
     const results = [1, 2, 3].map((threads) => {
-      const own = openDevice('cpu', { threads })
+      const own = openTest({ threads })
       const { codes, scales } = quantizeRows(own.tensor(values, [97, 600]), { dtype, per: 'block' })
       const bytes = [bytesOf(codes), new Uint8Array(scales.readSync().buffer)]
       own.close()

@@ -1,7 +1,8 @@
-import { type Device, openDevice, type Pairing, rope, type Tensor } from 'lowbit'
+import { type Device, type Pairing, rope, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, floats } from './ref/compare'
+import { openTest } from './ref/device'
 import { Random } from './ref/random'
 import { ropeHead } from './ref/rope'
 import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
@@ -11,8 +12,8 @@ const random = new Random(0x726f7065)
 let one: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   one.close()

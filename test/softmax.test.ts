@@ -1,7 +1,8 @@
-import { argmax, crossEntropy, type Device, openDevice, softmax, type Tensor } from 'lowbit'
+import { argmax, crossEntropy, type Device, softmax, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, floats, roundTo } from './ref/compare'
+import { openTest } from './ref/device'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, ints, numbers, place, read, refusal, room } from './ref/rows'
 import { argmaxRow, crossEntropyRow, softmaxRow } from './ref/softmax'
@@ -12,8 +13,8 @@ const random = new Random(0x736f6674)
 let one: Device
 let three: Device
 beforeAll(() => {
-  one = openDevice('cpu', { threads: 1 })
-  three = openDevice('cpu', { threads: 3 })
+  one = openTest({ threads: 1 })
+  three = openTest({ threads: 3 })
 })
 afterAll(() => {
   one.close()

@@ -1,9 +1,10 @@
-import { add, type Device, openDevice, quantize, type Tensor } from 'lowbit'
+import { add, type Device, quantize, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
+import { openTest, testDevice } from './ref/device'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice('cpu', { threads: 2 })
+  device = openTest({ threads: 2 })
 })
 afterAll(() => device.close())
 
@@ -40,7 +41,7 @@ test('a new tensor has row-major strides, and sizes of zero are allowed', () => 
   expect(tensor.shape).toEqual([2, 3, 4])
   expect(tensor.strides).toEqual([12, 4, 1])
   expect(tensor.size).toBe(24)
-  expect(tensor.device).toBe('cpu')
+  expect(tensor.device).toBe(testDevice)
   expect(device.empty([0, 5]).readSync()).toEqual(new Float32Array(0))
   expect(device.tensor(new Float32Array([7]), []).readSync()).toEqual(new Float32Array([7]))
 })
@@ -153,7 +154,7 @@ test('using disposes', () => {
 test('the garbage collector is the backstop', async () => {
   const collect = (globalThis as { gc?: () => void }).gc
   if (collect === undefined) throw new Error('run with --expose-gc')
-  const local = openDevice('cpu', { threads: 1 })
+  const local = openTest({ threads: 1 })
   for (let i = 0; i < 20; i++) local.empty([1 << 18])
   for (let i = 0; i < 20 && local.memoryUsage().used > 4 << 20; i++) {
     collect()
@@ -164,7 +165,7 @@ test('the garbage collector is the backstop', async () => {
 })
 
 test('memory is counted, reused, and refused past the limit', () => {
-  const limited = openDevice('cpu', { threads: 1, memoryLimit: 1 << 20 })
+  const limited = openTest({ threads: 1, memoryLimit: 1 << 20 })
   const first = limited.empty([1 << 17])
   expect(limited.memoryUsage()).toEqual({ used: 1 << 19, cached: 0, peak: 1 << 19, limit: 1 << 20 })
   expect(() => limited.empty([1 << 18])).toThrow('out of memory')

@@ -59,11 +59,6 @@ struct CudaApi {
   int (*event_elapsed)(void* begin, void* end, float* milliseconds);
   int (*copy)(void* to, const void* from, int64_t bytes, void* stream);  // to or from pinned memory
   int (*fill)(void* to, int value, int64_t bytes, void* stream);         // a byte
-  // A graph of what the calling thread puts on the stream between the two.
-  int (*capture_begin)(void* stream);
-  int (*capture_end)(void* stream, void** graph);
-  int (*graph_launch)(void* graph, void* stream);
-  int (*graph_destroy)(void* graph);
 };
 
 using CudaEntry = const CudaApi* (*)();

@@ -44,13 +44,6 @@ struct Pinned {
   std::vector<void*> all;
 };
 
-struct CudaGraph {
-  void* exec = nullptr;
-  std::vector<Storage*> storages;  // with a count each
-  std::vector<Storage*> written;   // among them
-  uint64_t checks = 0;             // slots that its ops report to
-};
-
 struct CudaQueue {
   const CudaApi* api = nullptr;
   void* stream = nullptr;
@@ -59,13 +52,11 @@ struct CudaQueue {
   uint64_t* slots = nullptr;  // device memory
   Check checks[kSlots];
   uint64_t checks_queued = 0, checks_settled = 0;
-  uint64_t slots_of_graphs = 0;
   Status failure = ok();  // the first since the last sync
   const char* last_row = "";
   int64_t queued = 0, failed = 0;
   Pinned pinned;
   std::vector<void*> events, all_events;
-  CudaGraph* capture = nullptr;
 };
 
 static CudaQueue* queue_of(Device* d) { return d->cuda_queue; }
@@ -178,9 +169,6 @@ static void* take_pinned(CudaQueue* q, int64_t bytes) {
 Status cuda_write(Device* d, void* to, int64_t bytes,
                   void (*produce)(void* arg, void* to, int64_t offset, int64_t count), void* arg) {
   CudaQueue* q = queue_of(d);
-  if (q->capture != nullptr) {
-    return error(Code::unsupported, "capture: a graph can't hold what is written from the host");
-  }
   LB_TRY(use(d));
   for (int64_t at = 0; at < bytes; at += kPiece) {
     const int64_t count = bytes - at < kPiece ? bytes - at : kPiece;
@@ -258,7 +246,7 @@ Status cuda_read(Device* d, void* to, const void* from, int64_t bytes) {
 // -------------------------------------------------------------------------------------------------------------
 
 // Ops of one stream run one after the other, so they share one block. It grows to the largest
-// request; the old block goes back in stream order, or stays with the graphs that use it.
+// request; the old block goes back in stream order.
 static Status reserve(Device* d, size_t bytes, void** out) {
   CudaQueue* q = queue_of(d);
   if (q->scratch == nullptr || q->scratch->bytes < static_cast<int64_t>(bytes)) {
@@ -271,8 +259,7 @@ static Status reserve(Device* d, size_t bytes, void** out) {
 }
 
 static bool is_open(const CudaQueue* q, const Storage* s) {
-  return s->checks != 0 &&
-         (s->last_check > q->checks_settled || (s->checks & q->slots_of_graphs) != 0);
+  return s->checks != 0 && s->last_check > q->checks_settled;
 }
 
 static Status open_slots(Device* d) {
@@ -300,13 +287,8 @@ Status cuda_launch_begin(Device* d, size_t scratch_bytes, Blame blame, const voi
   launch->ctx = {nullptr, nullptr, q->stream, q->multiprocessors, nullptr};
   if (scratch_bytes > 0) LB_TRY(reserve(d, scratch_bytes, &launch->ctx.scratch));
   if (blame != nullptr) {
-    if (q->slots == nullptr && q->capture != nullptr) {
-      return error(Code::unsupported, "capture: run the ops once before they are captured");
-    }
     LB_TRY(open_slots(d));
-    do {
-      launch->slot = static_cast<int>(++q->checks_queued % kSlots);
-    } while ((q->slots_of_graphs >> launch->slot & 1u) != 0 && ~q->slots_of_graphs != 0);
+    launch->slot = static_cast<int>(++q->checks_queued % kSlots);
     Check& check = q->checks[launch->slot];
     check.number = q->checks_queued;
     check.blame = blame;
@@ -314,14 +296,6 @@ Status cuda_launch_begin(Device* d, size_t scratch_bytes, Blame blame, const voi
     launch->ctx.check = reinterpret_cast<unsigned long long*>(q->slots + launch->slot);
   }
   return ok();
-}
-
-static void hold_for_graph(CudaGraph* graph, Storage* s) {
-  for (const Storage* held : graph->storages) {
-    if (held == s) return;
-  }
-  storage_retain(s);
-  graph->storages.push_back(s);
 }
 
 void cuda_launch_end(Device* d, const CudaLaunch& launch, const char* row, Status status) {
@@ -354,17 +328,11 @@ void cuda_launch_end(Device* d, const CudaLaunch& launch, const char* row, Statu
     s->checks = checks | (is_open(q, s) ? s->checks : 0);
     s->last_check = last > s->last_check ? last : s->last_check;
   }
-  if (q->capture == nullptr) return;
-  for (int i = 0; i < launch.read_count; ++i) hold_for_graph(q->capture, launch.reads[i]);
-  for (int i = 0; i < launch.write_count; ++i) {
-    hold_for_graph(q->capture, launch.writes[i]);
-    q->capture->written.push_back(launch.writes[i]);
-  }
-  if (q->scratch != nullptr) hold_for_graph(q->capture, q->scratch);
-  if (launch.slot >= 0) q->capture->checks |= uint64_t{1} << launch.slot;
 }
 
-CudaStats cuda_stats(const CudaQueue* q) { return {q->queued, q->failed}; }
+CudaStats cuda_stats(const CudaQueue* q) {
+  return {q->queued, q->failed, q->scratch != nullptr ? q->scratch->capacity : 0};
+}
 
 // ---- waits
 // -----------------------------------------------------------------------------------------------------------
@@ -374,16 +342,10 @@ void cuda_wait_begin(Device* d, const Storage* storage, const Tensor* view, Cuda
   *w = {};
   w->status = ok();
   w->checks = q->checks_queued;
-  if (q->capture != nullptr) {
-    w->status =
-        error(Code::unsupported, "capture: nothing can be awaited while a graph is recorded");
-    return;
-  }
   if (storage != nullptr && storage->poison.load(std::memory_order_acquire) != nullptr) return;
   w->status = use(d);
   if (!is_ok(w->status)) return;
-  const bool checked =
-      q->slots != nullptr && (q->checks_queued > q->checks_settled || q->slots_of_graphs != 0);
+  const bool checked = q->slots != nullptr && q->checks_queued > q->checks_settled;
   const int64_t bytes = view != nullptr ? span_bytes(*view) : 0;
   const int64_t aligned = (bytes + 15) / 16 * 16;
   w->event = take_event(q);
@@ -462,65 +424,6 @@ Status cuda_wait_end(Device* d, CudaWait* w, const Storage* storage) {
   const Status said = storage == nullptr ? q->failure : *poison;
   q->failure = ok();  // said here, so sync() need not say it again
   return said;
-}
-
-// ---- graphs
-// ----------------------------------------------------------------------------------------------------------
-
-Status cuda_capture_begin(Device* d) {
-  CudaQueue* q = queue_of(d);
-  if (q->capture != nullptr) return error(Code::unsupported, "capture: a capture is under way");
-  LB_TRY(use(d));
-  CudaGraph* graph = new (std::nothrow) CudaGraph;
-  if (graph == nullptr) return error(Code::memory, "capture: out of memory");
-  if (const int code = q->api->capture_begin(q->stream)) {
-    delete graph;
-    return cuda_error(q, "capture", code);
-  }
-  q->capture = graph;
-  memory_capture(d->memory, true);
-  return ok();
-}
-
-Status cuda_capture_end(Device* d, CudaGraph** out) {
-  CudaQueue* q = queue_of(d);
-  if (q->capture == nullptr) return error(Code::unsupported, "capture: none is under way");
-  CudaGraph* graph = q->capture;
-  q->capture = nullptr;
-  memory_capture(d->memory, false);
-  const int code = q->api->capture_end(q->stream, &graph->exec);
-  if (code != 0 || out == nullptr) {
-    cuda_graph_destroy(d, graph);
-    return code == 0 ? ok() : cuda_error(q, "capture", code);
-  }
-  q->slots_of_graphs |= graph->checks;
-  *out = graph;
-  return ok();
-}
-
-Status cuda_graph_launch(Device* d, CudaGraph* graph) {
-  CudaQueue* q = queue_of(d);
-  if (q->capture != nullptr) {
-    return error(Code::unsupported, "replay: not while another graph is recorded");
-  }
-  LB_TRY(use(d));
-  if (const int code = q->api->graph_launch(graph->exec, q->stream)) {
-    return cuda_error(q, "replay", code);
-  }
-  ++q->queued;
-  q->last_row = "a captured graph";
-  return ok();
-}
-
-void cuda_graph_destroy(Device* d, CudaGraph* graph) {
-  if (d != nullptr) {
-    CudaQueue* q = queue_of(d);
-    q->api->use(d->cuda_index);
-    q->api->stream_sync(q->stream);
-    if (graph->exec != nullptr) q->api->graph_destroy(graph->exec);
-  }
-  for (Storage* s : graph->storages) storage_drop(s);
-  delete graph;
 }
 
 }  // namespace lowbit

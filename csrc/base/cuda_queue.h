@@ -70,15 +70,8 @@ Status cuda_read(Device* device, void* to, const void* from, int64_t bytes);
 
 struct CudaStats {
   int64_t queued, failed;
+  int64_t scratch;  // bytes
 };
 CudaStats cuda_stats(const CudaQueue* queue);
-
-// A graph of the ops that are called between begin and end. It holds every storage that these use
-// and that they make.
-struct CudaGraph;
-Status cuda_capture_begin(Device* device);
-Status cuda_capture_end(Device* device, CudaGraph** out);  // null: give up what was recorded
-Status cuda_graph_launch(Device* device, CudaGraph* graph);
-void cuda_graph_destroy(Device* device, CudaGraph* graph);  // device null: it is closed
 
 }  // namespace lowbit

@@ -63,8 +63,6 @@ Memory* memory_create(int64_t limit, bool guard);
 // CUDA: blocks come from a pool of the driver, in the order of `stream`.
 Memory* memory_create_cuda(const CudaApi* cuda, int cuda_index, void* stream, int64_t limit);
 void memory_detach(Memory* memory);  // the stream ends, storages may live on
-// While a graph is recorded, new blocks are no part of it.
-void memory_capture(Memory* memory, bool on);
 Status memory_take(Memory* memory, int64_t bytes, void** out);  // a block that is not counted
 // Poisons the storages that depend on this check.
 void memory_poison(Memory* memory, uint64_t check, uint64_t number, const Status& why);

@@ -24,10 +24,8 @@ struct Memory {
   std::atomic<int> refs{1};
   const CudaApi* cuda = nullptr;
   int cuda_index = 0;
-  void* pool = nullptr;    // CUDA
-  void* stream = nullptr;  // CUDA; null once the device is closed
-  void* beside = nullptr;  // CUDA: the stream that blocks come from while a graph is recorded
-  bool capturing = false;
+  void* pool = nullptr;         // CUDA
+  void* stream = nullptr;       // CUDA; null once the device is closed
   Storage* storages = nullptr;  // CUDA
   std::mutex lock;
   std::map<int64_t, std::vector<void*>> kept;  // by capacity
@@ -77,10 +75,7 @@ static void* take(Memory* m, int64_t capacity) {
   if (m->cuda != nullptr) {
     void* p = nullptr;
     m->cuda->use(m->cuda_index);
-    if (!m->capturing) return m->cuda->alloc(m->pool, capacity, m->stream, &p) == 0 ? p : nullptr;
-    if (m->beside == nullptr && m->cuda->stream_create(&m->beside) != 0) return nullptr;
-    if (m->cuda->alloc(m->pool, capacity, m->beside, &p) != 0) return nullptr;
-    return m->cuda->stream_sync(m->beside) == 0 ? p : nullptr;
+    return m->cuda->alloc(m->pool, capacity, m->stream, &p) == 0 ? p : nullptr;
   }
   void* p = nullptr;
   const int64_t align = capacity >= kHuge ? kHuge : 64;
@@ -134,11 +129,6 @@ void memory_detach(Memory* m) {
   m->stream = nullptr;
 }
 
-void memory_capture(Memory* m, bool on) {
-  std::lock_guard<std::mutex> lock(m->lock);
-  m->capturing = on;
-}
-
 Status memory_take(Memory* m, int64_t bytes, void** out) {
   std::lock_guard<std::mutex> lock(m->lock);
   *out = take(m, bytes);
@@ -159,7 +149,6 @@ void memory_release(Memory* m) {
   trim_locked(m);
   if (m->cuda != nullptr) {
     m->cuda->use(m->cuda_index);
-    if (m->beside != nullptr) m->cuda->stream_destroy(m->beside);
     m->cuda->pool_destroy(m->pool);
   }
   delete m;
@@ -192,10 +181,9 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
       found->second.pop_back();
       m->cached -= capacity;
     } else {
-      if (m->limit > 0 && m->used + m->cached + capacity > m->limit && !m->capturing)
-        trim_locked(m);
+      if (m->limit > 0 && m->used + m->cached + capacity > m->limit) trim_locked(m);
       p = take(m, capacity);
-      if (p == nullptr && !m->capturing) {
+      if (p == nullptr) {
         trim_locked(m);
         if (m->cuda != nullptr && m->stream != nullptr) {
           m->cuda->stream_sync(m->stream);
@@ -251,7 +239,7 @@ void storage_drop(Storage* s) {
     if (s->previous != nullptr) s->previous->next = s->next;
     if (m->storages == s) m->storages = s->next;
     const bool closed = m->cuda != nullptr && m->stream == nullptr;
-    if (!m->guard && !closed && (m->capturing || m->cached + s->capacity <= kCacheLimit)) {
+    if (!m->guard && !closed && m->cached + s->capacity <= kCacheLimit) {
       m->kept[s->capacity].push_back(s->data);
       m->cached += s->capacity;
     } else {

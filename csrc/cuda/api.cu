@@ -1,7 +1,7 @@
 // lowbit_cuda_api: the table of cuda_api.h, the one symbol that liblowbit_cuda.so exports.
 //
 // The CUDA runtime is linked statically and nobody else sees it, so everything that needs it stands
-// here: memory, streams, events, copies, graphs.
+// here: memory, streams, events, copies.
 // No static object has a destructor: at exit the driver may be gone already.
 #include <cuda_runtime.h>
 
@@ -114,25 +114,6 @@ int fill(void* to, int value, int64_t bytes, void* stream) {
   return settled(cudaMemsetAsync(to, value, static_cast<size_t>(bytes), on(stream)));
 }
 
-int capture_begin(void* stream) {
-  // Relaxed: the thread may go on to allocate memory, which is no part of the graph.
-  return settled(cudaStreamBeginCapture(on(stream), cudaStreamCaptureModeRelaxed));
-}
-int capture_end(void* stream, void** graph) {
-  cudaGraph_t made = nullptr;
-  if (const int code = settled(cudaStreamEndCapture(on(stream), &made))) return code;
-  const int code =
-      settled(cudaGraphInstantiate(reinterpret_cast<cudaGraphExec_t*>(graph), made, 0));
-  cudaGraphDestroy(made);
-  return code;
-}
-int graph_launch(void* graph, void* stream) {
-  return settled(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), on(stream)));
-}
-int graph_destroy(void* graph) {
-  return settled(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
-}
-
 constexpr CudaApi kApi = {
     .abi = kCudaAbi,
     .runtime = CUDART_VERSION,
@@ -160,10 +141,6 @@ constexpr CudaApi kApi = {
     .event_elapsed = event_elapsed,
     .copy = copy,
     .fill = fill,
-    .capture_begin = capture_begin,
-    .capture_end = capture_end,
-    .graph_launch = graph_launch,
-    .graph_destroy = graph_destroy,
 };
 
 }  // namespace

@@ -13,7 +13,7 @@
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/format/layout.h"
-#include "csrc/linear/epilogue.cuh"
+#include "csrc/linear/epilogue_sm75.cuh"
 #include "csrc/quantize/rows.h"
 
 namespace lowbit {

@@ -136,12 +136,22 @@ function report(): Report {
   }
   const { native, description, addonFile } = loaded
   const host = native.hostInfo()
+  const archsHere = new Set(host.archs)
+  for (const { device, usable } of found.cudaBackends()) {
+    if (!usable) continue
+    try {
+      using gpu = (require('../device') as typeof import('../device')).openDevice(device)
+      for (const arch of gpu.info.archs) archsHere.add(arch)
+    } catch {
+      // Its rows are then listed as those of another machine.
+    }
+  }
   const kernels: Record<string, { here: string[]; all: number }> = {}
   for (const row of description.kernels) {
     kernels[row.op] ??= { here: [], all: 0 }
     const op = kernels[row.op] as { here: string[]; all: number }
     op.all++
-    if (row.arch.every((arch) => host.archs.includes(arch))) op.here.push(row.name)
+    if (row.arch.every((arch) => archsHere.has(arch))) op.here.push(row.name)
   }
   const prebuilt = addonFile.includes(`${path.sep}prebuilds${path.sep}`)
   return {
@@ -218,8 +228,7 @@ function* lines(r: Report): Generator<string> {
         cuda.driver > 0 ? `for CUDA ${cudaVersion(cuda.driver)}${module}` : `found none${module}`,
       )
     }
-    if (cuda.runtime > 0)
-      yield line('library', `${cuda.library}, CUDA ${cudaVersion(cuda.runtime)}`)
+    if (cuda.runtime > 0) yield line('library', `${cuda.library}, CUDA ${cudaVersion(cuda.runtime)}`)
     for (const [index, gpu] of cuda.devices.entries())
       yield line(
         `cuda:${index}`,

@@ -10,9 +10,6 @@
 #ifndef ABI
 #define ABI lowbit::kCudaAbi
 #endif
-#ifndef ROWS
-#define ROWS 0
-#endif
 #ifndef COUNT_CODE
 #define COUNT_CODE 0
 #endif
@@ -26,16 +23,17 @@
 static const int64_t kMemory = 1 << 20;
 static int64_t in_use = 0;
 
-static int fine(int, void*) { return 0; }
-static int make(int, void** out) {
+static int fine(void*) { return 0; }
+static int make(void** out) {
   *out = &in_use;
   return 0;
 }
 
 static const lowbit::CudaApi kApi = {
     .abi = ABI,
-    .rows = ROWS,
     .runtime = 13000,
+    .ops = nullptr,
+    .op_count = 0,
     .error_text = [](int code) { return code == 2 ? "out of memory" : "a fake error"; },
     .device_count =
         [](int* count) {
@@ -50,8 +48,12 @@ static const lowbit::CudaApi kApi = {
           info->memory = kMemory;
           return 0;
         },
+    .use = [](int) { return 0; },
+    .pool_create = [](int, void** pool) { return make(pool); },
+    .pool_destroy = fine,
+    .pool_trim = fine,
     .alloc =
-        [](int, int64_t bytes, void** out) {
+        [](void*, int64_t bytes, void*, void** out) {
           if (in_use + bytes > kMemory) return 2;
           in_use += bytes;
           *out = std::malloc(static_cast<size_t>(bytes) + 64);
@@ -60,7 +62,7 @@ static const lowbit::CudaApi kApi = {
           return 0;
         },
     .free =
-        [](int, void* p) {
+        [](void* p, void*) {
           int64_t bytes;
           void* block = static_cast<char*>(p) - 64;
           std::memcpy(&bytes, block, sizeof bytes);
@@ -68,31 +70,41 @@ static const lowbit::CudaApi kApi = {
           std::free(block);
           return 0;
         },
-    .memory_info =
-        [](int, int64_t* free_bytes, int64_t* total_bytes) {
-          *free_bytes = kMemory - in_use;
-          *total_bytes = kMemory;
+    .host_alloc =
+        [](int64_t bytes, void** out) {
+          *out = std::malloc(static_cast<size_t>(bytes));
+          return *out != nullptr ? 0 : 2;
+        },
+    .host_free =
+        [](void* p) {
+          std::free(p);
           return 0;
         },
     .stream_create = make,
     .stream_destroy = fine,
     .stream_sync = fine,
-    .event_create = make,
+    .event_create = [](bool, void** event) { return make(event); },
     .event_destroy = fine,
-    .event_record = [](int, void*, void*) { return 0; },
+    .event_record = [](void*, void*) { return 0; },
+    .event_reached =
+        [](void*, bool* reached) {
+          *reached = true;
+          return 0;
+        },
+    .event_wait = fine,
     .event_elapsed =
-        [](int, void*, void*, float* milliseconds) {
+        [](void*, void*, float* milliseconds) {
           *milliseconds = 0;
           return 0;
         },
-    .copy_in =
-        [](int, void* to, const void* from, int64_t bytes, void*) {
+    .copy =
+        [](void* to, const void* from, int64_t bytes, void*) {
           std::memcpy(to, from, static_cast<size_t>(bytes));
           return COPY_CODE;
         },
-    .copy_out =
-        [](int, void* to, const void* from, int64_t bytes, void*) {
-          std::memcpy(to, from, static_cast<size_t>(bytes));
+    .fill =
+        [](void* to, int value, int64_t bytes, void*) {
+          std::memset(to, value, static_cast<size_t>(bytes));
           return 0;
         },
 };

@@ -1,7 +1,8 @@
 /** What the tests of the row ops share: kernel rows of the registry, and tensors that stand inside larger ones. */
-import { type Device, type DType, openDevice, type Tensor } from 'lowbit'
+import type { Device, DType, Tensor } from 'lowbit'
 import { description } from 'lowbit/native'
 import { type Float, roundTo } from './compare'
+import { openTest } from './device'
 import type { Random } from './random'
 
 /**
@@ -9,7 +10,7 @@ import type { Random } from './random'
  * name.
  */
 export function eachRow(op: string, define: (row: string) => void): void {
-  const device = openDevice('cpu', { threads: 1 })
+  const device = openTest({ threads: 1 })
   const { archs } = device.info
   device.close()
   const rows = description.kernels.filter((row) => row.op === op)
