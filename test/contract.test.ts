@@ -43,7 +43,7 @@ test('every op folder has a contract, a check, a reference row, a registry and n
     // that was built.
     const withCuda = fs.existsSync(cudaLibrary) && process.env.LB_DISABLE_CUDA !== '1'
     const registry = read('csrc', op, 'kernels.inc')
-    const text = withCuda ? registry : registry.replace(/^#if LB_CUDA[^]*?^#else/m, '')
+    const text = withCuda ? registry : registry.replace(/^#if LB_CUDA[\s\S]*?^#else/m, '')
     const lines = [...text.matchAll(/^KERNEL\((\w+)\)/gm)].map((match) => match[1])
     const rows = [...description.kernels, ...native.peakRows()]
       .map((row) => row.name)
