@@ -155,7 +155,8 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
   const auto multiple = [](int64_t v, int64_t of) { return of <= 1 || v % of == 0; };
   return has(spec.kinds, f.kind) && (spec.layouts & bit(args.w.layout)) != 0 &&
          has(spec.x, args.x.dtype) && (spec.computes & bit(args.compute)) != 0 &&
-         (spec.zeros || f.zero_type == ZeroType::none) && args.x.shape[0] >= spec.m_min &&
+         (spec.zeros || f.zero_type == ZeroType::none) &&
+         (spec.float_zeros || f.zero_type != ZeroType::f32) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
          (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple));

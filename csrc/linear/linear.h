@@ -73,6 +73,7 @@ struct LinearSpec {
   bool zeros;         // reads stored zero points
   int64_t m_max, n_multiple, k_multiple, group_multiple;
   int64_t m_min = 0;
+  bool float_zeros = true;  // of `zeros`, those in f32 too
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
 

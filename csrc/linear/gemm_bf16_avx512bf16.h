@@ -1,0 +1,335 @@
+// The GEMM of rows whose weights are exact in bf16: vdpbf16ps multiplies pairs of bf16 exactly and
+// adds them up in f32, at twice the rate of an FMA.
+//
+// x stands in scratch as rows of bf16, its columns in the order in which a kernel's codes fall out
+// of their vectors. Up to kInlineRows rows of x meet the codes as they are decoded, in registers: M
+// = 1 reads w at the speed of memory and the rows after it cost their products alone. With more
+// rows a slice of a panel is decoded once into L1 for all of them.
+//
+// A group's products are summed apart and meet their scale in f32. Integer zero points from 0 to 16
+// are taken off the codes, which stay exact; what is left of larger ones goes with the sum of x.
+// The instruction takes denormals as zeros.
+#pragma once
+
+#include "csrc/linear/panel_avx512.h"
+#include "csrc/linear/panels.h"
+
+namespace lowbit::avx512 {
+
+inline constexpr int64_t kPairTile =
+    12;  // rows of x a tile: 12 sums of a group and 12 of all groups in 32 registers
+inline constexpr int64_t kInlineRows =
+    8;  // and four vectors of codes and the decoder's constants beside 2 * 8 sums
+inline constexpr int64_t kPairSlice = 512;  // columns: 16 KiB of bf16 panel, half of L1
+
+// acc plus, in each lane, the products of w's two bf16 and the two at p. GCC 12 makes of the
+// intrinsic a broadcast, the product and copies of the sum; hence the instruction itself.
+static inline __m512 add_pairs(__m512 acc, __m512i w, const uint8_t* p) {
+  struct Pair {
+    uint8_t bytes[4];
+  };
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*reinterpret_cast<const Pair*>(p)));
+  return acc;
+}
+
+// One panel of w.
+struct PairPanel {
+  const uint8_t* data;
+  PanelBlock block;
+  Format format;
+};
+
+// A group's scale, and what its zero points leave for the sum of x.
+struct PairScale {
+  __m512 scale, rest;
+  __mmask16 resting;  // rows where rest is not 0: elsewhere an inf in x must not meet it
+};
+static inline PairScale pair_scale(const PairPanel& w, const uint8_t* block) {
+  PairScale s;
+  s.scale = kind_row(w.format.kind).scaled
+                ? load_scales(block + w.block.scales, w.format.scale_dtype)
+                : _mm512_set1_ps(1.0f);
+  s.resting = 0;
+  s.rest = _mm512_setzero_ps();
+  if (w.format.zero_type == ZeroType::u8) {
+    const __m512 zero = load_zeros(block + w.block.zeros, ZeroType::u8, 0.0f);
+    s.rest = _mm512_max_ps(_mm512_sub_ps(zero, _mm512_set1_ps(16.0f)), _mm512_setzero_ps());
+    s.resting = _mm512_cmp_ps_mask(s.rest, _mm512_setzero_ps(), _CMP_GT_OQ);
+  }
+  return s;
+}
+
+// Codes that are pairs of bf16 as they lie: a panel of bf16, or a decoded slice.
+struct PairCodes {
+  static constexpr bool kDecoded = true;
+  static constexpr int64_t kBytes = 256;  // of 8 columns
+  struct Zero {};
+  static Zero zero(const PairPanel&, const uint8_t*) { return {}; }
+  static void decode(const uint8_t* at, const Zero&, __m512i (&v)[4]) {
+    for (int i = 0; i < 4; ++i) v[i] = load_bytes(at + i * 64);
+  }
+};
+
+struct PairX {
+  const uint8_t* data;  // rows of bf16
+  int64_t stride;       // bytes
+  const float* sums;    // (rows, groups) of x; null where no zero point can leave a rest
+  int64_t sums_stride;
+};
+
+// sums(T, 16) (+)= x(T, k1 - k0) * columns [k0, k1) of the panel, k0 a multiple of 8. Decoded codes
+// begin at `decoded`. Not inlined, so that every tile has its sums in registers.
+template <int T, class Codes>
+[[gnu::noinline]] static void pair_tile(const PairPanel& w, const uint8_t* decoded, int64_t k0,
+                                        int64_t k1, const PairX& x, float* sums, bool add) {
+  // The instruction waits 5 cycles and more for its own sum; few rows take several sums each.
+  constexpr int kSums = T < 3 ? 4 : T < 6 ? 2 : 1;
+  __m512 total[T];
+#pragma GCC unroll 12
+  for (int t = 0; t < T; ++t) {
+    total[t] = add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
+  }
+  for (int64_t k = k0; k < k1;) {
+    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
+    const uint8_t* block = w.data + g * w.block.bytes;
+    const uint8_t* at =
+        Codes::kDecoded ? decoded + (k - k0) * 32 : block + (k - g * w.block.k) / 8 * Codes::kBytes;
+    const auto zero = Codes::zero(w, block);
+    __m512 acc[kSums][T];
+#pragma GCC unroll 4
+    for (int u = 0; u < kSums; ++u) {
+#pragma GCC unroll 12
+      for (int t = 0; t < T; ++t) acc[u][t] = _mm512_setzero_ps();
+    }
+    const uint8_t* xk = x.data + k * 2;
+    const auto step = [&](int pairs) __attribute__((always_inline)) {
+      if constexpr (Codes::kDecoded) {
+#pragma GCC unroll 4
+        for (int i = 0; i < pairs; ++i) {
+          const __m512i v = load_bytes(at + i * 64);
+#pragma GCC unroll 12
+          for (int t = 0; t < T; ++t) {
+            acc[i % kSums][t] = add_pairs(acc[i % kSums][t], v, xk + t * x.stride + i * 4);
+          }
+        }
+      } else {
+        __m512i v[4];
+        Codes::decode(at, zero, v);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 12
+          for (int t = 0; t < T; ++t) {
+            acc[i % kSums][t] = add_pairs(acc[i % kSums][t], v[i], xk + t * x.stride + i * 4);
+          }
+        }
+      }
+    };
+    for (; k + 8 <= stop; k += 8, at += Codes::kBytes, xk += 16) {
+#pragma GCC unroll 4
+      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
+      }
+      step(4);
+    }
+    if (k < stop) {  // a block without groups ends where K does: codes are padded to 8 columns,
+                     // bf16 to 2
+      if constexpr (Codes::kDecoded) {
+        for (; k < stop; k += 2, at += 64, xk += 4) step(1);
+      } else {
+        step(4);
+      }
+      k = stop;
+    }
+    const PairScale scale = pair_scale(w, block);
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) {
+      __m512 sum = acc[0][t];
+#pragma GCC unroll 4
+      for (int u = 1; u < kSums; ++u) sum = _mm512_add_ps(sum, acc[u][t]);
+      if (scale.resting != 0) {
+        const __m512 x_sum = _mm512_set1_ps(x.sums[t * x.sums_stride + g]);
+        sum = _mm512_mask3_fnmadd_ps(scale.rest, x_sum, sum, scale.resting);
+      }
+      total[t] = _mm512_fmadd_ps(sum, scale.scale, total[t]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < T; ++t) _mm512_storeu_ps(sums + t * kBlockN, total[t]);
+}
+
+template <class Codes>
+static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_t k0, int64_t k1,
+                              const PairX& x, int64_t rows, float* sums, bool add) {
+  for_tiles(rows, Codes::kDecoded ? kPairTile : kInlineRows, [&](int64_t m, int64_t count) {
+    const PairX xm = {x.data + m * x.stride, x.stride, x.sums + m * x.sums_stride, x.sums_stride};
+    float* to = sums + m * kBlockN;
+    const auto go = [&](auto* tile) { tile(w, decoded, k0, k1, xm, to, add); };
+    switch (count) {
+      case 1: return go(pair_tile<1, Codes>);
+      case 2: return go(pair_tile<2, Codes>);
+      case 3: return go(pair_tile<3, Codes>);
+      case 4: return go(pair_tile<4, Codes>);
+      case 5: return go(pair_tile<5, Codes>);
+      case 6: return go(pair_tile<6, Codes>);
+      case 7: return go(pair_tile<7, Codes>);
+      case 8: return go(pair_tile<8, Codes>);
+    }
+    if constexpr (Codes::kDecoded) {
+      switch (count) {
+        case 9: return go(pair_tile<9, Codes>);
+        case 10: return go(pair_tile<10, Codes>);
+        case 11: return go(pair_tile<11, Codes>);
+        default: return go(pair_tile<12, Codes>);
+      }
+    }
+  });
+}
+
+// Columns [k0, k1) of a panel as pairs of bf16, 64 bytes for two columns.
+template <class Codes>
+static inline void decode_pairs(const PairPanel& w, int64_t k0, int64_t k1, uint8_t* to) {
+  for (int64_t k = k0; k < k1;) {
+    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
+    const uint8_t* block = w.data + g * w.block.bytes;
+    const uint8_t* at = block + (k - g * w.block.k) / 8 * Codes::kBytes;
+    const auto zero = Codes::zero(w, block);
+    for (; k < stop; k += 8, at += Codes::kBytes, to += 256) {
+#pragma GCC unroll 2
+      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
+      }
+      __m512i v[4];
+      Codes::decode(at, zero, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * 64, v[i]);
+    }
+    k = stop;
+  }
+}
+
+struct PairScratch {
+  uint8_t* x;      // (stage, x_stride)
+  float* x_sums;   // (stage, groups)
+  float* scale;    // (stage)
+  float* sums;     // (threads, kBlockM, kBlockN)
+  float* floats;   // (threads, K rounded up to 32)
+  uint8_t* slice;  // (threads, kPairSlice * 32)
+  int64_t x_stride;
+  int64_t groups;
+};
+
+static inline size_t carve_pairs(const LinearArgs& args, int threads, void* base, PairScratch* s) {
+  const int64_t rows = stage_rows(args.x.shape[0]), k = round_up(args.w.k, 32);
+  uintptr_t at = reinterpret_cast<uintptr_t>(base);
+  // An odd number of lines: rows a power of two apart would share the sets of L1.
+  s->x_stride = (k * 2 / 64 | 1) * 64;
+  s->groups = args.w.format.zero_type == ZeroType::u8 ? scale_cols(args.w.format, args.w.k) : 0;
+  s->x = take<uint8_t>(&at, rows * s->x_stride);
+  s->x_sums = take<float>(&at, rows * s->groups);
+  s->scale = take<float>(&at, rows);
+  s->sums = take<float>(&at, threads * kBlockM * kBlockN);
+  s->floats = take<float>(&at, threads * k);
+  s->slice = take<uint8_t>(&at, threads * kPairSlice * 32);
+  return at - reinterpret_cast<uintptr_t>(base);
+}
+
+static inline size_t workspace_pairs(const LinearArgs& args, int threads) {
+  PairScratch s;
+  return carve_pairs(args, threads, nullptr, &s);
+}
+
+// The f32 values of a row of x, each of which is a bf16, in the order of `order`: word j of 32 is
+// column order[j].
+static inline void put_pairs(const float* from, int64_t k, __m512i order, uint8_t* to) {
+  for (int64_t i = 0; i < k; i += 32) {
+    const __m512i low = _mm512_srli_epi32(load_bytes(from + i), 16);
+    const __m512i high = _mm512_srli_epi32(load_bytes(from + i + 16), 16);
+    const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)),
+                                             _mm512_cvtepi32_epi16(high), 1);
+    _mm512_storeu_si512(to + i * 2, _mm512_permutexvar_epi16(order, words));
+  }
+}
+
+// Sums of the groups of a row of x.
+static inline void sum_groups(const float* x, const LinearArgs& args, int64_t groups, float* sums) {
+  const int64_t k = args.w.k, size = args.w.format.group_k;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t end = (g + 1) * size < k ? (g + 1) * size : k;
+    float sum = 0.0f;
+    for (int64_t i = g * size; i < end; ++i) sum += x[i];
+    sums[g] = sum;
+  }
+}
+
+// Codes: how the kind's codes become pairs. `order`: which column of x each word of 32 takes, 8
+// columns like the next 8.
+template <class Codes>
+static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx, __m512i order) {
+  const int64_t m_all = args.x.shape[0], k = args.w.k, padded = round_up(k, 32);
+  const int64_t stage = stage_rows(m_all);
+  const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
+  PairScratch s;
+  carve_pairs(args, pool_threads(ctx.pool), ctx.scratch, &s);
+  for (int64_t first = 0; first < m_all; first += stage) {
+    const int64_t rows = m_all - first < stage ? m_all - first : stage;
+    parallel_for(ctx.pool, rows, 4, [&](int64_t begin, int64_t end, int thread) {
+      float* floats = s.floats + thread * padded;
+      for (int64_t i = k; i < padded; ++i) floats[i] = 0.0f;
+      for (int64_t m = begin; m < end; ++m) {
+        s.scale[m] = stage_floats(args, first + m, floats);
+        put_pairs(floats, padded, order, s.x + m * s.x_stride);
+        sum_groups(floats, args, s.groups, s.x_sums + m * s.groups);
+      }
+    });
+    for_blocks(
+        args, ctx.pool, first, rows, kPairTile, s.scale, s.sums,
+        [&](int thread, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
+          if (k == 0) {
+            for (int64_t i = 0; i < height * kBlockN; ++i) sums[i] = 0.0f;
+            return;
+          }
+          uint8_t* slice = s.slice + thread * kPairSlice * 32;
+          const PairX x = {s.x + m0 * s.x_stride, s.x_stride, s.x_sums + m0 * s.groups, s.groups};
+          const auto panel = [&](int64_t p) -> PairPanel {
+            return {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes, block,
+                    args.w.format};
+          };
+          if (height <= (Codes::kDecoded ? kPairTile : kInlineRows)) {
+            for (int64_t p = 0; p < panels; ++p) {
+              const PairPanel w = panel(p);
+              pair_tiles<Codes>(w, w.data, 0, k, x, height, sums + p * kPanel, false);
+            }
+            return;
+          }
+          for (int64_t k0 = 0; k0 < k; k0 += kPairSlice) {
+            const int64_t k1 = k0 + kPairSlice < k ? k0 + kPairSlice : k;
+            for (int64_t p = 0; p < panels; ++p) {
+              const PairPanel w = panel(p);
+              const uint8_t* decoded = w.data + k0 * 32;
+              if constexpr (!Codes::kDecoded) {
+                decode_pairs<Codes>(w, k0, k1, slice);
+                decoded = slice;
+              }
+              pair_tiles<PairCodes>(w, decoded, k0, k1, x, height, sums + p * kPanel, k0 > 0);
+            }
+          }
+        });
+  }
+  return ok();
+}
+
+static constexpr LinearSpec pair_spec(KindSet kinds) {
+  LinearSpec spec = {kinds,
+                     bit(Layout::panel16),
+                     bit(DType::bf16),
+                     bit(Compute::floating) | bit(Compute::fp8),
+                     true,
+                     0,
+                     1,
+                     1,
+                     1};
+  spec.float_zeros = false;
+  return spec;
+}
+
+}  // namespace lowbit::avx512
