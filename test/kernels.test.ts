@@ -21,7 +21,7 @@ import {
 } from 'lowbit'
 import { description, type KernelRow, native } from 'lowbit/native'
 import { selectLinear } from 'lowbit/select'
-import { activations, computes, dtypes } from 'lowbit/words'
+import { activations, computes, dtypes, zeroPoints } from 'lowbit/words'
 import { onCpu, openTest, testDevice } from './ref/device'
 import { decodeFloat, encodeFloat, minifloats } from './ref/floats'
 import {
@@ -94,6 +94,7 @@ interface LinearRow extends KernelRow {
   x: DType[]
   computes: Compute[]
   zeros: boolean
+  floatZeros: boolean
   mMin: number
   mMax: number
   nMultiple: number
@@ -147,13 +148,14 @@ function holds(layout: Layout, format: Format, scheme: Scheme): boolean {
 
 function schemesOf(row: LinearRow, format: Format, layout: Layout): Scheme[] {
   if (isFloatName(format)) return [{}].filter((scheme) => holds(layout, format, scheme))
-  const zeroPoints: ZeroPoint[] = isAffine(format) && row.zeros ? ['none', 'integer', 'float'] : ['none']
+  const zeros: readonly ZeroPoint[] =
+    isAffine(format) && row.zeros ? zeroPoints.filter((z) => row.floatZeros || z !== 'float') : ['none']
   const tables: Scheme[] =
     format === 'codebook4' ? [{ tablePer: 'tensor' }, { tablePer: 'row' }, { tablePer: 'group' }] : [{}]
   return groupSizesOf(format)
     .filter((size) => typeof size !== 'number' || size % row.groupMultiple === 0)
     .flatMap((groupSize) =>
-      zeroPoints.flatMap((zeroPoint) =>
+      zeros.flatMap((zeroPoint) =>
         scaleDtypesOf(format).flatMap((scaleDtype) =>
           tables.map((table) => ({ groupSize, zeroPoint, scaleDtype, ...table })),
         ),

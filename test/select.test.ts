@@ -84,6 +84,8 @@ interface LinearRow extends KernelRow {
   x: DType[]
   computes: Compute[]
   zeros: boolean
+  floatZeros: boolean
+  mMin: number
   mMax: number
   nMultiple: number
   kMultiple: number
@@ -101,6 +103,8 @@ function admits(row: LinearRow, call: LinearCall, layout: string): boolean {
     row.x.includes(x) &&
     row.computes.includes(compute) &&
     (row.zeros || zeroPoint === 'none') &&
+    (row.floatZeros || zeroPoint !== 'float') &&
+    m >= row.mMin &&
     (row.mMax === 0 || m <= row.mMax) &&
     n % row.nMultiple === 0 &&
     k % row.kMultiple === 0 &&

@@ -133,7 +133,7 @@ template <int T, class Codes>
     }
     if (k < stop) {  // a block without groups ends where K does: codes are padded to 8 columns,
                      // bf16 to 2
-      if constexpr (Codes::kDecoded) {
+      if (w.format.kind == Kind::bf16) {
         for (; k < stop; k += 2, at += 64, xk += 4) step(1);
       } else {
         step(4);
