@@ -16,7 +16,7 @@ const cases: Readonly<Record<string, (context: BenchContext) => Iterable<BenchCa
 }
 
 /** The measured peaks as lines. */
-function peakLines(peaks: Peaks, origin: Origin): BenchLine[] {
+export function peakLines(peaks: Peaks, origin: Origin): BenchLine[] {
   const lines: BenchLine[] = []
   for (const { name, quantity, one, all } of peaks.rows) {
     const unit = quantity === 'read' || quantity === 'copy' ? 'gbs' : 'gops'

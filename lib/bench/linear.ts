@@ -187,7 +187,8 @@ function propertiesOf(config: LinearConfig, weight: QuantizedWeight, m: number):
   }
 }
 
-function* casesOf(
+/** One configuration at one shape, with every number of rows that the options name. */
+export function* linearCasesOf(
   context: BenchContext,
   config: LinearConfig,
   { name, shape: [n, k] }: Named<readonly [number, number]>,
@@ -235,6 +236,6 @@ function* casesOf(
 export function* linearCases(context: BenchContext): Generator<BenchCase> {
   const usual = defaultLinearShapes.map((name) => ({ name, shape: linearShapes[name] as [number, number] }))
   for (const config of configsOf(context.options)) {
-    for (const shape of context.options.linear ?? usual) yield* casesOf(context, config, shape)
+    for (const shape of context.options.linear ?? usual) yield* linearCasesOf(context, config, shape)
   }
 }

@@ -58,12 +58,17 @@ function threadIds(): string[] {
 }
 
 /** Nanoseconds that the threads of this process have stood in the run queue so far. */
-function waitedNs(): number {
+export function waitedNs(): number {
   let sum = 0
   for (const id of threadIds()) {
     sum += Number(readText(`/proc/self/task/${id}/schedstat`).split(' ')[1] ?? 0)
   }
   return sum
+}
+
+/** Ticks of 10 ms that the hypervisor has given to others so far. */
+export function stolenTicks(): number {
+  return ticks().stolen
 }
 
 /** Ticks that were stolen, and all ticks, since the machine started. */

@@ -9,6 +9,7 @@ import {
   defaultLinearShapes,
   linearShapes,
 } from '../bench/cases'
+import { type Duel, duels } from '../bench/duels'
 import type { BenchLine } from '../bench/line'
 import type { BenchOptions, BenchSink, Named } from '../bench/run'
 import type { Peaks, Rates } from '../peaks'
@@ -42,6 +43,8 @@ both as measured in the same run. Without an op all of them run, in under three 
                      rows: ROWSxCOLUMNS; all: every shape of the op
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
+  --peers            linear: against rivals, which bench/peers has; see its README
+  --case <list>      with --peers: ${Object.keys(duels).join(', ')}
   --hot              the same buffers again and again, instead of ones that no cache holds
   --rounds <n>       rounds that count, default 9
   --seconds <s>      length of a round, default 0.04; the peaks are measured twice as long
@@ -61,6 +64,8 @@ const optionTypes = {
   shape: { type: 'string' },
   threads: { type: 'string' },
   row: { type: 'string' },
+  peers: { type: 'boolean' },
+  case: { type: 'string' },
   hot: { type: 'boolean' },
   rounds: { type: 'string' },
   seconds: { type: 'string' },
@@ -123,6 +128,20 @@ const columns: readonly Column[] = [
   { title: '% of it', width: 7 },
 ]
 
+const peerColumns: readonly Column[] = [
+  { title: 'case', width: 12 },
+  { title: 'shape', width: 32 },
+  { title: 'threads', width: 7 },
+  { title: 'us', width: 9 },
+  { title: 'GB/s', width: 7 },
+  { title: 'GOP/s', width: 7 },
+  { title: '% of bound', width: 16 },
+  { title: 'rival', width: 28 },
+  { title: 'us', width: 9 },
+  { title: 'ratio', width: 6 },
+  { title: 'bar', width: 5 },
+]
+
 const decimals = (value: number | undefined): string => {
   if (value === undefined) return ''
   return value >= 1000 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
@@ -133,6 +152,24 @@ function tableLine(line: BenchLine): string {
   const cells = [row, shape, String(threads), decimals(us), decimals(gbs), decimals(gops), bound ?? '']
   const text = tableRow(columns, [...cells, percent === undefined ? '' : percent.toFixed(0)])
   return `${text}${noisy === true ? '  ~' : ''}${note === undefined ? '' : `  ${note}`}`
+}
+
+const verdict = (holds: unknown): string => (holds === true ? 'holds' : 'FAILS')
+
+/** Ours, then the rival; the best rival of a field has the bar. */
+function peerLine(line: BenchLine): string {
+  const { shape, threads, us, gbs, gops, bound, percent, percentBar, percentHolds, noisy } = line
+  const { peer, peerUs, ratio, bar, holds, best } = line
+  const against =
+    percentBar === undefined ? '' : percentHolds === true ? ` >= ${percentBar}` : ` < ${percentBar}`
+  const cells = [line.case, shape, String(threads), decimals(us), decimals(gbs), decimals(gops)]
+  cells.push(
+    `${percent?.toFixed(0)}${against} ${bound}`,
+    peer ?? 'none',
+    decimals(peerUs as number | undefined),
+  )
+  cells.push(`${ratio?.toFixed(2) ?? ''}${best === true ? '*' : ' '}`, bar === undefined ? '' : `${bar}`)
+  return `${tableRow(peerColumns, cells)}${bar === undefined ? '' : `  ${verdict(holds)}`}${noisy === true ? '  ~' : ''}`
 }
 
 /** Prints lines as they come, and appends them to the results of the repository if asked to. */
@@ -151,9 +188,10 @@ class Printer implements BenchSink {
     this.write(line)
     if (this.json) return
     this.head(line)
-    if (line.op !== this.op) process.stdout.write(`\n${tableHead(columns)}\n`)
+    const peers = line.op === 'peers'
+    if (line.op !== this.op) process.stdout.write(`\n${tableHead(peers ? peerColumns : columns)}\n`)
     this.op = line.op
-    process.stdout.write(`${tableLine(line)}\n`)
+    process.stdout.write(`${peers ? peerLine(line) : tableLine(line)}\n`)
   }
 
   peaks(peaks: Peaks, lines: readonly BenchLine[]): void {
@@ -220,7 +258,10 @@ export async function run(argv: readonly string[]): Promise<number> {
     const groups = wordsOption(values.group, 'group', groupSizes)?.map(
       (text) => (Number.isNaN(Number(text)) ? text : Number(text)) as GroupSize,
     )
-    const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? 9
+    const peers = values.peers ?? false
+    if (peers && op !== 'linear') throw new UsageError('--peers goes with linear')
+    if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')
+    const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? (peers ? 5 : 9)
     const seconds = numberOption(values.seconds, 'seconds', 0, 60, false) ?? 0.04
     const given = {
       formats: wordsOption<Format>(values.format, 'format', formats),
@@ -273,7 +314,14 @@ export async function run(argv: readonly string[]): Promise<number> {
     const chosen = op !== undefined ? [op] : rowOp !== undefined ? [rowOp] : usual
     let lines: number
     try {
-      lines = await runBench(chosen, threads, options, rounds * 20, printer)
+      if (peers) {
+        const names = wordsOption(values.case, 'case', Object.keys(duels)) ?? Object.keys(duels)
+        const { runDuels } = require('../bench/peers') as typeof import('../bench/peers')
+        const duelists = names.map((name) => [name, duels[name] as Duel] as const)
+        const shapes =
+          values.shape === undefined ? options.linear?.filter(({ name }) => name === 'down') : options.linear
+        lines = await runDuels(duelists, threads, shapes ?? [], options, printer)
+      } else lines = await runBench(chosen, threads, options, rounds * 20, printer)
     } finally {
       printer.done()
     }

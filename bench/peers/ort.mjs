@@ -1,0 +1,192 @@
+// onnxruntime-node: one graph with as many copies of the operator as make the weights cold, all reading the same x.
+// Weights are initializers, which a session prepacks when it is made.
+import { createRequire } from 'node:module'
+import { randomFloats, relativeError, repeatTo } from './numbers.mjs'
+import { model, node, tensor, value } from './onnx.mjs'
+
+const ms = 'com.microsoft'
+const blockRows = 64
+
+let ort
+
+export function open() {
+  const require = createRequire(import.meta.url)
+  ort = require('onnxruntime-node')
+  return `onnxruntime-node ${require('onnxruntime-node/package.json').version}`
+}
+
+/** MatMulNBits: symmetric codes around the middle, one f32 scale for each group of K. */
+function groupedBits({ n, k, bits, group, accuracy, ternary }) {
+  const w = randomFloats(blockRows * k, 3)
+  const exact = new Float32Array(w.length)
+  const codes = new Uint8Array((w.length * bits) / 8)
+  const scales = new Float32Array(w.length / group)
+  const middle = 2 ** (bits - 1)
+  for (let begin = 0; begin < w.length; begin += group) {
+    let largest = 0
+    for (let i = begin; i < begin + group; i++) largest = Math.max(largest, Math.abs(w[i]))
+    const scale = largest / (ternary || middle === 2 ? 1 : middle - 1)
+    scales[begin / group] = scale
+    for (let i = begin; i < begin + group; i++) {
+      const code = Math.max(-middle, Math.min(middle - 1, Math.round(w[i] / scale)))
+      exact[i] = code * scale
+      codes[(i * bits) >> 3] |= (code + middle) << ((i * bits) & 7)
+    }
+  }
+  const groups = k / group
+  const all = repeatTo(codes, (n * k * bits) / 8)
+  const allScales = repeatTo(new Uint8Array(scales.buffer), n * groups * 4)
+  return {
+    x: 'f32',
+    y: 'f32',
+    bytes: all.length + allScales.length,
+    exact,
+    got: (y, i, j) => y[i * n + j],
+    tensors: (c) => [
+      tensor(`w${c}`, [n, groups, (group * bits) / 8], 'u8', all),
+      tensor(`s${c}`, [n * groups], 'f32', allScales),
+    ],
+    node: (c) =>
+      node('MatMulNBits', ms, ['x', `w${c}`, `s${c}`], [`y${c}`], {
+        K: k,
+        N: n,
+        bits,
+        block_size: group,
+        accuracy_level: accuracy,
+      }),
+    common: [],
+  }
+}
+
+/** Codes of 8 bits, [K, N] as ONNX has them, and what they stand for with one scale a column. */
+function channelCodes({ n, k }) {
+  const w = randomFloats(blockRows * k, 3)
+  const exact = new Float32Array(w.length)
+  const scales = new Float32Array(blockRows)
+  const transposed = new Int8Array(k * n)
+  for (let j = 0; j < blockRows; j++) {
+    let largest = 0
+    for (let l = 0; l < k; l++) largest = Math.max(largest, Math.abs(w[j * k + l]))
+    scales[j] = largest / 127
+    for (let l = 0; l < k; l++) {
+      const code = Math.round(w[j * k + l] / scales[j])
+      exact[j * k + l] = code * scales[j]
+      for (let column = j; column < n; column += blockRows) transposed[l * n + column] = code
+    }
+  }
+  return { exact, transposed, scales: Float32Array.from({ length: n }, (_, j) => scales[j % blockRows]) }
+}
+
+function dynamicQuantize({ n, k }) {
+  const { exact, transposed, scales } = channelCodes({ n, k })
+  return {
+    x: 'f32',
+    y: 'f32',
+    bytes: transposed.length + scales.byteLength,
+    exact,
+    got: (y, i, j) => y[i * n + j],
+    tensors: (c) => [tensor(`w${c}`, [k, n], 'i8', transposed), tensor(`s${c}`, [n], 'f32', scales)],
+    node: (c) => node('DynamicQuantizeMatMul', ms, ['x', `w${c}`, `s${c}`], [`y${c}`]),
+    common: [],
+  }
+}
+
+function integers({ n, k }) {
+  const { exact, transposed, scales } = channelCodes({ n, k })
+  return {
+    x: 'u8',
+    y: 'i32',
+    bytes: transposed.length,
+    exact,
+    got: (y, i, j) => y[i * n + j] * scales[j],
+    tensors: (c) => [tensor(`w${c}`, [k, n], 'i8', transposed)],
+    node: (c) => node('MatMulInteger', '', ['x', `w${c}`, 'zero'], [`y${c}`]),
+    common: [tensor('zero', [], 'u8', Uint8Array.of(128))],
+  }
+}
+
+function floats({ n, k }) {
+  const w = randomFloats(blockRows * k, 3)
+  const transposed = new Float32Array(k * n)
+  for (let l = 0; l < k; l++) {
+    for (let j = 0; j < n; j++) transposed[l * n + j] = w[(j % blockRows) * k + l]
+  }
+  return {
+    x: 'f32',
+    y: 'f32',
+    bytes: transposed.byteLength,
+    exact: w,
+    got: (y, i, j) => y[i * n + j],
+    tensors: (c) => [tensor(`w${c}`, [k, n], 'f32', transposed)],
+    node: (c) => node('MatMul', '', ['x', `w${c}`], [`y${c}`]),
+    common: [],
+  }
+}
+
+const kinds = {
+  nbits: groupedBits,
+  dynamicQuantizeMatMul: dynamicQuantize,
+  matMulInteger: integers,
+  matMul: floats,
+}
+
+let layer
+
+/** A session for these weights; the last one is kept if it serves. M is open. */
+async function layerOf(spec) {
+  const { m, label, ...weights } = spec
+  const key = JSON.stringify(weights)
+  if (layer?.key === key) return layer
+  await layer?.session.release()
+  layer = undefined
+  const made = kinds[spec.kind](spec)
+  const copies = Math.max(1, Math.ceil(spec.coldBytes / made.bytes))
+  const each = Array.from({ length: copies }, (_, c) => c)
+  const bytes = model({
+    nodes: each.map(made.node),
+    tensors: [...made.common, ...each.flatMap(made.tensors)],
+    inputs: [value('x', ['M', spec.k], made.x)],
+    outputs: each.map((c) => value(`y${c}`, ['M', spec.n], made.y)),
+  })
+  const session = await ort.InferenceSession.create(bytes, {
+    intraOpNumThreads: spec.threads,
+    interOpNumThreads: 1,
+    executionMode: 'sequential',
+    graphOptimizationLevel: 'all',
+    logSeverityLevel: 3,
+  })
+  layer = { key, session, made, copies }
+  return layer
+}
+
+export async function prepare(spec) {
+  const { m, n, k } = spec
+  const { session, made, copies } = await layerOf(spec)
+  let data = randomFloats(m * k, 7)
+  let x
+  if (made.x === 'u8') {
+    const codes = Uint8Array.from(data, (v) => Math.round(v * 127) + 128)
+    data = Float32Array.from(codes, (code) => code - 128)
+    x = new ort.Tensor('uint8', codes, [m, k])
+  } else {
+    x = new ort.Tensor('float32', data, [m, k])
+  }
+  // Results go where the caller says, so that none is allocated.
+  const make = made.y === 'i32' ? ['int32', Int32Array] : ['float32', Float32Array]
+  const results = Object.fromEntries(
+    Array.from({ length: copies }, (_, c) => [`y${c}`, new ort.Tensor(make[0], new make[1](m * n), [m, n])]),
+  )
+  let output
+  return {
+    label: spec.label,
+    launches: copies,
+    bytes: made.bytes,
+    run: async () => {
+      output = await session.run({ x }, results)
+    },
+    error: () => {
+      const y = output[`y${copies - 1}`].data
+      return relativeError((i, j) => made.got(y, i, j), data, made.exact, { m, n, k })
+    },
+  }
+}

@@ -1,0 +1,472 @@
+/**
+ * Ours against rivals, A B A B: each rival is a process that sleeps until it is asked for a burst, so that one of them
+ * runs at a time, and a round asks each for one. What counts is the median of the ratios of the rounds.
+ */
+import { type ChildProcess, fork, spawn } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type Device, openDevice } from '../device'
+import { LowbitError } from '../errors'
+import { description, native, root } from '../native'
+import { measurePeaks, type Peaks } from '../peaks'
+import { peakLines } from './bench'
+import { boundOf, ratesOf } from './bound'
+import { coldBytes, coldM } from './cases'
+import type { Duel, DuelM, Field, Rival } from './duels'
+import { type BenchLine, type Origin, originOf, rounded } from './line'
+import { linearCasesOf } from './linear'
+import type { BenchCase, BenchContext, BenchOptions, BenchSink, Named } from './run'
+import { disturbance, type Effort, percentile, stolenTicks, waitedNs } from './time'
+
+/** A rival's result may be so far from the exact one: x is quantised to 8 bits in the roughest of them. */
+const largestError = 0.03
+
+/** Threads of the last one that ran may still look for work; they give up within this. */
+const pauseMs = 8
+
+interface Prepared {
+  readonly label: string
+  /** How far its result is from the exact one, as a part of its length. */
+  readonly error: number
+}
+
+interface Burst {
+  readonly seconds: number
+  readonly launches: number
+  /** Seconds that its threads stood in the run queue. */
+  readonly waited: number
+}
+
+/** Where the rivals are: not in the published package. */
+export const peersFolder = path.join(root, 'bench', 'peers')
+
+/** The process of one rival. */
+class Peer {
+  version = ''
+  private readonly child: ChildProcess
+  private text = ''
+  private next = 0
+  private waiting:
+    | { id: number; resolve: (answer: object) => void; reject: (error: Error) => void }
+    | undefined
+
+  constructor(readonly name: string) {
+    this.child = fork(path.join(peersFolder, 'serve.mjs'), [name], {
+      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+      env: { ...process.env, LB_ARCH: '' },
+    })
+    this.child.stderr?.on('data', (part: Buffer) => {
+      this.text = (this.text + part.toString()).slice(-2000)
+    })
+    this.child.on('message', (answer: { id: number; failed?: string }) => {
+      const { waiting } = this
+      if (waiting?.id !== answer.id) return
+      this.waiting = undefined
+      if (answer.failed !== undefined) waiting.reject(new Error(answer.failed))
+      else waiting.resolve(answer)
+    })
+    this.child.on('exit', (code, signal) => {
+      const last = this.text.trim().split('\n').at(-1)
+      this.waiting?.reject(new Error(`its process ended (${signal ?? code}): ${last}`))
+    })
+  }
+
+  private ask<T>(message: object): Promise<T> {
+    const id = this.next++
+    return new Promise((resolve, reject) => {
+      this.waiting = { id, reject, resolve: (answer) => resolve(answer as T) }
+      this.child.send({ ...message, id })
+    })
+  }
+
+  async open(): Promise<void> {
+    this.version = (await this.ask<{ version: string }>({ ask: 'open' })).version
+  }
+  prepare(spec: object): Promise<Prepared> {
+    return this.ask({ ask: 'prepare', spec })
+  }
+  run(runs: number): Promise<Burst> {
+    return this.ask({ ask: 'run', runs })
+  }
+  close(): void {
+    this.child.disconnect()
+  }
+}
+
+/** Opens the rivals when they are first needed, and says once of each why it isn't there. */
+class Peers {
+  private readonly opened = new Map<string, Promise<Peer | undefined>>()
+  constructor(private readonly sink: BenchSink) {}
+
+  get(name: string): Promise<Peer | undefined> {
+    const known = this.opened.get(name)
+    if (known !== undefined) return known
+    const made = this.make(name)
+    this.opened.set(name, made)
+    return made
+  }
+
+  /** Leaves it out from now on. */
+  drop(peer: Peer, error: unknown): void {
+    this.sink.note(`${peer.name}: ${(error as Error).message}`)
+    this.opened.set(peer.name, Promise.resolve(undefined))
+    peer.close()
+  }
+
+  private async make(name: string): Promise<Peer | undefined> {
+    if (!fs.existsSync(path.join(peersFolder, `${name}.mjs`))) {
+      this.sink.note(`${name}: there is no ${path.join(peersFolder, `${name}.mjs`)}`)
+      return undefined
+    }
+    const peer = new Peer(name)
+    try {
+      await peer.open()
+      return peer
+    } catch (error) {
+      this.sink.note(`${name}: ${(error as Error).message.split('\n')[0]}; see bench/peers/README.md`)
+      peer.close()
+      return undefined
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const peer of await Promise.all(this.opened.values())) peer?.close()
+  }
+}
+
+/** One that takes part in the rounds. */
+interface Runner {
+  readonly label: string
+  readonly version: string
+  /** Queues and finishes so many runs. */
+  readonly burst: (runs: number) => Promise<Burst>
+  /** The runs that fill its part of a round. */
+  runs: number
+  /** Microseconds of one launch, by round. */
+  readonly us: number[]
+}
+
+function ourRunner(label: string, device: Device, c: BenchCase): Runner {
+  let index = 0
+  return {
+    label,
+    version: '',
+    burst: async (runs) => {
+      const before = waitedNs()
+      const begin = process.hrtime.bigint()
+      for (let i = 0; i < runs; i++) c.launch(index++)
+      device.syncSync()
+      const seconds = Number(process.hrtime.bigint() - begin) * 1e-9
+      return { seconds, launches: runs, waited: (waitedNs() - before) * 1e-9 }
+    },
+    runs: 1,
+    us: [],
+  }
+}
+
+/** Finds how many runs fill a round; also the warm-up. */
+async function calibrate(runner: Runner, seconds: number): Promise<void> {
+  let took = (await runner.burst(1)).seconds
+  let runs = 1
+  while (took < seconds / 2 && runs < 4096) {
+    runs = Math.min(4096, Math.max(runs * 2, Math.floor((runs * seconds) / (2 * took))))
+    took = (await runner.burst(runs)).seconds
+  }
+  runner.runs = Math.max(1, Math.min(4096, Math.round((runs * seconds) / took)))
+}
+
+/** Rounds of all runners, one after the other. Disturbed rounds are left out while there are enough others. */
+async function rounds(
+  runners: readonly Runner[],
+  threads: number,
+  effort: Effort,
+): Promise<{ disturbed: number; noisy: boolean }> {
+  for (const runner of runners) await calibrate(runner, effort.seconds)
+  const taken: { us: number[]; calm: boolean }[] = []
+  let calm = 0
+  while (calm < effort.rounds && taken.length < effort.rounds + calm) {
+    const us: number[] = []
+    let disturbed = false
+    for (const runner of runners) {
+      await sleep(pauseMs)
+      const stolen = stolenTicks()
+      const { seconds, launches, waited } = await runner.burst(runner.runs)
+      const lost = Math.max(0, stolenTicks() - stolen - 1) * 0.01
+      disturbed ||= Math.max(waited, lost) > disturbance * seconds * threads
+      us.push((seconds / launches) * 1e6)
+    }
+    taken.push({ us, calm: !disturbed })
+    if (!disturbed) calm++
+  }
+  const noisy = calm * 3 < effort.rounds
+  for (const round of taken.filter((r) => noisy || r.calm)) {
+    for (const [i, runner] of runners.entries()) runner.us.push(round.us[i] as number)
+  }
+  return { disturbed: taken.length - calm, noisy }
+}
+
+const sorted = (values: readonly number[]): number[] => [...values].sort((a, b) => a - b)
+const median = (values: readonly number[]): number => percentile(sorted(values), 0.5)
+
+/** What the duels are run with. */
+interface Arena {
+  readonly context: BenchContext
+  readonly peaks: Peaks
+  readonly peers: Peers
+  readonly origin: Origin
+  readonly sink: BenchSink
+}
+
+/** The runner of a rival, checked; undefined where it is not there or wrong. */
+async function rivalRunner(
+  arena: Arena,
+  rival: Rival,
+  own: BenchCase | undefined,
+  [m, n, k]: readonly [number, number, number],
+): Promise<Runner | undefined> {
+  const { context, peers, sink } = arena
+  if (rival.peer === 'own') {
+    if (own === undefined) return undefined
+    own.launch(0)
+    return ourRunner(`our ${rival.config.format}`, context.device, own)
+  }
+  const { peer: name, ...call } = rival
+  const peer = await peers.get(name)
+  if (peer === undefined) return undefined
+  const cold = m <= coldM && !context.options.hot ? coldBytes : 0
+  try {
+    const { label, error } = await peer.prepare({
+      ...call,
+      ...{ m, n, k, threads: context.threads, coldBytes: cold },
+    })
+    if (!(error <= largestError)) {
+      sink.note(`${label}: its result is ${(100 * error).toFixed(1)} % from the exact one: the call is wrong`)
+      return undefined
+    }
+    return {
+      label,
+      version: peer.version,
+      burst: (runs) => peer.run(runs),
+      runs: 1,
+      us: [],
+    }
+  } catch (error) {
+    peers.drop(peer, error)
+    return undefined
+  }
+}
+
+/** One line for each rival of a field; the best one carries the bar. */
+function fieldLines(
+  base: BenchLine,
+  field: Field,
+  runners: ReadonlyMap<Rival, Runner>,
+  us: readonly number[],
+  bar: number | undefined,
+): BenchLine[] {
+  const present = field.rivals.flatMap((rival) => runners.get(rival) ?? [])
+  const ratiosOf = (runner: Runner): number[] => us.map((own, i) => (runner.us[i] as number) / own)
+  const ratio = new Map(present.map((runner) => [runner, median(ratiosOf(runner))]))
+  const best = present.reduce<Runner | undefined>(
+    (least, r) => (least === undefined || (ratio.get(r) ?? 0) < (ratio.get(least) ?? 0) ? r : least),
+    undefined,
+  )
+  return present.map((runner) => {
+    // Against the best of them, round by round: another one may be the best in the next.
+    const ratios = sorted(
+      runner === best
+        ? us.map((_, i) => Math.min(...present.map((r) => ratiosOf(r)[i] as number)))
+        : ratiosOf(runner),
+    )
+    const value = percentile(ratios, 0.5)
+    const times = sorted(runner.us)
+    return {
+      ...base,
+      peer: runner.label,
+      ...(runner.version === '' ? {} : { peerVersion: runner.version }),
+      peerUs: rounded(percentile(times, 0.5)),
+      peerP10: rounded(percentile(times, 0.1)),
+      peerP90: rounded(percentile(times, 0.9)),
+      ratio: rounded(value, 3),
+      ratioP10: rounded(percentile(ratios, 0.1), 3),
+      ratioP90: rounded(percentile(ratios, 0.9), 3),
+      best: runner === best,
+      ...(runner === best && bar !== undefined ? { bar, holds: value >= bar } : {}),
+    }
+  })
+}
+
+/** One number of rows of x. Returns how many lines it made. */
+async function fight(
+  arena: Arena,
+  name: string,
+  { m, fields, percentBar }: DuelM,
+  ours: BenchCase,
+  own: BenchCase | undefined,
+  [n, k]: readonly [number, number],
+): Promise<number> {
+  const { context, peaks, origin, sink } = arena
+  const { device, threads, options } = context
+  const label = `${name} ${ours.shape}, ${threads === 1 ? '1 thread' : `${threads} threads`}`
+  sink.progress(label)
+  ours.launch(0)
+  const row = native.chosenRow()
+  device.syncSync()
+  const wrong = ours.check()
+  if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${label}: ${row} is wrong: ${wrong}`)
+  const runners = new Map<Rival, Runner>()
+  for (const rival of new Set(fields.flatMap((field) => field.rivals))) {
+    const runner = await rivalRunner(arena, rival, own, [m, n, k])
+    if (runner !== undefined) runners.set(rival, runner)
+  }
+  const me = ourRunner(row, device, ours)
+  const everyone = [me, ...runners.values()]
+  const { disturbed, noisy } = await rounds(everyone, threads, options.effort)
+  const us = sorted(me.us)
+  const arch = description.kernels.find((known) => known.name === row)?.arch[0] ?? ''
+  const bound = boundOf(ours.work, ratesOf(peaks, arch, threads === 1 ? 'one' : 'all'))
+  const time = percentile(us, 0.5)
+  const percent = rounded((100 * bound.us) / time, 3)
+  const base: BenchLine = {
+    ...origin,
+    op: 'peers',
+    row,
+    case: name,
+    shape: ours.shape,
+    ...ours.properties,
+    hot: options.hot,
+    threads,
+    us: rounded(time),
+    p10: rounded(percentile(us, 0.1)),
+    p90: rounded(percentile(us, 0.9)),
+    rounds: us.length,
+    calls: me.runs,
+    disturbed,
+    noisy,
+    gbs: rounded((ours.work.bytesRead + ours.work.bytesWritten) / (time * 1e3)),
+    gops: rounded(ours.work.operations / (time * 1e3)),
+    bound: bound.name,
+    boundUs: rounded(bound.us),
+    percent,
+    ...(percentBar === undefined ? {} : { percentBar, percentHolds: percent >= percentBar }),
+  }
+  let count = 0
+  for (const field of fields) {
+    const bar = threads === 1 ? field.bar : field.barAll
+    const lines = fieldLines(base, field, runners, me.us, bar)
+    for (const line of lines.length > 0 ? lines : [base]) {
+      sink.line(line)
+      count++
+    }
+  }
+  return count
+}
+
+/** One duel at one shape: every number of rows of x that is wanted. */
+async function duelOf(
+  arena: Arena,
+  name: string,
+  duel: Duel,
+  shape: Named<readonly [number, number]>,
+): Promise<number> {
+  const { context, sink } = arena
+  const wanted = context.options.m
+  const ms = duel.ms.filter(({ m }) => wanted === undefined || wanted.includes(m))
+  const options = { ...context.options, m: ms.map(({ m }) => m) }
+  const contextOfMs = { ...context, options }
+  const other = duel.ms
+    .flatMap(({ fields }) => fields.flatMap(({ rivals }) => rivals))
+    .find((rival) => rival.peer === 'own')
+  const own = other === undefined ? undefined : linearCasesOf(contextOfMs, other.config, shape)
+  let lines = 0
+  let at = 0
+  try {
+    for (const ours of linearCasesOf(contextOfMs, duel.config, shape)) {
+      const rival = own?.next().value ?? undefined
+      const m = ms[at++]
+      if (m === undefined) break
+      try {
+        lines += await fight(arena, name, m, ours, rival, shape.shape)
+      } catch (error) {
+        if (!(error instanceof LowbitError && error.code === 'ERR_UNSUPPORTED')) throw error
+        sink.note(`${name}: ${error.message}`)
+      }
+    }
+  } finally {
+    own?.return(undefined)
+  }
+  return lines
+}
+
+/** A duel with our instruction sets capped, which is said when the addon is loaded: in a process of its own. */
+async function cappedDuel(
+  [name, { arch }]: readonly [string, Duel],
+  threads: readonly number[],
+  shapes: readonly Named<readonly [number, number]>[],
+  { m, effort, hot }: BenchOptions,
+  sink: BenchSink,
+): Promise<number> {
+  sink.progress(`${name}: with LB_ARCH=${arch}`)
+  const args = ['bench', 'linear', '--peers', '--case', name, '--json', '--threads', threads.join()]
+  args.push('--shape', shapes.map((s) => s.name || s.shape.join('x')).join())
+  args.push('--rounds', String(effort.rounds), '--seconds', String(effort.seconds))
+  if (m !== undefined) args.push('--m', m.join())
+  if (hot) args.push('--hot')
+  const child = spawn(process.execPath, [path.join(root, 'dist', 'cli', 'main.js'), ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, LB_ARCH: arch },
+  })
+  let lines = 0
+  for await (const text of createInterface({ input: child.stdout })) {
+    const line = JSON.parse(text) as BenchLine
+    if (line.op === 'peaks') continue
+    sink.line(line)
+    lines++
+  }
+  return lines
+}
+
+/**
+ * Runs these duels with each number of threads.
+ *
+ * @returns how many lines it made.
+ */
+export async function runDuels(
+  chosen: readonly (readonly [string, Duel])[],
+  wanted: readonly number[] | undefined,
+  shapes: readonly Named<readonly [number, number]>[],
+  options: BenchOptions,
+  sink: BenchSink,
+): Promise<number> {
+  const origin = originOf()
+  const threads = [...new Set(wanted ?? [1, native.hostInfo().cores])]
+  const widest = Math.max(...threads)
+  const peers = new Peers(sink)
+  const capped = ({ arch }: Duel): boolean => arch !== undefined && process.env.LB_ARCH !== arch
+  const here = chosen.filter(([, duel]) => !capped(duel))
+  let lines = 0
+  let peaks: Peaks | undefined
+  try {
+    for (const n of here.length > 0 ? threads : []) {
+      if (peaks === undefined) {
+        sink.progress('peaks of the machine')
+        using device = openDevice('cpu', { threads: widest })
+        peaks = await measurePeaks(device, { seconds: Math.min(10, 2 * options.effort.seconds || 1e-3) })
+        sink.peaks(peaks, peakLines(peaks, origin))
+      }
+      using device = openDevice('cpu', { threads: n })
+      const arena = { context: { device, threads: n, options }, peaks, peers, origin, sink }
+      for (const shape of shapes) {
+        for (const [name, duel] of here) lines += await duelOf(arena, name, duel, shape)
+      }
+    }
+  } finally {
+    await peers.close()
+  }
+  for (const duel of chosen) {
+    if (capped(duel[1])) lines += await cappedDuel(duel, threads, shapes, options, sink)
+  }
+  return lines
+}
