@@ -76,6 +76,25 @@ describe('lowbit bench --json', () => {
     for (const { gbs, gops } of peaks) expect(gbs ?? gops).toBeGreaterThan(0)
   })
 
+  test('linear --peers: ours against another configuration of ours, with its bar', () => {
+    const { lines } = linesOf('linear', '--peers', '--case', 'fp8', '--shape', '48x64,32x64')
+    lines.forEach(checkTimed)
+    expect(lines.map((line) => `${line.case} ${line.shape}`)).toEqual([
+      'fp8 M1 48x64 fp8_e4m3 channel',
+      'fp8 M1 32x64 fp8_e4m3 channel',
+    ])
+    for (const line of lines) {
+      expect(line.op).toBe('peers')
+      expect(line.peer).toBe('our bf16')
+      expect(line.peerUs).toBeGreaterThan(0)
+      expect(line.ratio).toBeGreaterThan(0)
+      expect(line.ratioP10).toBeLessThanOrEqual(line.ratio as number)
+      expect(line.best).toBe(true)
+      expect(line.bar).toBe(1.7)
+      expect(line.holds).toBe((line.ratio as number) >= 1.7)
+    }
+  })
+
   test('linear: one line for each configuration and number of rows', () => {
     const { lines } = linesOf('linear', '--shape', '48x64,200x128', '--m', '1,9')
     lines.forEach(checkBound)

@@ -24,6 +24,8 @@ export interface LinearConfig {
   readonly compute: Compute
   /** The dtype of x and of the output. */
   readonly x: FloatDType
+  /** x comes as codes of 8 bits with a scale for each row, of which `x` was made before. */
+  readonly quantised?: boolean
 }
 
 /** Those that a bench without arguments takes. */

@@ -44,10 +44,20 @@ const nbits = (bits: number, group: number, accuracy: number): Rival => ({
   label: `ORT MatMulNBits ${bits} g${group} level ${accuracy}`,
 })
 
+const ort = (kind: string, label: string): Rival => ({ peer: 'ort', kind, label })
+const oneDnn = (kind: string): Rival => ({ peer: 'dnnl', kind })
+
 const int4Rivals = [ggml('q4_0'), ggml('q4_K'), nbits(4, 32, 4)]
 const w4a8: LinearConfig = { format: 'int4', groupSize: 32, compute: 'int8', x: 'f32' }
+const bf16: LinearConfig = { format: 'bf16', compute: 'float', x: 'bf16' }
+const int2: LinearConfig = { format: 'int2', groupSize: 64, compute: 'int8', x: 'f32' }
+const int2Rivals = [ggml('q2_K'), nbits(2, 64, 4)]
+const ternaryRivals = [ggml('tq2_0', { ternary: true }), ggml('tq1_0', { ternary: true })]
+const integers = ort('matMulInteger', 'ORT MatMulInteger')
+const dynamic = ort('dynamicQuantizeMatMul', 'ORT DynamicQuantizeMatMul')
+const oneDnnInt8 = [oneDnn('s8s8s32'), oneDnn('u8s8s32')]
 
-/** By name. */
+/** By name. The bars are those of the plan for a 2-core Zen 4 with AVX-512; none stands where a case only informs. */
 export const duels: Readonly<Record<string, Duel>> = {
   w4a8: {
     config: w4a8,
@@ -59,19 +69,86 @@ export const duels: Readonly<Record<string, Duel>> = {
       { m: 512, fields: [{ rivals: int4Rivals, bar: 2.4 }], percentBar: 70 },
     ],
   },
+  w4a16: {
+    config: { format: 'int4', groupSize: 32, compute: 'float', x: 'bf16' },
+    ms: [
+      { m: 1, fields: [{ rivals: [nbits(4, 32, 0)], bar: 2 }] },
+      { m: 64, fields: [{ rivals: [nbits(4, 32, 0)], bar: 1.6 }] },
+    ],
+  },
+  // x in codes, as the integer operators have it; the results of the rivals have no scales yet, ours do.
+  int8: {
+    config: { format: 'int8', groupSize: 'channel', compute: 'int8', x: 'f32', quantised: true },
+    ms: [
+      { m: 1, fields: [{ rivals: [integers, ...oneDnnInt8], bar: 1.15 }] },
+      {
+        m: 8,
+        fields: [{ rivals: [integers], bar: 1.4 }, { rivals: oneDnnInt8 }],
+      },
+      {
+        m: 64,
+        fields: [
+          { rivals: [integers], bar: 1.1 },
+          { rivals: oneDnnInt8, bar: 0.95 },
+        ],
+      },
+      {
+        m: 512,
+        fields: [
+          { rivals: [integers], bar: 1.1 },
+          { rivals: oneDnnInt8, bar: 0.95 },
+        ],
+      },
+    ],
+  },
+  // x in f32, quantised on the way.
+  'int8-dynamic': {
+    config: { format: 'int8', groupSize: 'channel', compute: 'int8', x: 'f32' },
+    ms: [
+      { m: 1, fields: [{ rivals: [dynamic], bar: 1.15 }] },
+      { m: 8, fields: [{ rivals: [dynamic], bar: 1.4 }] },
+      { m: 64, fields: [{ rivals: [dynamic], bar: 1.1 }] },
+      { m: 512, fields: [{ rivals: [dynamic], bar: 1.1 }] },
+    ],
+  },
+  bf16: {
+    config: bf16,
+    ms: [
+      { m: 1, fields: [{ rivals: [oneDnn('bf16'), ggml('bf16')] }] },
+      { m: 64, fields: [{ rivals: [oneDnn('bf16')], bar: 0.95 }] },
+      { m: 512, fields: [{ rivals: [oneDnn('bf16')], bar: 0.95 }] },
+    ],
+  },
+  fp8: {
+    config: { format: 'fp8_e4m3', groupSize: 'channel', compute: 'float', x: 'bf16' },
+    ms: [{ m: 1, fields: [{ rivals: [{ peer: 'own', config: bf16 }], bar: 1.7 }] }],
+  },
+  int2: {
+    config: int2,
+    ms: [
+      { m: 1, fields: [{ rivals: int2Rivals, bar: 1.3 }] },
+      { m: 8, fields: [{ rivals: int2Rivals, bar: 2 }] },
+    ],
+  },
+  ternary: {
+    config: { format: 'ternary', groupSize: 'channel', compute: 'int8', x: 'f32' },
+    ms: [
+      { m: 1, fields: [{ rivals: ternaryRivals, bar: 1.6 }] },
+      { m: 8, fields: [{ rivals: ternaryRivals, bar: 4 }] },
+      { m: 64, fields: [{ rivals: ternaryRivals, bar: 3 }] },
+    ],
+  },
+  // At most 0.65 of the time of 2 bits.
+  int1: {
+    config: { format: 'int1', groupSize: 64, compute: 'int8', x: 'f32' },
+    ms: [{ m: 1, fields: [{ rivals: [{ peer: 'own', config: int2 }], bar: 1 / 0.65 }] }],
+  },
   'w4a8-avx2': {
     config: w4a8,
     arch: 'avx2',
     ms: [
       { m: 1, fields: [{ rivals: int4Rivals, bar: 1 }] },
       { m: 64, fields: [{ rivals: int4Rivals, bar: 1.5 }] },
-    ],
-  },
-  w4a16: {
-    config: { format: 'int4', groupSize: 32, compute: 'float', x: 'bf16' },
-    ms: [
-      { m: 1, fields: [{ rivals: [nbits(4, 32, 0)], bar: 2 }] },
-      { m: 64, fields: [{ rivals: [nbits(4, 32, 0)], bar: 1.6 }] },
     ],
   },
 }

@@ -3,6 +3,7 @@ import { linear } from '../linear'
 import { native } from '../native'
 import type { Quantity } from '../peaks'
 import { canonical, type GroupSize, type QuantizedWeight, quantize } from '../quantize'
+import { quantizeRows } from '../quantize-rows'
 import type { Tensor } from '../tensor'
 import type { Weight } from '../weight'
 import { type Compute, computes, type Format, type ZeroPoint } from '../words'
@@ -179,7 +180,7 @@ function propertiesOf(config: LinearConfig, weight: QuantizedWeight, m: number):
     ...(weight.scaleDtype === undefined ? {} : { scales: weight.scaleDtype }),
     ...(affineFormats.includes(config.format) ? { zeros: weight.zeroPoint } : {}),
     compute: config.compute,
-    x: config.x,
+    x: config.quantised ? 'i8' : config.x,
     m,
     n,
     k,
@@ -207,22 +208,25 @@ export function* linearCasesOf(
       const used = copies(m)
       const data = randomFloats(m * k, 7)
       using x = device.tensor(data, [m, k], config.x)
+      using codes = config.quantised ? quantizeRows(x) : undefined
       using out = device.empty([m, n], config.x)
       const group = typeof config.groupSize === 'number' ? `g${config.groupSize}` : (config.groupSize ?? '')
       const words = [`M${m}`, `${n}x${k}`, config.format, group, config.zeros === 'none' ? '' : config.zeros]
+      if (config.quantised) words.push('x i8')
+      const from = codes ?? x
       yield {
         op: 'linear',
         name,
         shape: words.filter(Boolean).join(' '),
         properties: { ...propertiesOf(config, whole, m) },
         work: {
-          bytesRead: whole.byteLength + m * k * widths[config.x],
+          bytesRead: whole.byteLength + m * (config.quantised ? k + 4 : k * widths[config.x]),
           bytesWritten: m * n * widths[config.x],
           operations: 2 * m * n * k,
           arithmetic: arithmeticOf(config),
         },
         launch: (index) => {
-          linear(x, weights[index % used] as Weight, { out, compute: config.compute })
+          linear(from, weights[index % used] as Weight, { out, compute: config.compute })
         },
         check: () => checkLinear(context, config, data, block, out),
       }

@@ -230,6 +230,9 @@ async function rivalRunner(
   if (rival.peer === 'own') {
     if (own === undefined) return undefined
     own.launch(0)
+    context.device.syncSync()
+    const wrong = own.check()
+    if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${own.shape} is wrong: ${wrong}`)
     return ourRunner(`our ${rival.config.format}`, context.device, own)
   }
   const { peer: name, ...call } = rival
@@ -293,7 +296,7 @@ function fieldLines(
       ratioP10: rounded(percentile(ratios, 0.1), 3),
       ratioP90: rounded(percentile(ratios, 0.9), 3),
       best: runner === best,
-      ...(runner === best && bar !== undefined ? { bar, holds: value >= bar } : {}),
+      ...(runner === best && bar !== undefined ? { bar: rounded(bar, 3), holds: value >= bar } : {}),
     }
   })
 }
