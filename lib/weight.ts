@@ -8,7 +8,8 @@ import { type Format, type Layout, layouts, type TablePer, type ZeroPoint } from
 export interface LoadOptions {
   /**
    * Default: what the device's kernels read fastest. 'rows' holds every format; 'panel16' all but codes of 6 bits and
-   * blocks of rows and columns; 'trits16' ternary, five weights a byte.
+   * blocks of rows and columns; 'trits16' ternary, five weights a byte; 'frag64' int4 without zero points, as the tensor
+   * cores of a GPU take it.
    */
   readonly layout?: Layout | undefined
 }

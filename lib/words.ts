@@ -49,7 +49,7 @@ export const tables = ['none', 'tensor', 'row', 'group'] as const
 export type TablePer = (typeof tables)[number]
 
 /** Packed layouts of weights. */
-export const layouts = ['rows', 'panel16', 'trits16'] as const
+export const layouts = ['rows', 'panel16', 'trits16', 'frag64'] as const
 /** Where the bytes of a packed weight lie; chosen by `Device.load`. */
 export type Layout = (typeof layouts)[number]
 

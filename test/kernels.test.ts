@@ -95,6 +95,7 @@ interface LinearRow extends KernelRow {
   computes: Compute[]
   zeros: boolean
   floatZeros: boolean
+  oneScale: boolean
   mMin: number
   mMax: number
   nMultiple: number
@@ -154,6 +155,7 @@ function schemesOf(row: LinearRow, format: Format, layout: Layout): Scheme[] {
     format === 'codebook4' ? [{ tablePer: 'tensor' }, { tablePer: 'row' }, { tablePer: 'group' }] : [{}]
   return groupSizesOf(format)
     .filter((size) => typeof size !== 'number' || size % row.groupMultiple === 0)
+    .filter((size) => !row.oneScale || size === 'channel' || size === 'tensor')
     .flatMap((groupSize) =>
       zeros.flatMap((zeroPoint) =>
         scaleDtypesOf(format).flatMap((scaleDtype) =>
@@ -170,6 +172,7 @@ function inputsOf(row: LinearRow): Input[] {
       if (isFloatName(dtype)) return [{ compute, dtype }]
       if (compute === 'int8') return dtype === 'i8' ? [{ compute, dtype, per: 'row' }] : []
       if (compute === 'fp8' && dtype === 'i8') return []
+      if (row.oneScale) return [{ compute, dtype, per: 'row' }]
       return [
         { compute, dtype, per: 'row' },
         { compute, dtype, per: 'block' },

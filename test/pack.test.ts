@@ -157,10 +157,50 @@ function tritsOf(q: QuantizedWeight): Uint8Array | undefined {
   })
 }
 
+/** frag64, from its picture: the rows and columns of the nibbles of each word. */
+function fragmentsOf(q: QuantizedWeight): Uint8Array | undefined {
+  const [n, k] = q.shape
+  const { groupSize, scales } = q
+  if (q.format !== 'int4' || q.zeroPoint !== 'none' || scales === undefined) return undefined
+  if (groupSize === 'block' || (typeof groupSize === 'number' && groupSize > 128 && groupSize < k))
+    return undefined
+  const groups = typeof groupSize === 'number' && groupSize < k ? 128 / groupSize : 0
+  const size = scales.BYTES_PER_ELEMENT
+  const units = Math.ceil(k / 128)
+  const unitBytes = 4096 + 64 * groups * size
+  const end = Math.ceil(n / 64) * units * unitBytes
+  const out = new Uint8Array(end + (groups > 0 ? 0 : up(scales.byteLength, 16)))
+  if (groups === 0) out.set(view(scales), end)
+  const cols = groups === 0 ? 1 : Math.ceil(k / (groupSize as number))
+  for (let at = 0; at < end; at++) {
+    const unit = Math.floor(at / unitBytes)
+    const [n0, k0] = [Math.floor(unit / units) * 64, (unit % units) * 128]
+    const byte = at % unitBytes
+    if (byte >= 4096) {
+      const i = Math.floor((byte - 4096) / size)
+      const [row, g] = [n0 + (i % 64), (k0 / 128) * groups + Math.floor(i / 64)]
+      if (row < n && g < cols)
+        out[at] = view(scales)[(row * cols + g) * size + ((byte - 4096) % size)] as number
+      continue
+    }
+    const [half, thread, j] = [Math.floor(byte / 2048), Math.floor(byte / 16) % 128, Math.floor(byte / 4) % 4]
+    const [w, a, quad] = [Math.floor(thread / 32), Math.floor(thread / 4) % 8, thread % 4]
+    for (const nibble of [0, 1]) {
+      const place = (byte % 4) * 2 + nibble
+      const row = n0 + 16 * w + a + 8 * (place % 2)
+      const col = k0 + 64 * half + 16 * j + 2 * quad + 8 * (Math.floor(place / 2) % 2) + Math.floor(place / 4)
+      if (row < n && col < k)
+        out[at] = (out[at] as number) | (readCode(q.codes, row, col, k, 4) << (4 * nibble))
+    }
+  }
+  return out
+}
+
 const pictures: Record<Layout, (q: QuantizedWeight) => Uint8Array | undefined> = {
   rows: rowsOf,
   panel16: panelsOf,
   trits16: tritsOf,
+  frag64: fragmentsOf,
 }
 
 describe.each(layouts)('%s', (layout) => {

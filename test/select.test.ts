@@ -90,6 +90,7 @@ interface LinearRow extends KernelRow {
   nMultiple: number
   kMultiple: number
   groupMultiple: number
+  oneScale: boolean
 }
 
 /** The rule of `fits`, from the words that a row says of itself. */
@@ -108,6 +109,8 @@ function admits(row: LinearRow, call: LinearCall, layout: string): boolean {
     (row.mMax === 0 || m <= row.mMax) &&
     n % row.nMultiple === 0 &&
     k % row.kMultiple === 0 &&
+    (k > 0 || row.kMultiple === 1) &&
+    (!row.oneScale || (group >= k && (groupSize !== 'block' || n <= 128))) &&
     (group >= k || group % row.groupMultiple === 0)
   )
 }

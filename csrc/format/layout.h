@@ -56,6 +56,23 @@
 //           is padded to a multiple of 20 with trits of 0, so padding is zero bytes here too, and
 //           those are zeros of the format, whatever x has there.
 //
+// frag64    int4 without zero points: what the tensor cores of Hopper take from registers, in the
+//           order in which threads hold it. 64 rows by 128 columns are a unit, the units of a panel
+//           of 64 rows stand one after the other:
+//
+//             unit   [ 4096 bytes of codes ][ 64 scales for each group of K in it ]
+//
+//           Two halves of 64 columns; 16 bytes a thread in each, in the order of the 128 threads.
+//           Word j of thread t = 32w + 4a + q holds k = 16j + 2q, + 1, + 8, + 9 of rows 16w + a and
+//           16w + a + 8:
+//
+//             bits    28   24   20   16   12   8    4    0
+//             row     +8        +8        +8        +8
+//             k       +9   +9   +1   +1   +8   +8   +0   +0
+//
+//           N is padded to 64, K to 128, with zero bits. group_k 32, 64 or 128; or one scale a row,
+//           or one for the matrix, which then stand behind all units.
+//
 // Tables    every kind of table codes (KindRow::table) ends with its tables, in each layout: 16 f32
 //           in the order of codes, 64-byte aligned; the kind's own one where the weight stores
 //           none, so that a kernel reads all of these kinds alike. One for the matrix, or one a
@@ -128,10 +145,33 @@ static constexpr PanelBlock panel_block(const Format& f, Shape s) {
   return panel_block(Layout::panel16, f, s);
 }
 
+// Sizes of the units of frag64; kernels walk with these.
+struct FragUnit {
+  int64_t units;   // of a panel
+  int64_t groups;  // scales of a row in one unit; 0: they stand behind the units
+  int64_t bytes;   // of a unit, a multiple of 16
+  int64_t end;     // of all units
+};
+inline constexpr int64_t kFragRows = 64, kFragColumns = 128, kFragCodes = 4096;
+
+static constexpr FragUnit frag_unit(const Format& f, Shape s) {
+  FragUnit u = {};
+  u.units = ceil_div(s.k, kFragColumns);
+  u.groups = f.group_k >= s.k ? 0 : kFragColumns / f.group_k;
+  u.bytes = kFragCodes + kFragRows * u.groups * dtype_bytes(f.scale_dtype);
+  u.end = ceil_div(s.n, kFragRows) * u.units * u.bytes;
+  return u;
+}
+
 static constexpr bool layout_serves(Layout layout, const Format& f, Shape s) {
   if (layout == Layout::rows) return true;
   if (layout == Layout::trits16 && f.kind != Kind::ternary) return false;
   const bool one_scale = f.group_n == s.n && f.group_k >= s.k;
+  if (layout == Layout::frag64) {
+    const bool whole = f.group_k == 32 || f.group_k == 64 || f.group_k == 128;
+    return f.kind == Kind::int4 && f.zero_type == ZeroType::none &&
+           (one_scale || (f.group_n == 1 && (f.group_k >= s.k || whole)));
+  }
   switch (placed_as(f.kind)) {
     case Kind::f32:
     case Kind::f16:
@@ -159,6 +199,11 @@ static constexpr int64_t rows_zeros_at(const Format& f, Shape s) {
 
 // Bytes before the tables: a multiple of 64 where there are any.
 static constexpr int64_t tables_at(Layout layout, const Format& f, Shape s) {
+  if (layout == Layout::frag64) {
+    const FragUnit u = frag_unit(f, s);
+    const int64_t behind = u.groups > 0 ? 0 : scale_rows(f, s.n) * scale_cols(f, s.k);
+    return u.end + round_up(behind * dtype_bytes(f.scale_dtype), 16);
+  }
   if (layout != Layout::rows) {
     const PanelBlock b = panel_block(layout, f, s);
     return round_up(ceil_div(s.n, 16) * b.groups * b.bytes, kind_row(f.kind).table ? 64 : 16);
@@ -188,6 +233,14 @@ static constexpr Place code_at(Layout layout, const Format& f, Shape s, int64_t 
     const int64_t bit = k * kind_row(f.kind).bits;
     return {n * code_row_bytes(f.kind, s.k) + bit / 8, static_cast<int32_t>(bit % 8), 0, 0};
   }
+  if (layout == Layout::frag64) {
+    const FragUnit u = frag_unit(f, s);
+    const int64_t unit = n / kFragRows * u.units + k / kFragColumns;
+    const int64_t thread = n % 64 / 16 * 32 + n % 8 * 4 + k % 8 / 2;
+    const int64_t nibble = k % 2 * 4 + k % 16 / 8 * 2 + n % 16 / 8;
+    const int64_t word = k % 128 / 64 * 2048 + thread * 16 + k % 64 / 16 * 4;
+    return {unit * u.bytes + word + nibble / 2, static_cast<int32_t>(nibble % 2 * 4), 0, 0};
+  }
   const PanelBlock b = panel_block(layout, f, s);
   const int64_t g = k / b.k, i = k % b.k, r = n % 16;
   const int64_t lane = (n / 16 * b.groups + g) * b.bytes + r * 4;
@@ -216,6 +269,13 @@ static constexpr int64_t scale_at(Layout layout, const Format& f, Shape s, int64
   if (layout == Layout::rows) {
     return rows_scales_at(f, s) +
            (n / f.group_n * scale_cols(f, s.k) + g) * dtype_bytes(f.scale_dtype);
+  }
+  if (layout == Layout::frag64) {
+    const FragUnit u = frag_unit(f, s);
+    const int64_t size = dtype_bytes(f.scale_dtype);
+    if (u.groups == 0) return u.end + n / f.group_n * size;
+    const int64_t unit = n / kFragRows * u.units + g / u.groups;
+    return unit * u.bytes + kFragCodes + (g % u.groups * kFragRows + n % kFragRows) * size;
   }
   const PanelBlock b = panel_block(layout, f, s);
   return (n / 16 * b.groups + g) * b.bytes + b.scales + n % 16 * dtype_bytes(f.scale_dtype);
@@ -284,6 +344,6 @@ static constexpr float weight_value(const Weight& w, int64_t n, int64_t k) {
 // The layout that the kernels of `arch` read fastest: what dev.load() packs into.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s);
 const char* layout_name(Layout layout);
-inline constexpr int kLayoutCount = 3;
+inline constexpr int kLayoutCount = 4;
 
 }  // namespace lowbit

@@ -357,6 +357,91 @@ void unpack_panel(const Panels& p, const uint8_t* in, int64_t panel, const Buffe
   }
 }
 
+// A word of frag64 from four bytes of canonical rows, k and k + 1 in each: row a, row a + 8, and
+// both eight columns on. And back.
+uint32_t to_fragment(uint32_t bytes) {
+  const uint32_t low = bytes & 0x0f0f0f0fu, high = bytes >> 4 & 0x0f0f0f0fu;
+  const auto squeeze = [](uint32_t x) { return (x & 15u) | (x >> 4 & 240u); };
+  return squeeze(low) | squeeze(low >> 16) << 8 | squeeze(high) << 16 | squeeze(high >> 16) << 24;
+}
+uint32_t from_fragment(uint32_t word) {
+  const auto spread = [](uint32_t x) { return (x & 15u) | (x & 240u) << 4; };
+  const uint32_t low = spread(word & 255) | spread(word >> 8 & 255) << 16;
+  const uint32_t high = spread(word >> 16 & 255) | spread(word >> 24) << 16;
+  return low | high << 4;
+}
+
+// Calls f(row, byte of that row, byte of the panel's unit, 4 of them) for the words of a unit of
+// frag64: rows and columns are counted from its first.
+template <class F>
+void for_fragments(const F& f) {
+  for (int64_t at = 0; at < kFragCodes / 4; ++at) {
+    const int64_t j = at % 4, t = at / 4 % 128, half = at / 512;
+    f(t / 32 * 16 + t % 32 / 4, half * 32 + j * 8 + t % 4, at * 4);
+  }
+}
+
+// Calls f(offset in the canonical scales, offset in the packed weight, bytes) for the scales of a
+// unit; of the first one, for those behind all units too.
+template <class F>
+void for_fragment_scales(const Format& format, Shape s, int64_t panel, int64_t unit, const F& f) {
+  const FragUnit u = frag_unit(format, s);
+  const int64_t size = dtype_bytes(format.scale_dtype), cols = scale_cols(format, s.k);
+  if (u.groups == 0) {
+    if (panel == 0 && unit == 0) f(int64_t{0}, u.end, scale_rows(format, s.n) * cols * size);
+    return;
+  }
+  for (int64_t g = unit * u.groups; g < (unit + 1) * u.groups && g < cols; ++g) {
+    for (int64_t n = panel * kFragRows; n < (panel + 1) * kFragRows && n < s.n; ++n) {
+      f((n * cols + g) * size, scale_at(Layout::frag64, format, s, n, g), size);
+    }
+  }
+}
+
+void pack_fragments(const Canonical& c, int64_t panel, uint8_t* data) {
+  const Shape s = {c.n, c.k};
+  const FragUnit u = frag_unit(c.format, s);
+  const int64_t row_bytes = code_row_bytes(c.format.kind, c.k);
+  for (int64_t unit = 0; unit < u.units; ++unit) {
+    uint8_t* out = data + (panel * u.units + unit) * u.bytes;
+    for_fragments([&](int64_t row, int64_t byte, int64_t to) {
+      const auto code = [&](int64_t n, int64_t b) -> uint32_t {
+        return n < c.n && b < row_bytes ? c.codes[n * row_bytes + b] : 0;
+      };
+      const int64_t n = panel * kFragRows + row, b = unit * kFragColumns / 2 + byte;
+      store_word(out + to, to_fragment(code(n, b) | code(n + 8, b) << 8 | code(n, b + 4) << 16 |
+                                       code(n + 8, b + 4) << 24));
+    });
+    std::memset(out + kFragCodes, 0, static_cast<size_t>(u.bytes - kFragCodes));
+    for_fragment_scales(c.format, s, panel, unit, [&](int64_t from, int64_t to, int64_t bytes) {
+      std::memcpy(data + to, static_cast<const uint8_t*>(c.scales) + from,
+                  static_cast<size_t>(bytes));
+    });
+  }
+}
+
+void unpack_fragments(const Weight& w, int64_t panel, const Buffers& c) {
+  const Shape s = {w.n, w.k};
+  const FragUnit u = frag_unit(w.format, s);
+  const int64_t row_bytes = code_row_bytes(w.format.kind, w.k);
+  for (int64_t unit = 0; unit < u.units; ++unit) {
+    const uint8_t* in = w.data + (panel * u.units + unit) * u.bytes;
+    for_fragments([&](int64_t row, int64_t byte, int64_t from) {
+      const uint32_t codes = from_fragment(load_word(in + from));
+      for (int i = 0; i < 4; ++i) {
+        const int64_t n = panel * kFragRows + row + i % 2 * 8;
+        const int64_t b = unit * kFragColumns / 2 + byte + i / 2 * 4;
+        if (n < w.n && b < row_bytes) {
+          c.codes[n * row_bytes + b] = static_cast<uint8_t>(codes >> (8 * i));
+        }
+      }
+    });
+    for_fragment_scales(w.format, s, panel, unit, [&](int64_t to, int64_t from, int64_t bytes) {
+      std::memcpy(static_cast<uint8_t*>(c.scales) + to, w.data + from, static_cast<size_t>(bytes));
+    });
+  }
+}
+
 void copy_bytes(Pool* pool, void* to, const void* from, int64_t bytes) {
   for_each(pool, ceil_div(bytes, kGrainBytes), kGrainBytes, [&](int64_t begin, int64_t end, int) {
     const int64_t at = begin * kGrainBytes;
@@ -387,6 +472,15 @@ void pack_tables(const Canonical& c, Layout layout, uint8_t* data, int64_t from,
 
 void pack(const Canonical& c, Layout layout, uint8_t* data, Pool* pool) {
   const Shape s = {c.n, c.k};
+  if (layout == Layout::frag64) {
+    const FragUnit u = frag_unit(c.format, s);
+    std::memset(data + u.end, 0, static_cast<size_t>(layout_bytes(layout, c.format, s) - u.end));
+    for_each(pool, ceil_div(c.n, kFragRows), u.units * u.bytes,
+             [&](int64_t begin, int64_t end, int) {
+               for (int64_t i = begin; i < end; ++i) pack_fragments(c, i, data);
+             });
+    return;
+  }
   if (layout != Layout::rows) {
     const Panels p = panels_of(layout, c.format, s);
     const int64_t panels = ceil_div(c.n, kRows);
@@ -417,6 +511,14 @@ void unpack(const Weight& w, const Buffers& to, Pool* pool) {
   };
   part(to.tables, tables_at(w.layout, w.format, s), sizes.tables);
   if (sizes.tensor_scale > 0) *to.tensor_scale = w.tensor_scale;
+  if (w.layout == Layout::frag64) {
+    const FragUnit u = frag_unit(w.format, s);
+    for_each(pool, ceil_div(w.n, kFragRows), u.units * u.bytes,
+             [&](int64_t begin, int64_t end, int) {
+               for (int64_t i = begin; i < end; ++i) unpack_fragments(w, i, to);
+             });
+    return;
+  }
   if (w.layout != Layout::rows) {
     const Panels p = panels_of(w.layout, w.format, s);
     with_coding(w.layout, w.format.kind, [&](auto coding) {
@@ -445,6 +547,7 @@ constexpr KindSet kPanelKinds = bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16
 //
 // A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
+  if ((arch & kArchSm90a) != 0 && layout_serves(Layout::frag64, f, s)) return Layout::frag64;
   const bool vectors = (arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind);
   return vectors && layout_serves(Layout::panel16, f, s) ? Layout::panel16 : Layout::rows;
 }
@@ -454,6 +557,7 @@ const char* layout_name(Layout layout) {
     case Layout::rows: return "rows";
     case Layout::panel16: return "panel16";
     case Layout::trits16: return "trits16";
+    case Layout::frag64: return "frag64";
   }
   return "unknown";
 }

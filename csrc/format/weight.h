@@ -14,7 +14,7 @@ namespace lowbit {
 struct Pool;
 
 // The order is shared with lib/words.ts (`layouts`). layout.h says where the bytes of each lie.
-enum class Layout : int32_t { rows, panel16, trits16 };
+enum class Layout : int32_t { rows, panel16, trits16, frag64 };
 static constexpr uint32_t bit(Layout layout) { return 1u << static_cast<int>(layout); }
 
 struct Weight {

@@ -1,13 +1,14 @@
-// The end of a tile on the GPU: scales, bias, activation or gate, residual, dtype; what epilogue.h
-// is to the CPU rows. Its choices are run time, because it touches M * N values and not M * N * K.
+// The end of a tile of the tensor cores: epilogue_sm75.cuh for runs of eight columns, with the
+// scales of rows of x and of w. Its choices are run time, because it touches M * N values and not
+// M * N * K.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
-#include "csrc/linear/linear.h"
+#include "csrc/linear/epilogue_sm75.cuh"
 
 namespace lowbit {
 namespace {
@@ -52,37 +53,12 @@ static inline bool is_plain(const Finish& f) {
   return f.activation == Activation::none && f.residual == nullptr && f.out_dtype != DType::f32;
 }
 
-__device__ __forceinline__ float load_float(const void* base, DType dtype, int64_t i) {
-  if (dtype == DType::f32) return static_cast<const float*>(base)[i];
-  if (dtype == DType::f16) return __half2float(static_cast<const __half*>(base)[i]);
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]);
-}
-
 __device__ __forceinline__ float w_scale_of(const Finish& f, int n) {
   if (f.w_scale == nullptr) return 1.0f;
-  return load_float(f.w_scale, f.w_scale_dtype, f.group_n == 1 ? n : n / f.group_n);
+  return load_f32(f.w_scale, f.w_scale_dtype, f.group_n == 1 ? n : n / f.group_n);
 }
 __device__ __forceinline__ float bias_of(const Finish& f, int n) {
-  return f.bias == nullptr ? 0.0f : load_float(f.bias, f.bias_dtype, n);
-}
-
-__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
-
-__device__ __forceinline__ float activated(Activation activation, float v) {
-  switch (activation) {
-    case Activation::none: return v;
-    case Activation::relu: return v < 0.0f ? 0.0f : v;
-    case Activation::relu2: return v < 0.0f ? 0.0f : v * v;
-    case Activation::gelu:
-    case Activation::geglu: return v * normcdff(v);
-    case Activation::gelu_tanh: {
-      const float u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
-      return v * sigmoid(u + u);
-    }
-    case Activation::silu:
-    case Activation::swiglu: return v * sigmoid(v);
-  }
-  return v;
+  return f.bias == nullptr ? 0.0f : load_f32(f.bias, f.bias_dtype, n);
 }
 
 __device__ __forceinline__ uint32_t pack_pair(DType dtype, float low, float high) {
@@ -114,7 +90,7 @@ __device__ __forceinline__ void load_row(const void* base, DType dtype, int64_t 
   const bool whole = count == kWidth && (reinterpret_cast<uintptr_t>(p) & (kWidth * 2 - 1)) == 0;
   if (!whole) {
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) v[j] = j < count ? load_float(base, dtype, i + j) : 0.0f;
+    for (int j = 0; j < kWidth; ++j) v[j] = j < count ? load_f32(base, dtype, i + j) : 0.0f;
   } else if (dtype == DType::f32) {
 #pragma unroll
     for (int j = 0; j < kWidth; j += 2) {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "csrc/cuda/cluster.cuh"
+#include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/stmatrix.cuh"
 #include "csrc/cuda/swizzle.cuh"
 #include "csrc/cuda/tensor_map.cuh"
@@ -300,9 +301,9 @@ static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f
   const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK)};
   const int tiles = ((f.m + G::kRows - 1) / G::kRows) * ((f.n + G::kCols - 1) / G::kCols);
   auto* const kernel = gemm_kernel<G>;
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kShared);
-  if (allowed != cudaSuccess) return allowed;
+  static std::atomic<uint64_t> asked = 0;
+  e = allow_shared(kernel, G::kShared, asked);
+  if (e != cudaSuccess) return e;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(tiles < processors ? tiles : processors));
   config.blockDim = dim3(384);

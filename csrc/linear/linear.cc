@@ -150,6 +150,15 @@ Status linear_check(const LinearArgs& a) {
   return ok();
 }
 
+// Scales of whole rows, none inside them.
+static bool has_one_scale(const LinearArgs& args) {
+  const Format& f = args.w.format;
+  if (present(args.x_scale) && args.x_scale.rank == 2) return false;
+  return !kind_row(f.kind).scaled ||
+         (f.group_k >= args.w.k && (f.group_n == 1 || f.group_n >= args.w.n));
+}
+
+// K = 0 goes to rows that take any K.
 static bool fits(const LinearArgs& args, const LinearSpec& spec) {
   const Format& f = args.w.format;
   const auto multiple = [](int64_t v, int64_t of) { return of <= 1 || v % of == 0; };
@@ -159,6 +168,7 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
          (spec.float_zeros || f.zero_type != ZeroType::f32) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
+         (args.w.k > 0 || spec.k_multiple <= 1) && (!spec.one_scale || has_one_scale(args)) &&
          (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple));
 }
 
@@ -167,39 +177,61 @@ Status linear_select(const LinearArgs& args, const Choice& choice, const LinearK
   return select_row(table.rows, table.count, choice, fits, args, kOp, row);
 }
 
-// What a row writes where the result is to be re-quantised: f32, after the row's own scratch.
-static LinearArgs unquantised(const LinearArgs& args, void* data) {
-  LinearArgs inner = args;
-  inner.out = make_tensor(data, DType::f32, args.out.device, args.out.shape, 2);
-  inner.out_scale = absent_tensor();
+// The call as its row sees it: x as codes where the row takes nothing else, out in f32 where the
+// result is to be re-quantised. Both lie in scratch memory before the row's own.
+struct Inner {
+  LinearArgs args;
+  size_t before;
+};
+
+static Inner inner_of(const LinearArgs& args, const LinearKernel& row, void* scratch) {
+  Inner inner = {args, 0};
+  const auto take = [&](int64_t bytes) -> void* {
+    void* at = scratch == nullptr ? nullptr : static_cast<uint8_t*>(scratch) + inner.before;
+    inner.before += static_cast<size_t>(round_up(bytes, 64));
+    return at;
+  };
+  if (present(args.out_scale)) {
+    inner.args.out = make_tensor(take(numel(args.out) * 4), DType::f32, args.out.device,
+                                 args.out.shape, 2);
+    inner.args.out_scale = absent_tensor();
+  }
+  if (row.spec.codes_only && !is_code_dtype(args.x.dtype)) {
+    const DType codes = args.compute == Compute::int8 ? DType::i8 : DType::e4m3;
+    inner.args.x = make_tensor(take(numel(args.x)), codes, args.x.device, args.x.shape, 2);
+    inner.args.x_scale =
+        make_tensor(take(args.x.shape[0] * 4), DType::f32, args.x.device, args.x.shape, 1);
+  }
   return inner;
 }
 
-static size_t row_workspace(const LinearArgs& args, const LinearKernel& row, int threads) {
-  const size_t bytes = row.workspace == nullptr ? 0 : row.workspace(args, threads);
-  return static_cast<size_t>(round_up(static_cast<int64_t>(bytes), 64));
+size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int threads) {
+  const Inner inner = inner_of(args, row, nullptr);
+  return inner.before + (row.workspace == nullptr ? 0 : row.workspace(inner.args, threads));
 }
 
-size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int threads) {
-  if (!present(args.out_scale)) return row_workspace(args, row, threads);
-  const LinearArgs inner = unquantised(args, nullptr);
-  return row_workspace(inner, row, threads) + static_cast<size_t>(numel(inner.out)) * 4;
+// By the row of quantize that a device takes which has what the chosen row needs.
+static Status quantize_with(const LinearKernel& row, const QuantizeArgs& args, const Ctx& ctx) {
+  const ArchRow* arch = find_arch(row.arch);
+  const Choice choice = {row.arch | (arch == nullptr ? 0 : arch->implied), nullptr};
+  const QuantizeKernel* quantize_row = nullptr;
+  LB_TRY(quantize_select(args, choice, &quantize_row));
+  return quantize_run(args, *quantize_row, ctx);
 }
 
 Status linear_run(const LinearArgs& args, const LinearKernel& row, const Ctx& ctx) {
   if (numel(args.out) == 0 && !present(args.out_scale)) return ok();
-  if (!present(args.out_scale)) return row.run(args, ctx);
-  const size_t used = row_workspace(unquantised(args, nullptr), row,
-                                    ctx.pool == nullptr ? 1 : pool_threads(ctx.pool));
-  const LinearArgs inner = unquantised(args, static_cast<uint8_t*>(ctx.scratch) + used);
-  if (numel(inner.out) > 0) LB_TRY(row.run(inner, ctx));
-  QuantizeArgs quantize = {inner.out, args.out, args.out_scale, false};
-  // The device has at least the instruction sets that the chosen row needs.
-  const ArchRow* arch = find_arch(row.arch);
-  const Choice choice = {row.arch | (arch == nullptr ? 0 : arch->implied), nullptr};
-  const QuantizeKernel* quantize_row = nullptr;
-  LB_TRY(quantize_select(quantize, choice, &quantize_row));
-  return quantize_run(quantize, *quantize_row, ctx);
+  const Inner inner = inner_of(args, row, ctx.scratch);
+  Ctx own = ctx;
+  if (inner.before > 0) own.scratch = static_cast<uint8_t*>(ctx.scratch) + inner.before;
+  if (numel(args.out) > 0) {
+    if (inner.args.x.dtype != args.x.dtype) {
+      LB_TRY(quantize_with(row, {args.x, inner.args.x, inner.args.x_scale, false}, ctx));
+    }
+    LB_TRY(row.run(inner.args, own));
+  }
+  if (!present(args.out_scale)) return ok();
+  return quantize_with(row, {inner.args.out, args.out, args.out_scale, false}, ctx);
 }
 
 }  // namespace lowbit

@@ -74,6 +74,8 @@ struct LinearSpec {
   int64_t m_max, n_multiple, k_multiple, group_multiple;
   int64_t m_min = 0;
   bool float_zeros = true;  // of `zeros`, those in f32 too
+  bool one_scale = false;   // each row of w, and of x where it is codes, has one scale (w: or all)
+  bool codes_only = false;  // linear_run quantises an x of floats before the row sees it
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
 
@@ -93,7 +95,8 @@ Status linear_check(const LinearArgs& args);
 Status linear_select(const LinearArgs& args, const Choice& choice, const LinearKernel** row);
 // Bytes of scratch for linear_run, the row's own included.
 size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int threads);
-// Runs the row; re-quantises its result where out_scale is present.
+// Runs the row; before it, quantises x where the row takes codes only; after it, re-quantises the
+// result where out_scale is present.
 Status linear_run(const LinearArgs& args, const LinearKernel& row, const Ctx& ctx);
 
 // Columns of out.

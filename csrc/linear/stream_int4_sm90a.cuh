@@ -19,6 +19,7 @@ template <class Mma_, int kTokens_, int kGroup_>
 struct StreamInt4 {
   using Mma = Mma_;
   static constexpr int kTokens = kTokens_, kGroup = kGroup_, kParts = 128 / kGroup;
+  static_assert(kTokens * kParts <= 256);  // registers
   static constexpr bool kHalf = std::is_same_v<Mma, MmaF16>;
   static constexpr int kK = 128;  // of a stage
   static constexpr int kCodes = 64 * kK / 2;
@@ -77,8 +78,19 @@ __device__ __forceinline__ void decode(const uint4& w, uint32_t (&f)[4][4]) {
 
 struct Int4Shape {
   int32_t units, unit_bytes, panels;  // along K, of a panel; of w
-  DType scale_dtype;                  // of the scales in a unit; none: there are none
+  int32_t groups;                     // of K in a unit; 0: its scales are in Finish
+  DType scale_dtype;                  // of the scales in a unit
 };
+
+// Bands of 8 tiles of x, one tile of w after the other inside: what runs at one time shares both.
+template <class S>
+__device__ __forceinline__ void tile_of(int index, int panels, int m, int* tile, int* first) {
+  const int rows = (m + S::kTokens - 1) / S::kTokens, cols = (panels + 1) / 2;
+  const int band = min(8, rows), in_band = band * cols, b = index / in_band;
+  const int height = min(band, rows - b * band), i = index - b * in_band;
+  *tile = i / height;
+  *first = (b * band + i - *tile * height) * S::kTokens;
+}
 
 template <class S>
 __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
@@ -88,7 +100,9 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
   uint8_t* const sUnits = shared + S::kStages * S::kTiles;
   uint64_t* const full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
   uint64_t* const empty = full + S::kStages;
-  const int t = threadIdx.x, tile = blockIdx.y, lane = t % 32, warp = t / 32 % 4, g = t / 128;
+  const int t = threadIdx.x, lane = t % 32, warp = t / 32 % 4, g = t / 128;
+  int tile, first;  // rows of w, in tiles; the first row of x
+  tile_of<S>(blockIdx.y, shape.panels, f.m, &tile, &first);
   const int begin = shape.units * blockIdx.x / gridDim.x;
   const int end = shape.units * (blockIdx.x + 1) / gridDim.x;
   if (t == 0) {
@@ -115,8 +129,8 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
                     shape.unit_bytes, bar, once);
         }
         uint8_t* const sX = shared + ring.slot * S::kTiles;  // 2 x (kTokens, 64 of K)
-        tma_load(sX, &map_x, unit * 128, 0, bar, often);
-        tma_load(sX + S::kTokens * 128, &map_x, unit * 128 + 64, 0, bar, often);
+        tma_load(sX, &map_x, unit * 128, first, bar, often);
+        tma_load(sX + S::kTokens * 128, &map_x, unit * 128 + 64, first, bar, often);
         advance(ring);
       }
     }
@@ -139,10 +153,12 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
         for (int p = 0; p < S::kParts; ++p) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const int row = p * 64 + warp * 16 + lane / 4 + i * 8;
-            next_scale[p][i] = shape.scale_dtype == DType::none
+            // A group may be wider than a part, but no unit has half a group.
+            const int group = p * shape.groups / S::kParts;
+            const int row = group * 64 + warp * 16 + lane / 4 + i * 8;
+            next_scale[p][i] = shape.groups == 0
                                    ? 1.0f
-                                   : load_float(unit + S::kCodes, shape.scale_dtype, row);
+                                   : load_f32(unit + S::kCodes, shape.scale_dtype, row);
           }
           next_scale[p][1] *= S::kLower;
         }
@@ -211,19 +227,23 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
     asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
     put_part<false, S::kTokens>(reinterpret_cast<float*>(shared), d);
   }
-  finish_parts<false>(f, reinterpret_cast<float*>(shared), tile);
+  finish_parts<false>(f, reinterpret_cast<float*>(shared), tile, first,
+                      min(S::kTokens, f.m - first));
 }
 
 template <class S>
 static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shape& shape,
                                const Finish& f, int processors, cudaStream_t stream) {
-  CUtensorMap map_x;
-  const cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, S::kTokens}, &map_x);
+  CUtensorMap map_x = {};
+  cudaError_t e = cudaSuccess;
+  if (x.columns > 0) {
+    e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, S::kTokens}, &map_x);
+    if (e != cudaSuccess) return e;
+  }
+  static std::atomic<uint64_t> asked = 0;
+  e = allow_shared(stream_int4_kernel<S>, S::kShared, asked);
   if (e != cudaSuccess) return e;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      stream_int4_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
-  if (allowed != cudaSuccess) return allowed;
-  const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
+  const int tiles = static_cast<int>(ceil_div(f.n, kStreamRows) * ceil_div(f.m, S::kTokens));
   return launch_stream(stream_int4_kernel<S>, tiles, stream_split(tiles, shape.units, processors),
                        S::kShared, stream, map_x, w, f, shape);
 }

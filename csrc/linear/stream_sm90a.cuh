@@ -1,7 +1,7 @@
 // The GEMM of Hopper for few rows of x: w streams past once, at the speed of device memory.
 //
 // Operands change sides: 128 rows of w are the rows of a product, up to 128 rows of x its columns,
-// so that a small M wastes nothing. A cluster of up to 8 blocks shares one such tile along K; each
+// so that a small M wastes nothing. A cluster of up to 4 blocks shares one such tile along K; each
 // block keeps a ring filled, adds up its part in registers and lays it in its shared memory; then
 // every block finishes an equal share of the tile, reading its peers' parts in the order of their
 // ranks. How K is cut depends on N and K alone, so a row of x gives the same bits in any company.
@@ -21,6 +21,10 @@ inline constexpr int kStreamThreads = 288;        // two groups that multiply, o
 inline constexpr int kStreamShared = 113 * 1024;  // of a block, when two share the 228 KB
 inline constexpr int kPartStride = kStreamRows + 4;  // f32; 4 keeps a warp's writes apart
 
+// The most blocks of a cluster. With 8, matrices of few rows lost more in the exchange than the
+// blocks gained.
+inline constexpr int kStreamSplit = 4;
+
 // The part of a block: sums of K's slice, [tokens][kPartStride], in the memory of the drained ring.
 template <bool kInteger, int kTokens>
 __device__ __forceinline__ void put_part(float* sPart, const uint32_t (&d)[kTokens / 2]) {
@@ -34,26 +38,34 @@ __device__ __forceinline__ void put_part(float* sPart, const uint32_t (&d)[kToke
 
 // All threads of all blocks of the cluster come here.
 template <bool kInteger>
-__device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int tile) {
+__device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int tile, int first,
+                                             int tokens) {
   const int t = threadIdx.x, blocks = gridDim.x, rank = blockIdx.x;
   cluster_sync();
   if (t < 256) {
     const uint32_t own = smem_address(sPart);
-    for (int i = rank * 256 + t; i < f.m * (kStreamRows / 8); i += blocks * 256) {
+    for (int i = rank * 256 + t; i < tokens * (kStreamRows / 8); i += blocks * 256) {
       const int token = i / (kStreamRows / 8), c = i % (kStreamRows / 8) * 8;
       const int n = tile * kStreamRows + c;
       if (n >= f.n) continue;
       const uint32_t at = own + (token * kPartStride + c) * 4;
       float v[8] = {};
       int32_t whole[8] = {};
-      for (int r = 0; r < blocks; ++r) {
-        float part[8];
-        *reinterpret_cast<float4*>(part) = cluster_load(cluster_address(at, r));
-        *reinterpret_cast<float4*>(part + 4) = cluster_load(cluster_address(at + 16, r));
+      // All parts are asked for before the first is used.
+      float part[kStreamSplit][8];
+#pragma unroll
+      for (int r = 0; r < kStreamSplit; ++r) {
+        if (r >= blocks) break;
+        *reinterpret_cast<float4*>(part[r]) = cluster_load(cluster_address(at, r));
+        *reinterpret_cast<float4*>(part[r] + 4) = cluster_load(cluster_address(at + 16, r));
+      }
+#pragma unroll
+      for (int r = 0; r < kStreamSplit; ++r) {
+        if (r >= blocks) break;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          if (kInteger) whole[j] += __float_as_int(part[j]);
-          if (!kInteger) v[j] += part[j];
+          if (kInteger) whole[j] += __float_as_int(part[r][j]);
+          if (!kInteger) v[j] += part[r][j];
         }
       }
       const int count = min(8, f.n - n);
@@ -66,13 +78,13 @@ __device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int 
         for (int j = 0; j < 8; ++j) scale[j] = one;
       }
       if (f.bias != nullptr) load_row(f.bias, f.bias_dtype, n, count, bias);
-      const float x_scale = f.x_scale == nullptr ? 1.0f : f.x_scale[token];
+      const float x_scale = f.x_scale == nullptr ? 1.0f : f.x_scale[first + token];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (kInteger) v[j] = static_cast<float>(whole[j]);
         v[j] = fmaf(v[j], x_scale * scale[j], bias[j]);
       }
-      finish_row(f, token, n, v);
+      finish_row(f, first + token, n, v);
     }
   }
   cluster_sync_read();  // peers may still read this block's part
@@ -166,14 +178,17 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
     put_part<S::kInteger, S::kTokens>(reinterpret_cast<float*>(shared), d);
   }
-  finish_parts<S::kInteger>(f, reinterpret_cast<float*>(shared), tile);
+  finish_parts<S::kInteger>(f, reinterpret_cast<float*>(shared), tile, 0, f.m);
 }
 
-// Blocks along K for one tile: as many as fill the device twice over, but each with work enough to
+// Blocks along K for one tile: as many as fill the device about once, but each with work enough to
 // be worth the exchange.
 static inline int stream_split(int tiles, int k_blocks, int processors) {
   int split = 1;
-  while (split < 8 && tiles * split * 2 <= processors * 2 && k_blocks >= split * 2 * 4) split *= 2;
+  while (split < kStreamSplit && tiles * split * 2 <= processors + processors / 2 &&
+         k_blocks >= split * 2 * 4) {
+    split *= 2;
+  }
   return split;
 }
 
@@ -203,9 +218,9 @@ static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& 
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, S::kElement, kStreamRows}, &map_w);
   }
   if (e != cudaSuccess) return e;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      stream_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
-  if (allowed != cudaSuccess) return allowed;
+  static std::atomic<uint64_t> asked = 0;
+  e = allow_shared(stream_kernel<S>, S::kShared, asked);
+  if (e != cudaSuccess) return e;
   const int k_blocks = static_cast<int>((x.columns + S::kK - 1) / S::kK);
   const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
   return launch_stream(stream_kernel<S>, tiles, stream_split(tiles, k_blocks, processors),

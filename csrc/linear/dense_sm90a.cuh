@@ -1,0 +1,106 @@
+// What the rows of Hopper share whose operands lie row-major as the tensor cores multiply them: x
+// for the copy engine, and which kernel and tile serve a call.
+#pragma once
+
+#include "csrc/format/layout.h"
+#include "csrc/linear/stream_sm90a.cuh"
+
+namespace lowbit {
+namespace {
+
+// The copy engine reads rows that begin at multiples of 16 bytes and do not overlap; any other x is
+// copied into scratch first.
+static inline bool reads_x_where_it_lies(const LinearArgs& args) {
+  const int64_t size = dtype_bytes(args.x.dtype), stride = args.x.strides[0];
+  if (reinterpret_cast<uintptr_t>(args.x.data) % 16 != 0) return false;
+  return args.x.shape[0] == 1 || (stride * size % 16 == 0 && stride >= args.w.k);
+}
+
+static inline int64_t x_pitch(const LinearArgs& args) {
+  return round_up(args.w.k * dtype_bytes(args.x.dtype), 16);
+}
+
+static size_t x_workspace(const LinearArgs& args, int) {
+  return reads_x_where_it_lies(args) ? 0
+                                     : static_cast<size_t>(args.x.shape[0] * x_pitch(args));
+}
+
+template <class Element>
+__global__ void __launch_bounds__(256)
+    copy_rows(const Element* from, int64_t stride, Element* to, int64_t pitch, int64_t k) {
+  from += blockIdx.x * stride;
+  to += blockIdx.x * pitch;
+  for (int64_t i = threadIdx.x; i < k; i += 256) to[i] = from[i];
+}
+
+// x for the copy engine.
+static Status x_matrix(const LinearArgs& args, const Ctx& ctx, Matrix* x) {
+  const int64_t m = args.x.shape[0], k = args.w.k, size = dtype_bytes(args.x.dtype);
+  *x = {args.x.data, m, k, m == 1 ? x_pitch(args) : args.x.strides[0] * size};
+  if (reads_x_where_it_lies(args) || k == 0) return ok();
+  x->data = ctx.scratch;
+  x->row_bytes = x_pitch(args);
+  const auto stream = static_cast<cudaStream_t>(ctx.stream);
+  const auto blocks = static_cast<unsigned>(m);
+  if (size == 2) {
+    copy_rows<<<blocks, 256, 0, stream>>>(static_cast<const uint16_t*>(args.x.data),
+                                          args.x.strides[0], static_cast<uint16_t*>(ctx.scratch),
+                                          x->row_bytes / 2, k);
+  } else {
+    copy_rows<<<blocks, 256, 0, stream>>>(static_cast<const uint8_t*>(args.x.data),
+                                          args.x.strides[0], static_cast<uint8_t*>(ctx.scratch),
+                                          x->row_bytes, k);
+  }
+  return launched();
+}
+
+static Status launched(cudaError_t code) {
+  if (code == cudaSuccess) return ok();
+  cudaGetLastError();
+  return error(Code::cuda, "launch: %s", cudaGetErrorString(code));
+}
+
+// The time of a call in tiles of 128 rows by `cols`, in units of a column's products of one stage:
+// whole waves of tiles, each with what a stage (16 columns) and the finish of a tile (8 stages)
+// cost besides.
+static inline int64_t gemm_cost(const GemmShape& s, int cols, int processors) {
+  const int64_t tiles = ceil_div(s.m, 128) * ceil_div(s.n, cols);
+  return ceil_div(tiles, processors) * (int64_t{s.k_blocks} * (cols + 16) + 8 * cols);
+}
+
+// Few rows of x stream w past; more go in tiles, as wide as whole waves of them suit.
+template <class Mma>
+static cudaError_t launch_dense(const Matrix& x, const Matrix& w, const Finish& f, int processors,
+                                cudaStream_t stream) {
+  if (f.m <= 16) return launch_tiles<Stream<Mma, 16>>(x, w, f, processors, stream);
+  if (f.m <= 32) return launch_tiles<Stream<Mma, 32>>(x, w, f, processors, stream);
+  if (f.m <= 64) return launch_tiles<Stream<Mma, 64>>(x, w, f, processors, stream);
+  constexpr int kK = Gemm<Mma, 1, 64>::kK;
+  const GemmShape shape = {f.m, f.n, static_cast<int32_t>(ceil_div(x.columns, kK))};
+  int best = 256;
+  for (const int cols : {192, 128, 64}) {
+    if (gemm_cost(shape, cols, processors) < gemm_cost(shape, best, processors)) best = cols;
+  }
+  switch (best) {
+    case 64: return launch_gemm<Gemm<Mma, 1, 64>>(x, w, f, processors, stream);
+    case 128: return launch_gemm<Gemm<Mma, 1, 128>>(x, w, f, processors, stream);
+    case 192: return launch_gemm<Gemm<Mma, 1, 192>>(x, w, f, processors, stream);
+    default: return launch_gemm<Gemm<Mma, 1, 256>>(x, w, f, processors, stream);
+  }
+}
+
+template <class Mma>
+static Status run_dense(const LinearArgs& args, const Ctx& ctx) {
+  Matrix x;
+  LB_TRY(x_matrix(args, ctx, &x));
+  const Weight& w = args.w;
+  const int64_t row_bytes = code_row_bytes(w.format.kind, w.k);
+  const bool scaled = kind_row(w.format.kind).scaled;
+  const uint8_t* scales =
+      scaled ? w.data + scale_at(w.layout, w.format, {w.n, w.k}, 0, 0) : nullptr;
+  return launched(launch_dense<Mma>(x, {w.data, w.n, w.k, row_bytes}, finish_of(args, scales),
+                                    ctx.multiprocessors, static_cast<cudaStream_t>(ctx.stream)));
+}
+
+}  // namespace
+}  // namespace lowbit

@@ -1,0 +1,22 @@
+// linear_int4_f16_sm90a: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) + residual; symmetric int4
+// weights, x in f16.
+//
+// Shapes    any. An x whose rows do not begin at multiples of 16 bytes is copied first.
+// Layout    frag64: groups of 32, 64 or 128, or one scale a row, or one for all.
+// Bound     M up to about 46: memory, half a byte a weight and its share of the scale; the decoding
+//           takes about 20 instructions for 32 weights. Beyond: 1024 products a cycle and
+//           multiprocessor.
+// Method    stream_int4_sm90a.cuh, 16 to 128 rows of x a tile. Codes become floats exactly, a
+//           group's products add up in the tensor cores, groups in f32.
+// Source    Frantar et al., MARLIN, 2024 (codes in the order of fragments); NVIDIA, PTX ISA: wgmma.
+// Measured  NOTES.md.
+#include "csrc/linear/int4_sm90a.cuh"
+
+namespace lowbit {
+
+extern const LinearKernel linear_int4_f16_sm90a;
+const LinearKernel linear_int4_f16_sm90a = {
+    "linear_int4_f16_sm90a", kArchSm90a, int4_spec(DType::f16), x_workspace, run_int4<MmaF16>,
+};
+
+}  // namespace lowbit
