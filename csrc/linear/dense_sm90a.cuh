@@ -21,8 +21,7 @@ static inline int64_t x_pitch(const LinearArgs& args) {
 }
 
 static size_t x_workspace(const LinearArgs& args, int) {
-  return reads_x_where_it_lies(args) ? 0
-                                     : static_cast<size_t>(args.x.shape[0] * x_pitch(args));
+  return reads_x_where_it_lies(args) ? 0 : static_cast<size_t>(args.x.shape[0] * x_pitch(args));
 }
 
 template <class Element>

@@ -192,8 +192,8 @@ static Inner inner_of(const LinearArgs& args, const LinearKernel& row, void* scr
     return at;
   };
   if (present(args.out_scale)) {
-    inner.args.out = make_tensor(take(numel(args.out) * 4), DType::f32, args.out.device,
-                                 args.out.shape, 2);
+    inner.args.out =
+        make_tensor(take(numel(args.out) * 4), DType::f32, args.out.device, args.out.shape, 2);
     inner.args.out_scale = absent_tensor();
   }
   if (row.spec.codes_only && !is_code_dtype(args.x.dtype)) {

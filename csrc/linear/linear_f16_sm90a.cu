@@ -17,8 +17,7 @@ extern const LinearKernel linear_f16_sm90a;
 const LinearKernel linear_f16_sm90a = {
     "linear_f16_sm90a",
     kArchSm90a,
-    {bit(Kind::f16), bit(Layout::rows), bit(DType::f16), bit(Compute::floating), false, 0, 1, 8,
-     1},
+    {bit(Kind::f16), bit(Layout::rows), bit(DType::f16), bit(Compute::floating), false, 0, 1, 8, 1},
     x_workspace,
     run_dense<MmaF16>,
 };

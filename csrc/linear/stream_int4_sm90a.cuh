@@ -156,9 +156,8 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
             // A group may be wider than a part, but no unit has half a group.
             const int group = p * shape.groups / S::kParts;
             const int row = group * 64 + warp * 16 + lane / 4 + i * 8;
-            next_scale[p][i] = shape.groups == 0
-                                   ? 1.0f
-                                   : load_f32(unit + S::kCodes, shape.scale_dtype, row);
+            next_scale[p][i] =
+                shape.groups == 0 ? 1.0f : load_f32(unit + S::kCodes, shape.scale_dtype, row);
           }
           next_scale[p][1] *= S::kLower;
         }
