@@ -20,6 +20,8 @@ static constexpr Export kExports[] = {
     {"chosenRow", chosen_row},
     {"selectLinear", select_linear},
     {"selectAttention", select_attention},
+    {"tuneLinear", tune_linear},
+    {"forgetTuned", forget_tuned},
     {"peakRows", peak_rows},
     {"measurePeaks", measure_peaks},
     {"openCpu", open_cpu},

@@ -4,6 +4,8 @@
 //   kName                               its name in error texts
 //   read(Reader&, Args&)                positions to fields
 //   check, select, workspace, run       the op's public functions in csrc
+//   preferred(env, args)                where there is a table of measurements: the name of the row
+//                                       that it has for the call, or null
 //   blame(args)                         where values are checked as the op runs: the sentence for
 //                                       a bad one, or null if this call has none to check
 #pragma once
@@ -44,7 +46,8 @@ napi_value call_op(napi_env env, napi_callback_info info) {
   Status status = Op::check(args);
   if (is_ok(status)) {
     const char* fixed = state->forced_row.empty() ? nullptr : state->forced_row.c_str();
-    const Choice choice = {device->arch, named ? forced : fixed};
+    Choice choice = {device->arch, named ? forced : fixed};
+    if constexpr (requires { Op::preferred; }) choice.preferred = Op::preferred(*state, args);
     status = Op::select(args, choice, &row);
   }
   if (!is_ok(status)) return fail(env, status);

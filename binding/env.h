@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "csrc/base/device.h"
+#include "csrc/linear/tuned.h"
 
 namespace lowbit::binding {
 
@@ -21,6 +22,7 @@ struct Env {
   bool log = false;         // LB_LOG=1
   const char* chosen = "";  // the row of the op that was called last
   bool guard = false;       // LB_GUARD=1
+  LinearTuned tuned;        // LB_TUNE
   std::unordered_set<std::string> logged;
 };
 

@@ -10,6 +10,7 @@ using Callback = napi_value(napi_env, napi_callback_info);
 Callback describe, host_info, device_info, set_error, call_nothing, external_memory;
 Callback open_cpu, open_cuda, close_device, sync_async, sync_blocking, probe;
 Callback peak_rows, measure_peaks, chosen_row, select_linear, select_attention;
+Callback tune_linear, forget_tuned;
 Callback empty, tensor_from, write, read_async, read_blocking;
 Callback tensor_info, tensor_disposed, tensor_dispose;
 Callback tensor_slice, tensor_reshape, tensor_transpose;

@@ -34,6 +34,9 @@ struct Linear {
   static constexpr auto select = linear_select;
   static constexpr auto workspace = linear_workspace;
   static constexpr auto run = linear_run;
+  static const char* preferred(const Env& env, const LinearArgs& args) {
+    return env.tuned.calls.empty() ? nullptr : linear_tuned_row(env.tuned, args);
+  }
   static void read(Reader& r, LinearArgs& args) {
     args.x = r.input("x");
     args.x_scale = r.optional("x.scales");

@@ -4,6 +4,7 @@
 
 #include "binding/canonical.h"
 #include "binding/describe.h"
+#include "binding/env.h"
 #include "binding/export.h"
 #include "csrc/attention/attention.h"
 #include "csrc/format/layout.h"
@@ -46,12 +47,9 @@ static napi_value chosen(napi_env env, const Status& status, const Kernel* row,
   return out;
 }
 
-// selectLinear(archs, row, m, dtype of x, compute, layout, ...format); layout -1: the one that
+// m, dtype of x, compute, layout, ...format: a call of linear without data. Layout -1: the one that
 // load() takes on such a device.
-napi_value select_linear(napi_env env, napi_callback_info info) {
-  Reader r(env, info, "select");
-  ReadChoice c;
-  read_choice(r, &c);
+static LinearArgs read_linear(Reader& r, ArchSet arch) {
   const int64_t m = r.integer("m");
   const DType x = static_cast<DType>(r.word("dtype", kDTypeCount));
   LinearArgs args = {};
@@ -59,20 +57,57 @@ napi_value select_linear(napi_env env, napi_callback_info info) {
   const int64_t layout = r.integer("layout");
   Weight& w = args.w;
   w.format = read_format(r, &w.n, &w.k);
-  if (r.failed()) return nullptr;
+  if (r.failed()) return args;
   const Shape shape = {w.n, w.k};
-  w.layout =
-      layout < 0 ? preferred_layout(c.choice.arch, w.format, shape) : static_cast<Layout>(layout);
+  w.layout = layout < 0 ? preferred_layout(arch, w.format, shape) : static_cast<Layout>(layout);
   if (m < 0 || layout >= kLayoutCount || !layout_serves(w.layout, w.format, shape)) {
-    return fail(env, error(Code::argument, "select: no such call"));
+    r.fail(error(Code::argument, "%s: no such call", r.op()));
+    return args;
   }
   const int64_t x_shape[2] = {m, w.k}, out_shape[2] = {m, w.n};
   args.x = make_tensor(nullptr, x, {}, x_shape, 2);
   args.out = make_tensor(nullptr, DType::f32, {}, out_shape, 2);
   args.x_scale = args.bias = args.residual = args.out_scale = absent_tensor();
+  return args;
+}
+
+// selectLinear(archs, row, m, dtype of x, compute, layout, ...format)
+napi_value select_linear(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "select");
+  ReadChoice c;
+  read_choice(r, &c);
+  const LinearArgs args = read_linear(r, c.choice.arch);
+  if (r.failed()) return nullptr;
   const LinearKernel* row = nullptr;
   const Status status = linear_select(args, c.choice, &row);
-  return chosen(env, status, row, layout_name(w.layout));
+  return chosen(env, status, row, layout_name(args.w.layout));
+}
+
+// tuneLinear(archs, row, m, dtype of x, compute, layout, ...format): calls like this one, with as
+// many rows of x or more, take that row from now on. A row that can't serve the call is refused.
+napi_value tune_linear(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "tune");
+  ReadChoice c;
+  read_choice(r, &c);
+  const LinearArgs args = read_linear(r, c.choice.arch);
+  if (r.failed()) return nullptr;
+  const LinearKernel* row = nullptr;
+  const Status status = linear_select(args, c.choice, &row);
+  if (!is_ok(status)) return fail(env, status);
+  if (c.choice.forced == nullptr || std::strcmp(row->name, c.choice.forced) != 0) {
+    return fail(env, error(Code::argument, "tune: linear has no row '%s'",
+                           c.choice.forced == nullptr ? "" : c.choice.forced));
+  }
+  const Weight& w = args.w;
+  linear_tuned_add(&env_of(env)->tuned, {w.format, w.layout, args.x.dtype, args.compute, w.n, w.k,
+                                         args.x.shape[0], row});
+  return nullptr;
+}
+
+// forgetTuned(): the order of the registry holds again.
+napi_value forget_tuned(napi_env env, napi_callback_info) {
+  env_of(env)->tuned.calls.clear();
+  return nullptr;
 }
 
 // selectAttention(archs, row, dtype, batch, seq of q, heads, head_dim, seq of k, kv_heads,

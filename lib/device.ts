@@ -3,6 +3,7 @@ import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
 import { native, nativeError } from './native'
 import type { QuantizedWeight } from './quantize'
 import { Tensor } from './tensor'
+import { followEnvironment } from './tuned'
 import { type LoadOptions, loadWeight, type Weight } from './weight'
 import { type BackendCode, type DType, dtypes } from './words'
 
@@ -158,6 +159,7 @@ export function openDevice(name = 'auto', options: DeviceOptions = {}): Device {
     throw new LowbitError('ERR_ARGUMENT', 'openDevice: expected threads from 1 to 1024 but got 0')
   const wanted = name === 'auto' ? (backends().find((row) => row.code === 'OK')?.device ?? 'cpu') : name
   if (wanted === 'cpu') {
+    followEnvironment()
     const device = new Device('cpu')
     native.openCpu(device, threads, memoryLimit)
     return device

@@ -127,6 +127,18 @@ export interface Native {
     layout: number,
     ...format: NativeFormat
   ): { row: string; layout: string }
+  /** From now on a call like this one, with as many rows of x or more, takes this row if it fits. */
+  tuneLinear(
+    archs: string,
+    row: string,
+    m: number,
+    dtype: number,
+    compute: number,
+    layout: number,
+    ...format: NativeFormat
+  ): void
+  /** No call is tuned any longer. */
+  forgetTuned(): void
   selectAttention(
     archs: string,
     row: string | undefined,

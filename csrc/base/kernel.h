@@ -36,9 +36,11 @@ struct Kernel {
 
 // How select() chooses: the first row of the table whose bits the device has and that fits the
 // call. `forced` (LB_KERNEL, tests, benches) leaves only the row of that name; null leaves all.
+// `preferred` (a table of measurements) is the name of a row that comes first if it fits; or null.
 struct Choice {
   ArchSet arch;
   const char* forced;
+  const char* preferred = nullptr;
 };
 
 }  // namespace lowbit

@@ -35,6 +35,12 @@ static RowList<K> all_rows(const char* op, const K* const (&own)[kOwn]) {
   return {all, count};
 }
 
+// Whether the device has what a row needs.
+template <class K>
+static bool can_run(const K& row, ArchSet arch) {
+  return (row.arch & arch) == row.arch;
+}
+
 // `fits(args, spec)` asks whether a row can do the call. A forced row must be one that the device
 // can run and that fits; LB_KERNEL names a row of one op, so a name that this op does not have
 // leaves the choice free.
@@ -45,10 +51,16 @@ static Status select_row(const K* const* rows, int count, const Choice& choice, 
   for (int i = 0; i < count && choice.forced != nullptr; ++i) {
     if (std::strcmp(rows[i]->name, choice.forced) == 0) forced = choice.forced;
   }
+  for (int i = 0; i < count && forced == nullptr && choice.preferred != nullptr; ++i) {
+    if (std::strcmp(rows[i]->name, choice.preferred) != 0) continue;
+    if (!can_run(*rows[i], choice.arch) || !fits(args, rows[i]->spec)) break;
+    *row = rows[i];
+    return ok();
+  }
   for (int i = 0; i < count; ++i) {
     const K* candidate = rows[i];
     if (forced != nullptr && std::strcmp(candidate->name, forced) != 0) continue;
-    const bool has_arch = (candidate->arch & choice.arch) == candidate->arch;
+    const bool has_arch = can_run(*candidate, choice.arch);
     if (has_arch && fits(args, candidate->spec)) {
       *row = candidate;
       return ok();

@@ -1,9 +1,9 @@
 /** One line of a bench: its fields, which are those of the JSON. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
-import os from 'node:os'
 import path from 'node:path'
-import { native, root } from '../native'
+import { root } from '../native'
+import { machineName } from '../tuned'
 
 /** Where and of what the numbers are: the same for all lines of a run. */
 export interface Origin {
@@ -65,10 +65,8 @@ function commit(): string {
 
 /** Asks the machine and the tree. */
 export function originOf(): Origin {
-  const host = native.hostInfo()
-  const archs = host.archs.filter((arch) => arch !== 'cpu')
   return {
-    machine: [host.name, `${host.cores} cores`, archs.join(' ') || os.arch()].join(', '),
+    machine: machineName(),
     commit: commit(),
     node: process.version,
     date: new Date().toISOString(),

@@ -3,7 +3,7 @@ import { linear } from '../linear'
 import { native } from '../native'
 import type { Quantity } from '../peaks'
 import { canonical, type GroupSize, type QuantizedWeight, quantize } from '../quantize'
-import { quantizeRows } from '../quantize-rows'
+import { QuantizedRows, quantizeRows } from '../quantize-rows'
 import type { Tensor } from '../tensor'
 import type { Weight } from '../weight'
 import { type Compute, computes, type Format, type ZeroPoint } from '../words'
@@ -19,14 +19,15 @@ import {
 } from './cases'
 import { difference, randomFloats } from './random'
 import { widths } from './rows'
-import type { BenchCase, BenchContext, BenchOptions, Named } from './run'
+import type { BenchCase, BenchContext, LinearChoices, Named } from './run'
 
 const plainFormats: readonly Format[] = ['f32', 'f16', 'bf16']
 const affineFormats: readonly Format[] = ['int4', 'int3', 'int2']
 const narrowFormats: readonly Format[] = [...affineFormats, 'int1', 'ternary']
 
 /** The configurations that the options ask for; without any of them the usual ones. */
-function configsOf({ formats, groups, zeros, computes: wanted, x }: BenchOptions): readonly LinearConfig[] {
+export function configsOf(options: LinearChoices): readonly LinearConfig[] {
+  const { formats, groups, zeros, computes: wanted, x } = options
   if ([formats, groups, zeros, wanted, x].every((list) => list === undefined)) return defaultConfigs
   const configs: LinearConfig[] = []
   for (const format of formats ?? (['int4'] as const)) {
@@ -108,6 +109,31 @@ function arithmeticOf({ format, compute, x }: LinearConfig): Quantity[] {
   return x === 'bf16' ? ['f32', 'bf16'] : ['f32']
 }
 
+/** A call that takes a row by name. */
+function forcedLinear(
+  x: Tensor | QuantizedRows,
+  w: Weight,
+  compute: Compute,
+  out: Tensor,
+  row: string,
+): void {
+  const coded = x instanceof QuantizedRows
+  native.linear(
+    coded ? x.codes : x,
+    coded ? x.scales : undefined,
+    w,
+    undefined,
+    undefined,
+    0,
+    computes.indexOf(compute),
+    undefined,
+    undefined,
+    out,
+    undefined,
+    row,
+  )
+}
+
 const checkedRows = 8
 
 /** Up to eight rows of x, the first and the last ones. */
@@ -132,20 +158,7 @@ function checkLinear(
   using w = device.load(block)
   using from = device.tensor(few, [sample.length, k], dtype)
   using to = device.empty([sample.length, rows], dtype)
-  native.linear(
-    from,
-    undefined,
-    w,
-    undefined,
-    undefined,
-    0,
-    computes.indexOf(compute),
-    undefined,
-    undefined,
-    to,
-    undefined,
-    'linear_ref',
-  )
+  forcedLinear(from, w, compute, to, 'linear_ref')
   const want = to.readSync('f32')
   const got = out.readSync('f32')
   for (const [i, row] of sample.entries()) {
@@ -218,15 +231,17 @@ export function* linearCasesOf(
         op: 'linear',
         name,
         shape: words.filter(Boolean).join(' '),
-        properties: { ...propertiesOf(config, whole, m) },
+        properties: { ...propertiesOf(config, whole, m), layout: (weights[0] as Weight).layout },
         work: {
           bytesRead: whole.byteLength + m * (config.quantised ? k + 4 : k * widths[config.x]),
           bytesWritten: m * n * widths[config.x],
           operations: 2 * m * n * k,
           arithmetic: arithmeticOf(config),
         },
-        launch: (index) => {
-          linear(from, weights[index % used] as Weight, { out, compute: config.compute })
+        launch: (index, row) => {
+          const w = weights[index % used] as Weight
+          if (row === undefined) linear(from, w, { out, compute: config.compute })
+          else forcedLinear(from, w, config.compute, out, row)
         },
         check: () => checkLinear(context, config, data, block, out),
       }

@@ -6,8 +6,7 @@ import { type ChildProcess, fork, spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { type Device, openDevice } from '../device'
+import { openDevice } from '../device'
 import { LowbitError } from '../errors'
 import { description, native, root } from '../native'
 import { measurePeaks, type Peaks } from '../peaks'
@@ -17,26 +16,17 @@ import { coldBytes, coldM } from './cases'
 import type { Duel, DuelM, Field, Rival } from './duels'
 import { type BenchLine, type Origin, originOf, rounded } from './line'
 import { linearCasesOf } from './linear'
+import { type Burst, ourRunner, type Runner, runRounds } from './rounds'
 import type { BenchCase, BenchContext, BenchOptions, BenchSink, Named } from './run'
-import { disturbance, type Effort, percentile, stolenTicks, waitedNs } from './time'
+import { percentile } from './time'
 
 /** A rival's result may be so far from the exact one: x is quantised to 8 bits in the roughest of them. */
 const largestError = 0.03
-
-/** Threads of the last one that ran may still look for work; they give up within this. */
-const pauseMs = 8
 
 interface Prepared {
   readonly label: string
   /** How far its result is from the exact one, as a part of its length. */
   readonly error: number
-}
-
-interface Burst {
-  readonly seconds: number
-  readonly launches: number
-  /** Seconds that its threads stood in the run queue. */
-  readonly waited: number
 }
 
 /** Where the rivals are: not in the published package. */
@@ -136,75 +126,9 @@ class Peers {
   }
 }
 
-/** One that takes part in the rounds. */
-interface Runner {
-  readonly label: string
+/** A rival that takes part in the rounds. */
+interface RivalRunner extends Runner {
   readonly version: string
-  /** Queues and finishes so many runs. */
-  readonly burst: (runs: number) => Promise<Burst>
-  /** The runs that fill its part of a round. */
-  runs: number
-  /** Microseconds of one launch, by round. */
-  readonly us: number[]
-}
-
-function ourRunner(label: string, device: Device, c: BenchCase): Runner {
-  let index = 0
-  return {
-    label,
-    version: '',
-    burst: async (runs) => {
-      const before = waitedNs()
-      const begin = process.hrtime.bigint()
-      for (let i = 0; i < runs; i++) c.launch(index++)
-      device.syncSync()
-      const seconds = Number(process.hrtime.bigint() - begin) * 1e-9
-      return { seconds, launches: runs, waited: (waitedNs() - before) * 1e-9 }
-    },
-    runs: 1,
-    us: [],
-  }
-}
-
-/** Finds how many runs fill a round; also the warm-up. */
-async function calibrate(runner: Runner, seconds: number): Promise<void> {
-  let took = (await runner.burst(1)).seconds
-  let runs = 1
-  while (took < seconds / 2 && runs < 4096) {
-    runs = Math.min(4096, Math.max(runs * 2, Math.floor((runs * seconds) / (2 * took))))
-    took = (await runner.burst(runs)).seconds
-  }
-  runner.runs = Math.max(1, Math.min(4096, Math.round((runs * seconds) / took)))
-}
-
-/** Rounds of all runners, one after the other. Disturbed rounds are left out while there are enough others. */
-async function rounds(
-  runners: readonly Runner[],
-  threads: number,
-  effort: Effort,
-): Promise<{ disturbed: number; noisy: boolean }> {
-  for (const runner of runners) await calibrate(runner, effort.seconds)
-  const taken: { us: number[]; calm: boolean }[] = []
-  let calm = 0
-  while (calm < effort.rounds && taken.length < effort.rounds + calm) {
-    const us: number[] = []
-    let disturbed = false
-    for (const runner of runners) {
-      await sleep(pauseMs)
-      const stolen = stolenTicks()
-      const { seconds, launches, waited } = await runner.burst(runner.runs)
-      const lost = Math.max(0, stolenTicks() - stolen - 1) * 0.01
-      disturbed ||= Math.max(waited, lost) > disturbance * seconds * threads
-      us.push((seconds / launches) * 1e6)
-    }
-    taken.push({ us, calm: !disturbed })
-    if (!disturbed) calm++
-  }
-  const noisy = calm * 3 < effort.rounds
-  for (const round of taken.filter((r) => noisy || r.calm)) {
-    for (const [i, runner] of runners.entries()) runner.us.push(round.us[i] as number)
-  }
-  return { disturbed: taken.length - calm, noisy }
 }
 
 const sorted = (values: readonly number[]): number[] => [...values].sort((a, b) => a - b)
@@ -225,7 +149,7 @@ async function rivalRunner(
   rival: Rival,
   own: BenchCase | undefined,
   [m, n, k]: readonly [number, number, number],
-): Promise<Runner | undefined> {
+): Promise<RivalRunner | undefined> {
   const { context, peers, sink } = arena
   if (rival.peer === 'own') {
     if (own === undefined) return undefined
@@ -233,7 +157,7 @@ async function rivalRunner(
     context.device.syncSync()
     const wrong = own.check()
     if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${own.shape} is wrong: ${wrong}`)
-    return ourRunner(`our ${rival.config.format}`, context.device, own)
+    return { ...ourRunner(`our ${rival.config.format}`, context.device, own.launch), version: '' }
   }
   const { peer: name, ...call } = rival
   const peer = await peers.get(name)
@@ -265,14 +189,14 @@ async function rivalRunner(
 function fieldLines(
   base: BenchLine,
   field: Field,
-  runners: ReadonlyMap<Rival, Runner>,
+  runners: ReadonlyMap<Rival, RivalRunner>,
   us: readonly number[],
   bar: number | undefined,
 ): BenchLine[] {
   const present = field.rivals.flatMap((rival) => runners.get(rival) ?? [])
-  const ratiosOf = (runner: Runner): number[] => us.map((own, i) => (runner.us[i] as number) / own)
+  const ratiosOf = (runner: RivalRunner): number[] => us.map((own, i) => (runner.us[i] as number) / own)
   const ratio = new Map(present.map((runner) => [runner, median(ratiosOf(runner))]))
-  const best = present.reduce<Runner | undefined>(
+  const best = present.reduce<RivalRunner | undefined>(
     (least, r) => (least === undefined || (ratio.get(r) ?? 0) < (ratio.get(least) ?? 0) ? r : least),
     undefined,
   )
@@ -319,14 +243,14 @@ async function fight(
   device.syncSync()
   const wrong = ours.check()
   if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${label}: ${row} is wrong: ${wrong}`)
-  const runners = new Map<Rival, Runner>()
+  const runners = new Map<Rival, RivalRunner>()
   for (const rival of new Set(fields.flatMap((field) => field.rivals))) {
     const runner = await rivalRunner(arena, rival, own, [m, n, k])
     if (runner !== undefined) runners.set(rival, runner)
   }
-  const me = ourRunner(row, device, ours)
+  const me = ourRunner(row, device, ours.launch)
   const everyone = [me, ...runners.values()]
-  const { disturbed, noisy } = await rounds(everyone, threads, options.effort)
+  const { disturbed, noisy } = await runRounds(everyone, threads, options.effort)
   const us = sorted(me.us)
   const arch = description.kernels.find((known) => known.name === row)?.arch[0] ?? ''
   const bound = boundOf(ours.work, ratesOf(peaks, arch, threads === 1 ? 'one' : 'all'))

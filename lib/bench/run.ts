@@ -16,13 +16,17 @@ export interface Named<S> {
   readonly shape: S
 }
 
-/** What `lowbit bench` was asked for. An absent list stands for the default one. */
-export interface BenchOptions {
+/** Which configurations of linear; an absent list stands for the usual one. */
+export interface LinearChoices {
   readonly formats?: readonly Format[]
   readonly groups?: readonly GroupSize[]
   readonly computes?: readonly Compute[]
   readonly zeros?: readonly ZeroPoint[]
   readonly x?: readonly FloatDType[]
+}
+
+/** What `lowbit bench` was asked for. An absent list stands for the default one. */
+export interface BenchOptions extends LinearChoices {
   readonly m?: readonly number[]
   readonly linear?: readonly Named<readonly [number, number]>[]
   readonly attention?: readonly Named<AttentionShape>[]
@@ -51,8 +55,8 @@ export interface BenchCase {
   /** Fields of the line that say what it is. */
   readonly properties: Readonly<Record<string, string | number | boolean>>
   readonly work: Work
-  /** Queues one launch; `index` counts up. */
-  readonly launch: (index: number) => void
+  /** Queues one launch; `index` counts up. Cases of linear take a row by name, if one is given. */
+  readonly launch: (index: number, row?: string) => void
   /** Compares the op with its reference row: undefined, or what is wrong. */
   readonly check: () => string | undefined
 }

@@ -11,15 +11,13 @@ import {
 } from '../bench/cases'
 import { type Duel, duels } from '../bench/duels'
 import type { BenchLine } from '../bench/line'
-import type { BenchOptions, BenchSink, Named } from '../bench/run'
+import type { BenchOptions, BenchSink } from '../bench/run'
 import type { Peaks, Rates } from '../peaks'
-import type { GroupSize } from '../quantize'
 import { type Compute, computes, type Format, formats, type ZeroPoint, zeroPoints } from '../words'
+import { floats, groupSizes, groupsOption, numbersOption, shapesOption, sizesOf, wordsOption } from './lists'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
 const ops = ['linear', 'attention', 'rows', 'calls', 'peaks'] as const
-const groupSizes = ['32', '64', '128', 'channel', 'tensor', 'block']
-const floats = ['f32', 'f16', 'bf16'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
@@ -72,50 +70,6 @@ const optionTypes = {
   json: { type: 'boolean' },
   save: { type: 'boolean' },
 } as const
-
-/** The words of a list such as "int4,int8"; undefined where it was not given. */
-function wordsOption<W extends string>(
-  value: string | undefined,
-  name: string,
-  known: readonly W[],
-): W[] | undefined {
-  return value?.split(',').map((text) => {
-    const word = known.find((candidate) => candidate === text.trim())
-    if (word === undefined) throw new UsageError(`--${name} expects ${known.join(', ')} but got '${text}'`)
-    return word
-  })
-}
-
-/** The numbers of a list such as "1,64". */
-function numbersOption(value: string | undefined, name: string, most: number): number[] | undefined {
-  return value?.split(',').map((text) => numberOption(text, name, 1, most) as number)
-}
-
-/** "4096x14336" as numbers. */
-function sizesOf(text: string, form: string, names: readonly string[]): number[] {
-  const sizes = text.split('x').map(Number)
-  const right =
-    sizes.length === form.split('x').length && sizes.every((n) => Number.isSafeInteger(n) && n > 0)
-  if (right) return sizes
-  const known = names.length > 0 ? `all, ${names.join(', ')} or ` : ''
-  throw new UsageError(`--shape expects ${known}${form} but got '${text}'`)
-}
-
-/** The shapes of a list: names of the table, "all" of them, or sizes. */
-function shapesOption<S>(
-  value: string | undefined,
-  table: Readonly<Record<string, S>>,
-  usual: readonly string[],
-  form: string,
-  made: (sizes: number[]) => S,
-): Named<S>[] {
-  const names = Object.keys(table)
-  const list = value === undefined ? usual : value === 'all' ? names : value.split(',')
-  return list.map((text) => {
-    const shape = table[text]
-    return shape === undefined ? { name: '', shape: made(sizesOf(text, form, names)) } : { name: text, shape }
-  })
-}
 
 const columns: readonly Column[] = [
   { title: 'row', width: 30 },
@@ -255,9 +209,7 @@ export async function run(argv: readonly string[]): Promise<number> {
       throw new UsageError('--shape needs an op: linear, attention or rows')
     }
     const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
-    const groups = wordsOption(values.group, 'group', groupSizes)?.map(
-      (text) => (Number.isNaN(Number(text)) ? text : Number(text)) as GroupSize,
-    )
+    const groups = groupsOption(values.group)
     const peers = values.peers ?? false
     if (peers && op !== 'linear') throw new UsageError('--peers goes with linear')
     if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')

@@ -16,6 +16,7 @@ can run here, and the variables that change any of it. The exit code is 0 unless
 const variables: Readonly<Record<string, string>> = {
   LB_ARCH: 'caps the instruction sets',
   LB_KERNEL: 'forces the kernel row of that name',
+  LB_TUNE: 'names the table of measured rows (lowbit tune) to follow',
   LB_LOG: '1: prints each choice of a row once',
   LB_GUARD: '1: protected pages around tensors, for tests',
   LB_ADDON: 'file of the addon',

@@ -1,16 +1,20 @@
 /** `lowbit kernels`: the rows of every registry, and which one a call would take. */
+import { type Candidate, candidatesOf } from '../bench/candidates'
+import { openDevice } from '../device'
 import { description, type KernelRow, native } from '../native'
 import type { GroupSize } from '../quantize'
-import { selectAttention, selectLinear } from '../select'
+import { type LinearCall, selectAttention, selectLinear } from '../select'
 import type { Compute, DType, Format } from '../words'
-import { command, tableHead, tableRow, UsageError } from './terminal'
+import { floats } from './lists'
+import { command, numberOption, tableHead, tableRow, UsageError } from './terminal'
 
 const usage = `usage: lowbit kernels [op] [--json]
        lowbit kernels --shape M,N,K --format F [--group G] [--zeros Z] [--compute C] [--x DTYPE] [--arch A]
        lowbit kernels attention --shape SEQ_Q,SEQ_KV,HEADS,KV_HEADS,HEAD_DIM [--x DTYPE] [--arch A]
 
 The rows of the kernel registries in order of preference: the first that fits the device and the call is used. With --shape,
-the row that such a call takes.
+the row that such a call takes, and below it every row that could serve it, timed side by side on this machine; with --arch or a
+forced row (LB_KERNEL), the row alone.
 
   --shape M,N,K     linear: x [M, K] with a weight [N, K]
   --format F        format of the weight: ${description.formats.join(', ')}
@@ -19,6 +23,7 @@ the row that such a call takes.
   --compute C       ${description.computes.join(', ')} (default: float)
   --x DTYPE         dtype of x, or of q, k and v (default: f32)
   --arch A[,B]      on a machine with these instead of this one: ${description.archs.join(', ')}
+  --threads N       of the times (default: all cores)
   --json            on standard output, for programs`
 
 /** What a row can do, in words; limits that bind nothing are left out. */
@@ -42,6 +47,39 @@ function shapeOf(text: string, count: number): number[] {
   throw new UsageError(`--shape expects ${count} sizes with commas but got '${text}'`)
 }
 
+interface Times {
+  readonly threads: number
+  readonly candidates: readonly Candidate[]
+}
+
+/** The rows that fit, timed; undefined where the bench has no such x, or there is nothing to do. */
+async function timesOf(call: LinearCall, threads: number | undefined): Promise<Times | undefined> {
+  const { m, n, k, format, compute = 'float', x = 'f32', groupSize, zeroPoint } = call
+  const float = floats.find((dtype) => dtype === x)
+  const quantised = x === 'i8' && compute === 'int8'
+  if ((float === undefined && !quantised) || m * n * k === 0) return undefined
+  const config = {
+    ...{ format, compute, x: float ?? ('f32' as const), quantised },
+    ...(groupSize === undefined ? {} : { groupSize }),
+    ...(zeroPoint === undefined ? {} : { zeros: zeroPoint }),
+  }
+  using device = openDevice('cpu', { threads })
+  const effort = { rounds: 5, seconds: 0.02 }
+  for await (const { rows } of candidatesOf(device, config, [n, k], [m], effort)) {
+    return { threads: device.info.threads, candidates: rows }
+  }
+  return undefined
+}
+
+function timesText({ threads, candidates }: Times): string {
+  const columns = [
+    { title: `rows that fit, in order; ${threads === 1 ? '1 thread' : `${threads} threads`}`, width: 44 },
+    { title: 'us', width: 9 },
+  ]
+  const rows = candidates.map(({ row, us }) => tableRow(columns, [row, us?.toFixed(1) ?? 'too long']))
+  return ['', tableHead(columns), ...rows].join('\n')
+}
+
 const options = {
   shape: { type: 'string' },
   format: { type: 'string' },
@@ -50,6 +88,7 @@ const options = {
   compute: { type: 'string' },
   x: { type: 'string' },
   arch: { type: 'string' },
+  threads: { type: 'string' },
   json: { type: 'boolean' },
 } as const
 
@@ -87,8 +126,15 @@ export function run(argv: readonly string[]): Promise<number> {
         ...(values.zeros === undefined ? {} : { zeroPoint: values.zeros as 'none' | 'integer' | 'float' }),
       }
       const chosen = selectLinear(call, choice)
-      if (values.json) print(JSON.stringify({ op: 'linear', ...call, archs, ...chosen }))
-      else print(`${chosen.row} (weight packed as ${chosen.layout})`)
+      const timed =
+        values.arch === undefined && forced === undefined
+          ? await timesOf(call, numberOption(values.threads, 'threads', 1, 1024))
+          : undefined
+      if (values.json) print(JSON.stringify({ op: 'linear', ...call, archs, ...chosen, ...timed }))
+      else {
+        print(`${chosen.row} (weight packed as ${chosen.layout})`)
+        if (timed !== undefined) print(timesText(timed))
+      }
       return 0
     }
 

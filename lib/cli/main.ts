@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The `lowbit` command: one module per subcommand, each with `run(args)` that resolves to an exit code. */
-const commands = ['doctor', 'kernels', 'eval', 'generate', 'bench'] as const
+const commands = ['doctor', 'kernels', 'eval', 'generate', 'bench', 'tune'] as const
 type Command = (typeof commands)[number]
 
 const usage = `usage: lowbit <command> [options]
@@ -10,6 +10,7 @@ const usage = `usage: lowbit <command> [options]
   eval [checkpoint]       quality and speed of a checkpoint per scheme
   generate [checkpoint]   streams text
   bench [op]              kernels against their bound and their rivals
+  tune                    writes down which rows are fastest on this machine
 
 lowbit <command> --help says more.`
 
