@@ -76,6 +76,19 @@ describe('lowbit bench --json', () => {
     for (const { gbs, gops } of peaks) expect(gbs ?? gops).toBeGreaterThan(0)
   })
 
+  test('load: quantising and packing', () => {
+    const { lines } = linesOf('load', '--shape', '100x64')
+    lines.forEach(checkTimed)
+    expect(lines.map((line) => `${line.row}: ${line.shape}`)).toEqual([
+      'quantize, bf16: 100x64 int4 g32',
+      'device.load: 100x64 int4 g32',
+    ])
+    for (const line of lines) {
+      expect(line.gbs).toBeGreaterThan(0)
+      expect(line.barUs).toBeUndefined() // bars are for the usual shape
+    }
+  })
+
   test('linear --peers: ours against another configuration of ours, with its bar', () => {
     const { lines } = linesOf('linear', '--peers', '--case', 'fp8', '--shape', '48x64,32x64')
     lines.forEach(checkTimed)

@@ -6,6 +6,7 @@ import { attentionCases } from './attention'
 import { runCalls } from './calls'
 import { type BenchLine, type Origin, originOf, rounded } from './line'
 import { linearCases } from './linear'
+import { runLoad } from './load'
 import { rowCases } from './rows'
 import { type BenchCase, type BenchContext, type BenchOptions, type BenchSink, runCases } from './run'
 
@@ -83,6 +84,8 @@ export async function runBench(
         const casesOf = cases[op]
         if (op === 'calls') {
           lines += n === widest ? await runCalls(device, batches, origin, sink) : 0
+        } else if (op === 'load') {
+          lines += n === widest ? runLoad(options.load, n, options.effort.rounds, origin, sink) : 0
         } else {
           const peaks = await peaksWith(n)
           if (casesOf !== undefined) {

@@ -30,6 +30,8 @@ export interface BenchOptions extends LinearChoices {
   readonly m?: readonly number[]
   readonly linear?: readonly Named<readonly [number, number]>[]
   readonly attention?: readonly Named<AttentionShape>[]
+  /** Rows and columns of the weight that is quantised and packed; without, the usual one with its bars. */
+  readonly load?: readonly [number, number]
   /** Rows and columns. */
   readonly rows?: readonly (readonly [number, number])[]
   /** Reuse one buffer, which a cache may hold, instead of rotating. */

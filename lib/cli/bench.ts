@@ -17,7 +17,7 @@ import { type Compute, computes, type Format, formats, type ZeroPoint, zeroPoint
 import { floats, groupSizes, groupsOption, numbersOption, shapesOption, sizesOf, wordsOption } from './lists'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
-const ops = ['linear', 'attention', 'rows', 'calls', 'peaks'] as const
+const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'peaks'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
@@ -27,6 +27,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   linear     x [M, K] times weights [N, K], in each format
   attention  decode and prefill
   rows       the ops that go over rows, 32 MB of them
+  load       quantising 1 GB of bf16 to int4, and packing a weight of int4 for the device
   calls      what a call costs the JavaScript thread
   peaks      what the machine can do: bandwidth and multiply-adds
 
@@ -38,7 +39,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   --m <list>         linear: rows of x
   --shape <list>     linear: ${Object.keys(linearShapes).join(', ')} or NxK
                      attention: ${Object.keys(attentionShapes).join(', ')} or QxKVxD
-                     rows: ROWSxCOLUMNS; all: every shape of the op
+                     rows: ROWSxCOLUMNS; load: NxK; all: every shape of the op
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
   --peers            linear: against rivals, which bench/peers has; see its README
@@ -206,7 +207,7 @@ export async function run(argv: readonly string[]): Promise<number> {
       throw new UsageError(`expected one of ${ops.join(', ')} but got '${op}'`)
     }
     if (values.shape !== undefined && (op === undefined || op === 'calls' || op === 'peaks')) {
-      throw new UsageError('--shape needs an op: linear, attention or rows')
+      throw new UsageError('--shape needs an op: linear, attention, rows or load')
     }
     const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
     const groups = groupsOption(values.group)
@@ -225,6 +226,7 @@ export async function run(argv: readonly string[]): Promise<number> {
       rows: shapeOf('rows')
         ?.split(',')
         .map((text) => sizesOf(text, 'ROWSxCOLUMNS', []) as [number, number]),
+      load: shapeOf('load') === undefined ? undefined : sizesOf(values.shape ?? '', 'NxK', []),
       row: values.row,
     }
     const present = Object.entries(given).filter(([, value]) => value !== undefined)
