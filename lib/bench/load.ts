@@ -65,6 +65,7 @@ export function runLoad(
       p10: rounded(percentile(us, 0.1)),
       p90: rounded(percentile(us, 0.9)),
       rounds: us.length,
+      calls: 1,
       gbs: rounded(bytes / (median * 1e3)),
       ...origin,
     }
