@@ -15,9 +15,8 @@ namespace {
 using namespace avx512;
 
 Status run(const LinearArgs& args, const Ctx& ctx) {
-  __m512i order;
-  int16_t* words = reinterpret_cast<int16_t*>(&order);
-  for (int i = 0; i < 32; ++i) words[i] = static_cast<int16_t>(i);
+  constexpr int8_t kOrder[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const __m512i order = pair_order(kOrder);
   return run_pairs<PairCodes>(args, ctx, order);
 }
 

@@ -1,8 +1,9 @@
-// linear_int4_bf16_avx512bf16: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) + residual; int4
-// weights, x in bf16, exact products, f32 sums.
+// linear_int4_bf16_avx512bf16, linear_int4_f32_avx512bf16: out[M,N] = act(x[M,K] * deq(w)[N,K]^T +
+// bias) + residual; int4 weights, x in bf16, exact products, f32 sums.
 //
 // Shapes    any; scales per channel or per group of a multiple of 8 columns; zeros none or u8; x in
-//           bf16, or rounded to fp8 on the way.
+//           bf16, or rounded to fp8 on the way. The f32 row: M of 1 and 2, any x, in three parts
+//           of bf16.
 // Layout    w in panel16: a lane of 4 bytes holds columns 8j .. 8j + 3 of its row in the low bits
 //           and 8j + 4 .. 8j + 7 in the high ones.
 // Bound     M = 1: memory, 1/2 byte of w a product, against 7 instructions of decoding and 4
@@ -73,13 +74,25 @@ struct Zeros {
   }
 };
 
+constexpr int8_t kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
 Status run(const LinearArgs& args, const Ctx& ctx) {
-  constexpr int16_t kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-  int16_t words[32];
-  for (int i = 0; i < 32; ++i) words[i] = static_cast<int16_t>(i / 8 * 8 + kOrder[i % 8]);
-  const __m512i order = words_of(words);
+  const __m512i order = pair_order(kOrder);
   return args.w.format.zero_type == ZeroType::none ? run_pairs<Symmetric>(args, ctx, order)
                                                    : run_pairs<Zeros>(args, ctx, order);
+}
+
+Status run_floats(const LinearArgs& args, const Ctx& ctx) {
+  const __m512i order = pair_order(kOrder);
+  return args.w.format.zero_type == ZeroType::none ? run_split<Symmetric>(args, ctx, order)
+                                                   : run_split<Zeros>(args, ctx, order);
+}
+
+constexpr LinearSpec floats_spec() {
+  LinearSpec spec = float_spec(bit(Kind::int4), Layout::panel16, false);
+  spec.m_max = kSplitRows;
+  spec.float_zeros = false;
+  return spec;
 }
 
 }  // namespace
@@ -91,6 +104,11 @@ const LinearKernel linear_int4_bf16_avx512bf16 = {
     pair_spec(bit(Kind::int4)),
     workspace_pairs,
     run,
+};
+
+extern const LinearKernel linear_int4_f32_avx512bf16;
+const LinearKernel linear_int4_f32_avx512bf16 = {
+    "linear_int4_f32_avx512bf16", kArchAvx512Bf16, floats_spec(), workspace_split, run_floats,
 };
 
 }  // namespace lowbit
