@@ -96,6 +96,7 @@ interface LinearRow extends KernelRow {
   zeros: boolean
   floatZeros: boolean
   oneScale: boolean
+  manyTables: boolean
   mMin: number
   mMax: number
   nMultiple: number
@@ -152,7 +153,11 @@ function schemesOf(row: LinearRow, format: Format, layout: Layout): Scheme[] {
   const zeros: readonly ZeroPoint[] =
     isAffine(format) && row.zeros ? zeroPoints.filter((z) => row.floatZeros || z !== 'float') : ['none']
   const tables: Scheme[] =
-    format === 'codebook4' ? [{ tablePer: 'tensor' }, { tablePer: 'row' }, { tablePer: 'group' }] : [{}]
+    format !== 'codebook4'
+      ? [{}]
+      : row.manyTables
+        ? [{ tablePer: 'tensor' }, { tablePer: 'row' }, { tablePer: 'group' }]
+        : [{ tablePer: 'tensor' }]
   return groupSizesOf(format)
     .filter((size) => typeof size !== 'number' || size % row.groupMultiple === 0)
     .filter((size) => !row.oneScale || size === 'channel' || size === 'tensor')

@@ -540,19 +540,25 @@ void unpack(const Weight& w, const Buffers& to, Pool* pool) {
 constexpr KindSet kPanelKinds = bit(Kind::f32) | bit(Kind::f16) | bit(Kind::bf16) |
                                 bit(Kind::int8) | bit(Kind::int4) | bit(Kind::int3) |
                                 bit(Kind::int2) | bit(Kind::int1) | bit(Kind::ternary);
-constexpr KindSet kTablePanelKinds =
+// Kinds that only the newer rows read so.
+constexpr KindSet kBytePanelKinds =
     bit(Kind::fp8_e4m3) | bit(Kind::fp8_e5m2) | bit(Kind::mxfp8_e4m3) | bit(Kind::mxfp8_e5m2);
+constexpr ArchSet kBytePanelArchs = kArchAvx512Vbmi | kArchAvx512Bf16;
+constexpr KindSet kTablePanelKinds =
+    bit(Kind::nf4) | bit(Kind::fp4) | bit(Kind::codebook4) | bit(Kind::mxfp4) | bit(Kind::nvfp4);
 
 // ternary is taken in panel16, which every compute reads well. trits16 has to be asked for: a fifth
 // smaller and 5 % less time with int8 compute at M = 1, but 3 % more at M = 8 and 64, and twice the
 // instructions to decode with float compute (csrc/linear/NOTES.md).
 //
 // A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
-constexpr ArchSet kByteTables = kArchAvx512Vbmi | kArchAvx512Bf16;  // what the rows of fp8 need
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
   if ((arch & kArchSm90a) != 0 && layout_serves(Layout::frag64, f, s)) return Layout::frag64;
-  const bool vectors = ((arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind)) ||
-                       ((arch & kByteTables) == kByteTables && has(kTablePanelKinds, f.kind));
+  const bool vectors =
+      ((arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind)) ||
+      ((arch & kBytePanelArchs) == kBytePanelArchs && has(kBytePanelKinds, f.kind)) ||
+      ((arch & kArchAvx512) != 0 && has(kTablePanelKinds, f.kind) &&
+       f.table_type <= TableType::tensor);
   return vectors && layout_serves(Layout::panel16, f, s) ? Layout::panel16 : Layout::rows;
 }
 

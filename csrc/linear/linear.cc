@@ -165,7 +165,8 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
   return has(spec.kinds, f.kind) && (spec.layouts & bit(args.w.layout)) != 0 &&
          has(spec.x, args.x.dtype) && (spec.computes & bit(args.compute)) != 0 &&
          (spec.zeros || f.zero_type == ZeroType::none) &&
-         (spec.float_zeros || f.zero_type != ZeroType::f32) && args.x.shape[0] >= spec.m_min &&
+         (spec.float_zeros || f.zero_type != ZeroType::f32) &&
+         (spec.many_tables || f.table_type <= TableType::tensor) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
          (args.w.k > 0 || spec.k_multiple <= 1) && (!spec.one_scale || has_one_scale(args)) &&

@@ -76,6 +76,7 @@ struct LinearSpec {
   bool float_zeros = true;  // of `zeros`, those in f32 too
   bool one_scale = false;   // each row of w, and of x where it is codes, has one scale (w: or all)
   bool codes_only = false;  // linear_run quantises an x of floats before the row sees it
+  bool many_tables = true;  // tables for each row or group, not only one for the matrix
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
 

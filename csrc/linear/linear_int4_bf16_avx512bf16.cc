@@ -31,11 +31,26 @@ __m512i bf16_table(int first, int half, int below) {
   return words_of(words);
 }
 
+// The elements of mxfp4 and nvfp4 are exact in bf16; the tables of nf4 and its like are not.
+struct Words {
+  uint16_t words[32];
+};
+constexpr Words e2m1_table() {
+  Words t = {};
+  for (uint32_t i = 0; i < 32; ++i) {
+    t.words[i] = static_cast<uint16_t>(float_bits(kind_table(Kind::mxfp4)[i % 16]) >> 16);
+  }
+  return t;
+}
+alignas(64) constexpr Words kE2m1 = e2m1_table();
+
 struct Symmetric {
   static constexpr bool kDecoded = false;
   static constexpr int64_t kBytes = 64;
   using Zero = __m512i;  // the table: 16 entries twice, since vpermw looks at 5 bits
-  static Zero zero(const PairPanel&, const uint8_t*) { return bf16_table(-8, 16, 16); }
+  static Zero zero(const PairPanel& w, const uint8_t*) {
+    return w.format.kind == Kind::int4 ? bf16_table(-8, 16, 16) : load_bytes(kE2m1.words);
+  }
   static void decode(const uint8_t* at, const Zero& table, __m512i (&v)[4]) {
     const __m512i codes = load_bytes(at);
     // Word h of a lane of the first: columns (0, 2); then (4, 6), (1, 3), (5, 7). The fifth bit is
@@ -75,6 +90,7 @@ struct Zeros {
 };
 
 constexpr int8_t kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+constexpr KindSet kPairKinds = bit(Kind::int4) | bit(Kind::mxfp4) | bit(Kind::nvfp4);
 
 Status run(const LinearArgs& args, const Ctx& ctx) {
   const __m512i order = pair_order(kOrder);
@@ -89,7 +105,7 @@ Status run_floats(const LinearArgs& args, const Ctx& ctx) {
 }
 
 constexpr LinearSpec floats_spec() {
-  LinearSpec spec = float_spec(bit(Kind::int4), Layout::panel16, false);
+  LinearSpec spec = float_spec(kPairKinds, Layout::panel16, false);
   spec.m_max = kSplitRows;
   spec.float_zeros = false;
   return spec;
@@ -99,11 +115,7 @@ constexpr LinearSpec floats_spec() {
 
 extern const LinearKernel linear_int4_bf16_avx512bf16;
 const LinearKernel linear_int4_bf16_avx512bf16 = {
-    "linear_int4_bf16_avx512bf16",
-    kArchAvx512Bf16,
-    pair_spec(bit(Kind::int4)),
-    workspace_pairs,
-    run,
+    "linear_int4_bf16_avx512bf16", kArchAvx512Bf16, pair_spec(kPairKinds), workspace_pairs, run,
 };
 
 extern const LinearKernel linear_int4_f32_avx512bf16;

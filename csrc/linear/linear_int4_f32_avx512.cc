@@ -1,15 +1,17 @@
-// linear_int4_f32_avx512: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) + residual; int4 weights,
-// f32 products.
+// linear_int4_f32_avx512, linear_table_f32_avx512: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) +
+// residual; int4 weights, or 4-bit positions in a table of 16 numbers; f32 products.
 //
-// Shapes    any; scales per channel or per group of a multiple of 8 columns; zeros none, u8 or f32.
+// Shapes    any; scales per channel or per group of a multiple of 8 columns; zeros none, u8 or f32;
+//           one table for the matrix.
 // Layout    w in panel16: a lane of 4 bytes holds columns 8j .. 8j + 3 of its row in the low bits
 //           and 8j + 4 .. 8j + 7 in the high ones.
 // Bound     M = 1: memory at 1/2 byte a product, closely followed by decoding (a shift and a
 //           permutation for 16 products, with stored zeros a difference more); from M = 2 the FMA
 //           pipes.
 // Method    vpermps takes the lowest 4 bits of each lane for the index into a table of 16 floats:
-//           code - 8 where no zeros are stored, else the code. M = 1: sums of (code - zero) * x per
-//           group, then the scale. Else scaled slices of f32 for the tiles of gemm_f32_avx512.h.
+//           code - 8 where no zeros are stored, else the code; or the weight's own table. M = 1:
+//           sums of (code - zero) * x per group, then the scale. Else scaled slices of f32 for the
+//           tiles of gemm_f32_avx512.h.
 #include "csrc/linear/gemm_f32_avx512.h"
 
 namespace lowbit {
@@ -18,10 +20,18 @@ namespace {
 using namespace avx512;
 
 // The values of the 16 codes; with stored zeros those are subtracted after the look-up.
-__m512 table_of(ZeroType type) {
+__m512 table_of(const Weight& w) {
+  if (kind_row(w.format.kind).table) {
+    return _mm512_loadu_ps(w.data + table_at(Layout::panel16, w.format, {w.n, w.k}, 0, 0));
+  }
   const __m512 codes = _mm512_set_ps(15.0f, 14.0f, 13.0f, 12.0f, 11.0f, 10.0f, 9.0f, 8.0f, 7.0f,
                                      6.0f, 5.0f, 4.0f, 3.0f, 2.0f, 1.0f, 0.0f);
-  return type == ZeroType::none ? _mm512_sub_ps(codes, _mm512_set1_ps(8.0f)) : codes;
+  return w.format.zero_type == ZeroType::none ? _mm512_sub_ps(codes, _mm512_set1_ps(8.0f)) : codes;
+}
+
+__m512 scale_of(const Weight& w, const PanelBlock& block, const uint8_t* base) {
+  const __m512 scale = load_scales(base + block.scales, w.format.scale_dtype);
+  return _mm512_mul_ps(scale, _mm512_set1_ps(w.tensor_scale));
 }
 
 // Column C of 8 of every row: bits 8C .. of its lane for the first four, 8(C - 4) + 4 .. for the
@@ -40,7 +50,7 @@ void add_column(__m512i v, __m512 table, __m512 zero, const float* x, __m512 (&a
 
 template <bool kZeros>
 void vector_int4(const Weight& w, const PanelBlock& block, int64_t p, const float* x, float* sums) {
-  const __m512 table = table_of(w.format.zero_type);
+  const __m512 table = table_of(w);
   __m512 total = _mm512_setzero_ps();
   const uint8_t* base = w.data + p * block.groups * block.bytes;
   for (int64_t g = 0; g < block.groups; ++g, base += block.bytes) {
@@ -64,7 +74,7 @@ void vector_int4(const Weight& w, const PanelBlock& block, int64_t p, const floa
     }
     const __m512 a = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
     const __m512 b = _mm512_add_ps(_mm512_add_ps(acc[4], acc[5]), _mm512_add_ps(acc[6], acc[7]));
-    const __m512 scale = load_scales(base + block.scales, w.format.scale_dtype);
+    const __m512 scale = scale_of(w, block, base);
     total = _mm512_fmadd_ps(_mm512_add_ps(a, b), scale, total);
   }
   _mm512_storeu_ps(sums, total);
@@ -77,12 +87,12 @@ void store_column(__m512i v, __m512 table, __m512 zero, __m512 scale, float* to)
 
 void decode_int4(const Weight& w, const PanelBlock& block, int64_t p, int64_t k0, int64_t kc,
                  float* to) {
-  const __m512 table = table_of(w.format.zero_type);
+  const __m512 table = table_of(w);
   for (int64_t k = k0; k < k0 + kc;) {
     const int64_t g = k / block.k, end = (g + 1) * block.k;
     const int64_t stop = end < k0 + kc ? end : k0 + kc;
     const uint8_t* base = w.data + (p * block.groups + g) * block.bytes;
-    const __m512 scale = load_scales(base + block.scales, w.format.scale_dtype);
+    const __m512 scale = scale_of(w, block, base);
     const __m512 zero = load_zeros(base + block.zeros, w.format.zero_type, 0.0f);
     const uint8_t* at = base + (k - g * block.k) * 8;
     for (; k < stop; k += 8, at += 64) {
@@ -117,6 +127,14 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   });
 }
 
+constexpr KindSet kTableKinds =
+    bit(Kind::nf4) | bit(Kind::fp4) | bit(Kind::codebook4) | bit(Kind::mxfp4) | bit(Kind::nvfp4);
+constexpr LinearSpec table_spec() {
+  LinearSpec spec = float_spec(kTableKinds, Layout::panel16, true);
+  spec.many_tables = false;
+  return spec;
+}
+
 }  // namespace
 
 extern const LinearKernel linear_int4_f32_avx512;
@@ -126,6 +144,11 @@ const LinearKernel linear_int4_f32_avx512 = {
     float_spec(bit(Kind::int4), Layout::panel16, false),
     workspace_f32,
     run,
+};
+
+extern const LinearKernel linear_table_f32_avx512;
+const LinearKernel linear_table_f32_avx512 = {
+    "linear_table_f32_avx512", kArchAvx512, table_spec(), workspace_f32, run,
 };
 
 }  // namespace lowbit
