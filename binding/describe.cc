@@ -54,6 +54,15 @@ static void set_words(napi_env env, napi_value object, const char* name, int cou
   napi_set_named_property(env, object, name, array);
 }
 
+static void set_archs(napi_env env, napi_value object, const char* name, ArchSet set) {
+  napi_value array;
+  napi_create_array(env, &array);
+  for (const ArchRow& row : kArchs) {
+    if (set & row.bit) push_text(env, array, row.name);
+  }
+  napi_set_named_property(env, object, name, array);
+}
+
 template <class Row, class Spec>
 static void add_rows(napi_env env, napi_value array, const char* op, const Row* const* rows,
                      int count, const Spec& spec) {
@@ -62,10 +71,7 @@ static void add_rows(napi_env env, napi_value array, const char* op, const Row* 
     napi_create_object(env, &row);
     set_text(env, row, "op", op);
     set_text(env, row, "name", rows[i]->name);
-    set_words(env, row, "arch", 1, [&](int) {
-      const ArchRow* arch = find_arch(rows[i]->arch);
-      return arch != nullptr ? arch->name : "?";
-    });
+    set_archs(env, row, "arch", rows[i]->arch);
     spec(rows[i]->spec, row);
     push(env, array, row);
   }
@@ -168,15 +174,6 @@ napi_value describe(napi_env env, napi_callback_info info) {
   return out;
 }
 
-static void set_archs(napi_env env, napi_value object, ArchSet set) {
-  napi_value array;
-  napi_create_array(env, &array);
-  for (const ArchRow& row : kArchs) {
-    if (set & row.bit) push_text(env, array, row.name);
-  }
-  napi_set_named_property(env, object, "archs", array);
-}
-
 napi_value host_info(napi_env env, napi_callback_info) {
   const CpuInfo cpu = cpu_info();
   napi_value out;
@@ -186,7 +183,7 @@ napi_value host_info(napi_env env, napi_callback_info) {
   set_number(env, out, "memory", static_cast<double>(cpu.memory));
   set_number(env, out, "l2", static_cast<double>(cpu.l2));
   set_number(env, out, "l3", static_cast<double>(cpu.l3));
-  set_archs(env, out, cap_arch(detect_cpu(), env_of(env)->arch_cap.c_str()));
+  set_archs(env, out, "archs", cap_arch(detect_cpu(), env_of(env)->arch_cap.c_str()));
   return out;
 }
 
@@ -208,7 +205,7 @@ napi_value device_info(napi_env env, napi_callback_info info) {
   napi_value out;
   napi_create_object(env, &out);
   set_number(env, out, "threads", handle->device->threads);
-  set_archs(env, out, handle->device->arch);
+  set_archs(env, out, "archs", handle->device->arch);
   // Scratch is no tensor: like cached blocks it is kept for ops to come.
   set_number(env, out, "used", static_cast<double>(usage.used - ops.scratch));
   set_number(env, out, "cached", static_cast<double>(usage.cached + ops.scratch));

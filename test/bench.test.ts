@@ -318,11 +318,11 @@ describe('the bound of a case', () => {
   const work = { bytesRead: 0, bytesWritten: 0, operations: 0, arithmetic: [] }
 
   test('a row is held against its own instructions, and all against the same memory', () => {
-    expect(ratesOf(peaks, 'avx2', 'one')).toMatchObject({ read: 20, copy: 16, f32: 100, int8: 200, bf16: 0 })
-    expect(ratesOf(peaks, 'cpu', 'all')).toMatchObject({ read: 30, copy: 32, f32: 80, int8: 0 })
-    expect(ratesOf(peaks, 'avx512vnni', 'all')).toMatchObject({ f32: 200, int8: 800, bf16: 0 })
-    expect(ratesOf(peaks, 'avx512bf16', 'one')).toMatchObject({ int8: 200, bf16: 200 })
-    expect(ratesOf(peaks, 'a later one', 'one')).toEqual(peaks.one)
+    expect(ratesOf(peaks, ['avx2'], 'one')).toMatchObject({ read: 20, copy: 16, f32: 100, int8: 200, bf16: 0 })
+    expect(ratesOf(peaks, ['cpu'], 'all')).toMatchObject({ read: 30, copy: 32, f32: 80, int8: 0 })
+    expect(ratesOf(peaks, ['avx512vnni'], 'all')).toMatchObject({ f32: 200, int8: 800, bf16: 0 })
+    expect(ratesOf(peaks, ['avx512bf16'], 'one')).toMatchObject({ int8: 200, bf16: 200 })
+    expect(ratesOf(peaks, ['a later one'], 'one')).toEqual(peaks.one)
   })
 
   test('memory: what is written costs a copy, the rest a read', () => {
@@ -335,7 +335,7 @@ describe('the bound of a case', () => {
   test('arithmetic: the fastest that the call allows, where it takes longer than the memory', () => {
     const much = { ...work, operations: 40e6, arithmetic: ['f32', 'bf16'] as const }
     expect(boundOf(much, peaks.one)).toEqual({ us: 200, name: 'bf16' })
-    expect(boundOf(much, ratesOf(peaks, 'avx2', 'one'))).toEqual({ us: 400, name: 'f32' })
+    expect(boundOf(much, ratesOf(peaks, ['avx2'], 'one'))).toEqual({ us: 400, name: 'f32' })
     expect(boundOf({ ...much, bytesRead: 20e6 }, peaks.one)).toEqual({ us: 1000, name: 'memory' })
     expect(boundOf({ ...much, arithmetic: ['int4'] }, peaks.one)).toEqual({ us: 0, name: 'memory' })
   })

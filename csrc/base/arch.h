@@ -51,6 +51,13 @@ static inline const ArchRow* find_arch(ArchSet bit) {
   }
   return nullptr;
 }
+// The bits of `set` and all that they imply.
+static inline ArchSet with_implied(ArchSet set) {
+  for (const ArchRow& row : kArchs) {
+    if ((set & row.bit) != 0) set |= row.implied;
+  }
+  return set;
+}
 
 // What this CPU and its operating system can run (CPUID and XGETBV).
 ArchSet detect_cpu();

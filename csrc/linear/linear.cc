@@ -213,8 +213,7 @@ size_t linear_workspace(const LinearArgs& args, const LinearKernel& row, int thr
 
 // By the row of quantize that a device takes which has what the chosen row needs.
 static Status quantize_with(const LinearKernel& row, const QuantizeArgs& args, const Ctx& ctx) {
-  const ArchRow* arch = find_arch(row.arch);
-  const Choice choice = {row.arch | (arch == nullptr ? 0 : arch->implied), nullptr};
+  const Choice choice = {with_implied(row.arch), nullptr};
   const QuantizeKernel* quantize_row = nullptr;
   LB_TRY(quantize_select(args, choice, &quantize_row));
   return quantize_run(args, *quantize_row, ctx);

@@ -30,12 +30,11 @@ const included: Readonly<Record<string, readonly string[]>> = {
 }
 
 /**
- * The rates that a row of this instruction set is held against: arithmetic of its own instructions, so that a row for
+ * The rates that a row of these instruction sets is held against: arithmetic of its own instructions, so that a row for
  * AVX2 is judged as one on every machine, and the bandwidth of the machine, which belongs to no instruction set.
  */
-export function ratesOf(peaks: Peaks, arch: string, threads: 'one' | 'all'): Rates {
-  const archs = included[arch]
-  const own = (row: PeakRow): boolean => archs === undefined || archs.includes(row.arch)
+export function ratesOf(peaks: Peaks, archs: readonly string[], threads: 'one' | 'all'): Rates {
+  const own = (row: PeakRow): boolean => archs.some((arch) => included[arch]?.includes(row.arch) ?? true)
   const { read, copy } = bestRates(peaks.rows, threads)
   return { ...bestRates(peaks.rows.filter(own), threads), read, copy }
 }

@@ -113,7 +113,7 @@ export function runCases(
     if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${label}: ${row} is wrong: ${wrong}`)
     const timing = timeLaunches(c.launch, () => device.syncSync(), threads, options.effort)
     if (row.endsWith('_ref')) reference.set(kind, c.work.operations / (timing.us * 1e-6))
-    const arch = description.kernels.find((known) => known.name === row)?.arch[0] ?? ''
+    const arch = description.kernels.find((known) => known.name === row)?.arch ?? []
     const bound = boundOf(c.work, ratesOf(peaks, arch, threads === 1 ? 'one' : 'all'))
     sink.line({
       op: c.op,
