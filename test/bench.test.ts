@@ -318,7 +318,13 @@ describe('the bound of a case', () => {
   const work = { bytesRead: 0, bytesWritten: 0, operations: 0, arithmetic: [] }
 
   test('a row is held against its own instructions, and all against the same memory', () => {
-    expect(ratesOf(peaks, ['avx2'], 'one')).toMatchObject({ read: 20, copy: 16, f32: 100, int8: 200, bf16: 0 })
+    expect(ratesOf(peaks, ['avx2'], 'one')).toMatchObject({
+      read: 20,
+      copy: 16,
+      f32: 100,
+      int8: 200,
+      bf16: 0,
+    })
     expect(ratesOf(peaks, ['cpu'], 'all')).toMatchObject({ read: 30, copy: 32, f32: 80, int8: 0 })
     expect(ratesOf(peaks, ['avx512vnni'], 'all')).toMatchObject({ f32: 200, int8: 800, bf16: 0 })
     expect(ratesOf(peaks, ['avx512bf16'], 'one')).toMatchObject({ int8: 200, bf16: 200 })

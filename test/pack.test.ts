@@ -234,20 +234,22 @@ describe.each(layouts)('%s', (layout) => {
 test('a device takes panels where it has vectors and rows of every compute for them, and fragments on Hopper', () => {
   const { archs } = device.info
   for (const format of formats) {
-    const served = computes.every((compute) =>
-      description.kernels.some(
-        (row) =>
-          row.op === 'linear' &&
-          row.arch.every((arch) => arch !== 'cpu' && arch !== 'sm75' && archs.includes(arch)) &&
-          (row.layouts as string[]).includes('panel16') &&
-          (row.formats as string[]).includes(format) &&
-          (row.computes as string[]).includes(compute),
-      ),
-    )
+    const served = (manyTables: boolean) =>
+      computes.every((compute) =>
+        description.kernels.some(
+          (row) =>
+            row.op === 'linear' &&
+            row.arch.every((arch) => arch !== 'cpu' && arch !== 'sm75' && archs.includes(arch)) &&
+            (row.layouts as string[]).includes('panel16') &&
+            (row.formats as string[]).includes(format) &&
+            (row.manyTables || !manyTables) &&
+            (row.computes as string[]).includes(compute),
+        ),
+      )
     for (const scheme of schemesOf(format, 20, 64)) {
       const q = quantize(new Random(2).floats(20 * 64), [20, 64], scheme)
       using weight = device.load(q)
-      const panels = served && panelsOf(q) !== undefined
+      const panels = served(q.tablePer === 'row' || q.tablePer === 'group') && panelsOf(q) !== undefined
       const fragments = archs.includes('sm90a') && fragmentsOf(q) !== undefined
       expect(weight.layout).toBe(fragments ? 'frag64' : panels ? 'panel16' : 'rows')
     }

@@ -252,7 +252,7 @@ async function fight(
   const everyone = [me, ...runners.values()]
   const { disturbed, noisy } = await runRounds(everyone, threads, options.effort)
   const us = sorted(me.us)
-  const arch = description.kernels.find((known) => known.name === row)?.arch[0] ?? ''
+  const arch = description.kernels.find((known) => known.name === row)?.arch ?? []
   const bound = boundOf(ours.work, ratesOf(peaks, arch, threads === 1 ? 'one' : 'all'))
   const time = percentile(us, 0.5)
   const percent = rounded((100 * bound.us) / time, 3)
