@@ -17,6 +17,7 @@ export function newest(lines) {
     'x',
     'threads',
     'hot',
+    'peer',
   ]
   const latest = new Map()
   for (const line of lines) {

@@ -1,12 +1,16 @@
-// Prints the newest lines of the results as the Markdown tables that the README shows.
+// Prints the newest lines of the results as Markdown tables; with --write, puts those that the README shows into it, between
+// its marks.
 //
-//   node bench/table.mjs [folder of results]
+//   node bench/table.mjs [--write] [folder of results]
+import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { linesOf, newest } from './results.mjs'
 
 const here = path.dirname(fileURLToPath(import.meta.url))
-const folder = process.argv[2] ?? path.join(here, 'results')
+const args = process.argv.slice(2)
+const write = args.includes('--write')
+const folder = args.find((text) => text !== '--write') ?? path.join(here, 'results')
 
 const digits = (value) =>
   value === undefined
@@ -17,6 +21,10 @@ const digits = (value) =>
         ? value.toFixed(1)
         : value.toFixed(2)
 const percent = (line) => (line.percent === undefined ? '' : `${line.percent.toFixed(0)} %`)
+
+/** "1.2 holds", or nothing where there is no bar. */
+const barOf = (bar, holds, unit = '') =>
+  bar === undefined ? '' : ` ${bar}${unit} ${holds ? 'holds' : '**fails**'}`
 
 const tables = {
   linear: {
@@ -34,6 +42,36 @@ const tables = {
       digits(l.gops),
       `${percent(l)} (${l.bound})`,
       `\`${l.row}\``,
+    ],
+  },
+  peers: {
+    head: [
+      'case',
+      'N x K',
+      'M',
+      'threads',
+      'us',
+      'GOP/s',
+      '% of bound',
+      'best rival',
+      'us',
+      'times as fast',
+      'bar',
+    ],
+    // The best rival of each bar; the others are in the file and in the plot.
+    wanted: (l) => l.best === true,
+    row: (l) => [
+      l.case,
+      `${l.n} x ${l.k}`,
+      l.m,
+      l.threads,
+      digits(l.us),
+      digits(l.gops),
+      `${percent(l)} (${l.bound})${barOf(l.percentBar, l.percentHolds, ' %')}`,
+      l.peer,
+      digits(l.peerUs),
+      `${l.ratio.toFixed(2)}${l.noisy ? ' ~' : ''}`,
+      barOf(l.bar, l.holds),
     ],
   },
   attention: {
@@ -66,6 +104,17 @@ const tables = {
     head: ['op', 'dtype', 'threads', 'us', 'GB/s', '% of bound', 'row'],
     row: (l) => [l.case, l.x, l.threads, digits(l.us), digits(l.gbs), percent(l), `\`${l.row}\``],
   },
+  load: {
+    head: ['what', 'weight', 'threads', 'ms', 'GB/s', 'bar in ms'],
+    row: (l) => [
+      l.row,
+      l.shape,
+      l.threads,
+      digits(l.us / 1e3),
+      digits(l.gbs),
+      barOf(l.barUs === undefined ? undefined : l.barUs / 1e3, l.withinBar),
+    ],
+  },
   calls: {
     head: ['call', 'us', '10 %', '90 %'],
     row: (l) => [l.row, digits(l.us), digits(l.p10), digits(l.p90)],
@@ -76,14 +125,38 @@ const tables = {
   },
 }
 
+function tableOf(op, lines) {
+  const { head, row } = tables[op]
+  return [
+    `| ${head.join(' | ')} |`,
+    `|${head.map(() => '---').join('|')}|`,
+    ...lines.map((line) => `| ${row(line).join(' | ')} |`),
+  ].join('\n')
+}
+
 const lines = newest(linesOf(folder)).filter((line) => line.hot !== true)
-for (const machine of new Set(lines.map((line) => line.machine))) {
-  for (const [op, { head, row }] of Object.entries(tables)) {
-    const own = lines.filter((line) => line.machine === machine && line.op === op)
-    if (own.length === 0) continue
-    console.log(`\n**${op}**: ${machine}, commit ${own[0].commit}, ${own[0].date.slice(0, 10)}\n`)
-    console.log(`| ${head.join(' | ')} |`)
-    console.log(`|${head.map(() => '---').join('|')}|`)
-    for (const line of own) console.log(`| ${row(line).join(' | ')} |`)
+const ownOf = (machine, op) => {
+  const { wanted = () => true } = tables[op]
+  return lines.filter((line) => line.machine === machine && line.op === op && wanted(line))
+}
+const titleOf = ([first]) => `${first.machine}, commit ${first.commit}, ${first.date.slice(0, 10)}`
+
+// In the README: a table between `<!-- bench <op> -->` and `<!-- /bench -->`, of the machine measured last.
+if (write) {
+  const file = path.join(here, '..', 'README.md')
+  const text = fs.readFileSync(file, 'utf8')
+  const made = text.replace(/(<!-- bench (\w+) -->\n)[\s\S]*?(<!-- \/bench -->)/g, (all, begin, op, end) => {
+    const last = lines.filter((line) => line.op === op).sort((a, b) => (a.date < b.date ? 1 : -1))[0]
+    if (last === undefined) return all
+    const own = ownOf(last.machine, op)
+    return `${begin}${titleOf(own)}\n\n${tableOf(op, own)}\n${end}`
+  })
+  fs.writeFileSync(file, made)
+} else {
+  for (const machine of new Set(lines.map((line) => line.machine))) {
+    for (const op of Object.keys(tables)) {
+      const own = ownOf(machine, op)
+      if (own.length > 0) console.log(`\n**${op}**: ${titleOf(own)}\n\n${tableOf(op, own)}`)
+    }
   }
 }

@@ -9,6 +9,16 @@ const blockRows = 64
 
 let ort
 
+/**
+ * The bytes for copy c: one code is its number. A session keeps weights that are the same to the last bit once only, and
+ * what is read again and again is not cold.
+ */
+function distinct(data, c) {
+  const copy = new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice()
+  copy[0] = c
+  return copy
+}
+
 export function open() {
   const require = createRequire(import.meta.url)
   ort = require('onnxruntime-node')
@@ -43,7 +53,7 @@ function groupedBits({ n, k, bits, group, accuracy, ternary }) {
     exact,
     got: (y, i, j) => y[i * n + j],
     tensors: (c) => [
-      tensor(`w${c}`, [n, groups, (group * bits) / 8], 'u8', all),
+      tensor(`w${c}`, [n, groups, (group * bits) / 8], 'u8', distinct(all, c)),
       tensor(`s${c}`, [n * groups], 'f32', allScales),
     ],
     node: (c) =>
@@ -85,7 +95,10 @@ function dynamicQuantize({ n, k }) {
     bytes: transposed.length + scales.byteLength,
     exact,
     got: (y, i, j) => y[i * n + j],
-    tensors: (c) => [tensor(`w${c}`, [k, n], 'i8', transposed), tensor(`s${c}`, [n], 'f32', scales)],
+    tensors: (c) => [
+      tensor(`w${c}`, [k, n], 'i8', distinct(transposed, c)),
+      tensor(`s${c}`, [n], 'f32', scales),
+    ],
     node: (c) => node('DynamicQuantizeMatMul', ms, ['x', `w${c}`, `s${c}`], [`y${c}`]),
     common: [],
   }
@@ -99,7 +112,7 @@ function integers({ n, k }) {
     bytes: transposed.length,
     exact,
     got: (y, i, j) => y[i * n + j] * scales[j],
-    tensors: (c) => [tensor(`w${c}`, [k, n], 'i8', transposed)],
+    tensors: (c) => [tensor(`w${c}`, [k, n], 'i8', distinct(transposed, c))],
     node: (c) => node('MatMulInteger', '', ['x', `w${c}`, 'zero'], [`y${c}`]),
     common: [tensor('zero', [], 'u8', Uint8Array.of(128))],
   }
@@ -117,7 +130,7 @@ function floats({ n, k }) {
     bytes: transposed.byteLength,
     exact: w,
     got: (y, i, j) => y[i * n + j],
-    tensors: (c) => [tensor(`w${c}`, [k, n], 'f32', transposed)],
+    tensors: (c) => [tensor(`w${c}`, [k, n], 'f32', distinct(transposed, c))],
     node: (c) => node('MatMul', '', ['x', `w${c}`], [`y${c}`]),
     common: [],
   }

@@ -1,5 +1,5 @@
-// Makes one SVG for each op and machine from the lines in ../results: how much of its bound each case reaches, and how
-// many times faster than its rival it is where it has one.
+// Makes one SVG for each op and machine from the lines in ../results: how much of its bound each case reaches;
+// and one for each number of threads of how many times as fast as each rival the cases of `--peers` are.
 //
 //   npm install && npm run plot [folder of results [folder of SVGs]]
 import fs from 'node:fs'
@@ -70,29 +70,49 @@ function chart(op, machine, lines) {
   }
 }
 
-/** A bar for each case that has a rival; the line at 1 is the rival. */
-function ratios(op, machine, lines) {
-  const values = lines.map((line) => {
-    const [label, column] = labels[op](line)
-    return { label: `${label} : ${line.peer}`, column, threads: threadsOf(line), value: line.ratio }
-  })
-  const base = chart(op, machine, lines)
-  const { x, ...encoding } = base.encoding
-  const bars = { mark: 'bar', encoding: { ...encoding, x: { ...x, title: 'times as fast', scale: {} } } }
+const families = ['llama.cpp', 'ONNX Runtime', 'oneDNN', 'our own']
+const familyOf = (peer) =>
+  families[peer.startsWith('ggml') ? 0 : peer.startsWith('ORT') ? 1 : peer.startsWith('oneDNN') ? 2 : 3]
+
+/** A bar for each rival of each case: how many times its time ours is as fast. The line at 1 is the rival itself. */
+function duels(machine, threads, lines) {
+  const values = lines.map((l) => ({
+    label: `${l.case}, M = ${l.m}${l.n === l.k ? `, ${l.n} x ${l.k}` : ''} : ${l.peer}`,
+    family: familyOf(l.peer),
+    ratio: l.ratio,
+    bar: l.bar,
+  }))
+  const y = { field: 'label', type: 'nominal', sort: null, title: null }
+  const x = { field: 'ratio', type: 'quantitative', title: 'times as fast as the rival' }
+  const color = { field: 'family', type: 'nominal', title: null, scale: { domain: families } }
+  const bars = { mark: 'bar', encoding: { y, x, color: { ...color, legend: { orient: 'bottom' } } } }
+  const text = {
+    mark: { type: 'text', align: 'left', dx: 4 },
+    encoding: { y, x, text: { field: 'ratio', format: '.2f' } },
+  }
+  const wanted = {
+    transform: [{ filter: 'isValid(datum.bar)' }],
+    mark: { type: 'tick', color: 'black', thickness: 2, size: 13 },
+    encoding: { y, x: { ...x, field: 'bar' } },
+  }
   const one = { mark: { type: 'rule', strokeDash: [4, 3] }, encoding: { x: { datum: 1 } } }
-  const { column, ...plain } = bars.encoding
   return {
-    ...base,
-    title: { ...base.title, text: `${op}: times as fast as the best rival` },
+    $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
+    title: {
+      text: `linear beside its rivals, ${threads}`,
+      subtitle: `${machine}; ${lines[0].commit}; a black mark is the ratio to be reached`,
+      anchor: 'start',
+    },
+    background: 'white',
     data: { values },
-    mark: undefined,
-    encoding: undefined,
-    width: undefined,
-    height: undefined,
-    ...(column === undefined ? {} : { facet: { column } }),
-    ...(column === undefined
-      ? { layer: [{ ...bars, encoding: plain }, one], width: 420, height: { step: 9 } }
-      : { spec: { layer: [{ ...bars, encoding: plain }, one], width: 220, height: { step: 9 } } }),
+    width: 420,
+    height: { step: 15 },
+    layer: [bars, text, wanted, one],
+    config: {
+      view: { stroke: null },
+      axisY: { labelLimit: 400 },
+      range: { category: ['#7aa6c2', '#c2a67a', '#1f5f8b', '#8a8a8a'] },
+    },
   }
 }
 
@@ -107,7 +127,11 @@ async function save(name, spec) {
 fs.mkdirSync(target, { recursive: true })
 const lines = newest(linesOf(results))
 for (const machine of new Set(lines.map((line) => line.machine))) {
+  // Name and cores: the rest stands in the picture.
   const slug = machine
+    .split(', ')
+    .slice(0, 2)
+    .join(' ')
     .toLowerCase()
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-|-$/g, '')
@@ -115,7 +139,12 @@ for (const machine of new Set(lines.map((line) => line.machine))) {
     const own = lines.filter((line) => line.machine === machine && line.op === op && line.hot !== true)
     if (own.length === 0) continue
     await save(`${op}-${slug}.svg`, chart(op, machine, own))
-    const rivals = own.filter((line) => line.peer !== undefined && line.ratio !== undefined)
-    if (rivals.length > 0) await save(`${op}-peers-${slug}.svg`, ratios(op, machine, rivals))
+  }
+  const rivals = lines.filter(
+    (line) => line.machine === machine && line.op === 'peers' && line.ratio !== undefined,
+  )
+  for (const threads of new Set(rivals.map(threadsOf))) {
+    const own = rivals.filter((line) => threadsOf(line) === threads)
+    await save(`peers-${threads.replace(' ', '-')}-${slug}.svg`, duels(machine, threads, own))
   }
 }

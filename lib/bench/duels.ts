@@ -23,7 +23,7 @@ export interface Field {
   readonly barAll?: number
 }
 
-/** A number of rows of x, who is there, and the least part of the bound that ours shall reach, in percent. */
+/** A number of rows of x, who is there, and the least part of the bound that ours shall reach with one thread, in percent. */
 export interface DuelM {
   readonly m: number
   readonly fields: readonly Field[]

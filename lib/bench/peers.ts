@@ -277,7 +277,7 @@ async function fight(
     bound: bound.name,
     boundUs: rounded(bound.us),
     percent,
-    ...(percentBar === undefined ? {} : { percentBar, percentHolds: percent >= percentBar }),
+    ...(percentBar === undefined || threads > 1 ? {} : { percentBar, percentHolds: percent >= percentBar }),
   }
   let count = 0
   for (const field of fields) {
@@ -333,6 +333,7 @@ async function cappedDuel(
   threads: readonly number[],
   shapes: readonly Named<readonly [number, number]>[],
   { m, effort, hot }: BenchOptions,
+  origin: Origin,
   sink: BenchSink,
 ): Promise<number> {
   sink.progress(`${name}: with LB_ARCH=${arch}`)
@@ -349,7 +350,7 @@ async function cappedDuel(
   for await (const text of createInterface({ input: child.stdout })) {
     const line = JSON.parse(text) as BenchLine
     if (line.op === 'peaks') continue
-    sink.line(line)
+    sink.line({ ...line, machine: origin.machine, arch: arch as string })
     lines++
   }
   return lines
@@ -393,7 +394,7 @@ export async function runDuels(
     await peers.close()
   }
   for (const duel of chosen) {
-    if (capped(duel[1])) lines += await cappedDuel(duel, threads, shapes, options, sink)
+    if (capped(duel[1])) lines += await cappedDuel(duel, threads, shapes, options, origin, sink)
   }
   return lines
 }
