@@ -40,12 +40,12 @@ struct Segments {
   int64_t unit;       // columns of whole vectors: kernels multiply so many at a time
 };
 
-static inline Segments segments_of(const Weight& w) {
+static inline Segments segments_of(const Weight& w, int64_t segment_k) {
   Segments s = {};
   s.block = panel_block(w.layout, w.format, {w.n, w.k});
   s.k = w.k;
   s.unit = panel_unit(w.layout, w.format.kind);
-  const int64_t most = kSegmentK / s.unit * s.unit;
+  const int64_t most = segment_k / s.unit * s.unit;
   s.size = s.block.k < most ? s.block.k : most;
   s.per_group = ceil_div(s.block.k, s.size);
   s.count = s.block.groups * s.per_group;
@@ -95,6 +95,7 @@ struct CodeTile {
   const int32_t* x_sums;  // (segments, rows)
   float* sums;            // row stride kBlockN
   bool add;               // false: sums holds nothing yet
+  const uint8_t* unpacked;  // what CodeKernel.unpack made of these segments, for its tiles
 };
 using CodeTileRun = void (*)(const CodeTile&);
 
@@ -108,6 +109,15 @@ struct CodeKernel {
   int64_t width;        // bytes of a code in the kernel's form of x
   // Four codes in that form; null: as they are.
   void (*arrange)(const uint8_t* four, uint8_t* to);
+  int64_t segment_k = kSegmentK;  // columns of a segment at most
+  // Where so many rows of x or more read a panel, `unpack` lays the codes of a slice of it out in
+  // L1, `unpacked_width` bytes for each and then `unpacked_scales` bytes a segment, and these tiles
+  // read them there; null: there are none.
+  const CodeTileRun* unpacked = nullptr;
+  void (*unpack)(const CodeTile& tile, uint8_t* to) = nullptr;
+  int64_t unpack_from = 0;
+  int64_t unpacked_width = 0;
+  int64_t unpacked_scales = 0;
 };
 
 struct CodeScratch {
@@ -117,6 +127,8 @@ struct CodeScratch {
   float* scale;     // (stage)
   float* sums;      // (threads, kBlockM, kBlockN)
   float* floats;    // (threads, K): a row of x before it is quantised
+  uint8_t* unpacked;       // (threads, unpacked_bytes)
+  int64_t unpacked_bytes;  // of a slice of a panel
   int64_t columns;
 };
 
@@ -127,17 +139,31 @@ static inline int64_t padded_columns(const Weight& w) {
   return round_up(round_up(w.k, unit) + (w.layout == Layout::trits16 ? unit : 0), 8);
 }
 
+// Segments whose codes are unpacked at a time.
+static inline int64_t unpacked_segments(const CodeKernel& kernel, const Segments& s) {
+  const int64_t columns = kSliceBytes / 2 / (kPanel * kernel.unpacked_width);
+  return columns < s.size ? 1 : columns / s.size;
+}
+
 static inline size_t carve_codes(const LinearArgs& args, const CodeKernel& kernel, int threads,
                                  void* base, CodeScratch* s) {
   const int64_t rows = stage_rows(args.x.shape[0]);
+  const Segments segments = segments_of(args.w, kernel.segment_k);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->columns = padded_columns(args.w);
   s->codes = take<uint8_t>(&at, rows * s->columns);
   s->x = take<uint8_t>(&at, rows * s->columns * kernel.width);
-  s->x_sums = take<int32_t>(&at, rows * segments_of(args.w).count);
+  s->x_sums = take<int32_t>(&at, rows * segments.count);
   s->scale = take<float>(&at, rows);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   s->floats = take<float>(&at, threads * args.w.k);
+  s->unpacked_bytes = 0;
+  if (kernel.unpack != nullptr && args.w.k > 0) {
+    const int64_t codes = round_up(segments.size, segments.unit) * kPanel * kernel.unpacked_width;
+    s->unpacked_bytes =
+        round_up(unpacked_segments(kernel, segments) * (codes + kernel.unpacked_scales), 64);
+  }
+  s->unpacked = take<uint8_t>(&at, threads * s->unpacked_bytes);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -216,39 +242,49 @@ static inline int64_t tile_height(int64_t rows, int64_t most) {
 static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const CodeKernel& kernel,
                                int32_t factor) {
   const int64_t m_all = args.x.shape[0], k = args.w.k, stage = stage_rows(m_all);
-  const Segments segments = segments_of(args.w);
+  const Segments segments = segments_of(args.w, kernel.segment_k);
   CodeScratch s;
   carve_codes(args, kernel, pool_threads(ctx.pool), ctx.scratch, &s);
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
     const int64_t height = tile_height(rows, kernel.height);
     stage_tiles(args, ctx, kernel, segments, s, factor, first, rows, height);
-    const auto block = [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t block_rows,
+    const auto block = [&](int thread, int64_t n0, int64_t panels, int64_t m0, int64_t block_rows,
                            float* sums) {
       if (k == 0) {
         for (int64_t i = 0; i < block_rows * kBlockN; ++i) sums[i] = 0.0f;
         return;
       }
+      const bool unpack = kernel.unpack != nullptr && block_rows >= kernel.unpack_from;
       int64_t columns = k;
       if (block_rows > height) {
         columns = kBytesInL2 / (block_rows * kernel.width);
         const int64_t most = kernel.slice_bytes * 8 / (kPanel * kind_row(args.w.format.kind).bits);
         if (most > 0 && most < columns) columns = most;
       }
-      const int64_t step = columns < segments.size ? 1 : columns / segments.size;
+      int64_t step = columns < segments.size ? 1 : columns / segments.size;
+      if (unpack) step = unpacked_segments(kernel, segments);
       for (int64_t begin = 0; begin < segments.count; begin += step) {
         CodeTile tile = {&args.w.format, &segments, nullptr, begin,    0,
-                         nullptr,        nullptr,   nullptr, begin > 0};
+                         nullptr,        nullptr,   nullptr, begin > 0,
+                         nullptr};
         tile.end = begin + step < segments.count ? begin + step : segments.count;
         for (int64_t p = 0; p < panels;) {
           const bool pair = kernel.pairs != nullptr && height >= kernel.pair_from && p + 1 < panels;
           tile.w = args.w.data + (n0 / kPanel + p) * segments.block.groups * segments.block.bytes;
+          const CodeTileRun* tiles = pair ? kernel.pairs : kernel.tiles;
+          if (unpack) {
+            uint8_t* to = s.unpacked + thread * s.unpacked_bytes;
+            kernel.unpack(tile, to);
+            tile.unpacked = to;
+            tiles = kernel.unpacked;
+          }
           for (int64_t m = m0; m < m0 + block_rows; m += height) {
             const int64_t count = m0 + block_rows - m < height ? m0 + block_rows - m : height;
             tile.x = s.x + m * s.columns * kernel.width;
             tile.x_sums = s.x_sums + m * segments.count;
             tile.sums = sums + (m - m0) * kBlockN + p * kPanel;
-            (pair ? kernel.pairs : kernel.tiles)[count - 1](tile);
+            tiles[count - 1](tile);
           }
           p += pair ? 2 : 1;
         }
