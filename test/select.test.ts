@@ -52,7 +52,7 @@ const named: [archs: string[], call: Omit<LinearCall, 'n' | 'k'>, row: string][]
   [['avx2'], { m: 7, format: 'f16' }, 'linear_f16_f32_avx2'],
   [['avx2'], { m: 7, format: 'bf16', x: 'bf16' }, 'linear_bf16_f32_avx2'],
   [['avx2'], { m: 1, format: 'int3', groupSize: 64 }, 'linear_narrow_f32_avx2'],
-  [['avx2'], { m: 1, format: 'ternary', groupSize: 'tensor', compute: 'int8' }, 'linear_narrow_f32_avx2'],
+  [['avx2'], { m: 1, format: 'ternary', groupSize: 'tensor', compute: 'int8' }, 'linear_int2_i8_avx2'],
   [['avx512vnni'], { m: 1, format: 'ternary', compute: 'int8' }, 'linear_int2_i8_avx512vnni'],
   [
     ['avx512vbmi'],

@@ -91,10 +91,10 @@ struct CodeTile {
   const Segments* segments;
   const uint8_t* w;
   int64_t begin, end;
-  const uint8_t* x;       // as above; four codes take 4 * CodeKernel.width bytes
-  const int32_t* x_sums;  // (segments, rows)
-  float* sums;            // row stride kBlockN
-  bool add;               // false: sums holds nothing yet
+  const uint8_t* x;         // as above; four codes take 4 * CodeKernel.width bytes
+  const int32_t* x_sums;    // (segments, rows)
+  float* sums;              // row stride kBlockN
+  bool add;                 // false: sums holds nothing yet
   const uint8_t* unpacked;  // what CodeKernel.unpack made of these segments, for its tiles
 };
 using CodeTileRun = void (*)(const CodeTile&);
@@ -121,12 +121,12 @@ struct CodeKernel {
 };
 
 struct CodeScratch {
-  uint8_t* codes;   // (stage, columns): rows of codes, padded with zeros
-  uint8_t* x;       // the same in tiles
-  int32_t* x_sums;  // (stage, segments), by tiles
-  float* scale;     // (stage)
-  float* sums;      // (threads, kBlockM, kBlockN)
-  float* floats;    // (threads, K): a row of x before it is quantised
+  uint8_t* codes;          // (stage, columns): rows of codes, padded with zeros
+  uint8_t* x;              // the same in tiles
+  int32_t* x_sums;         // (stage, segments), by tiles
+  float* scale;            // (stage)
+  float* sums;             // (threads, kBlockM, kBlockN)
+  float* floats;           // (threads, K): a row of x before it is quantised
   uint8_t* unpacked;       // (threads, unpacked_bytes)
   int64_t unpacked_bytes;  // of a slice of a panel
   int64_t columns;
@@ -265,9 +265,8 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Cod
       int64_t step = columns < segments.size ? 1 : columns / segments.size;
       if (unpack) step = unpacked_segments(kernel, segments);
       for (int64_t begin = 0; begin < segments.count; begin += step) {
-        CodeTile tile = {&args.w.format, &segments, nullptr, begin,    0,
-                         nullptr,        nullptr,   nullptr, begin > 0,
-                         nullptr};
+        CodeTile tile = {&args.w.format, &segments, nullptr, begin,     0,
+                         nullptr,        nullptr,   nullptr, begin > 0, nullptr};
         tile.end = begin + step < segments.count ? begin + step : segments.count;
         for (int64_t p = 0; p < panels;) {
           const bool pair = kernel.pairs != nullptr && height >= kernel.pair_from && p + 1 < panels;

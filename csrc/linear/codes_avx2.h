@@ -1,11 +1,11 @@
-// What the AVX2 rows of codes of 4 bits and fewer share. The tile is 16 rows of w by up to 6 rows of
-// x: 12 sums in int16, the codes of two vectors, a broadcast of x and a product in 16 registers; f32
-// sums wait in L1.
+// What the AVX2 rows of codes of 4 bits and fewer share. The tile is 16 rows of w by up to 6 rows
+// of x: 12 sums in int16, the codes of two vectors, a broadcast of x and a product in 16 registers;
+// f32 sums wait in L1.
 //
 // vpmaddubsw of codes (0 .. c) and x (-128 .. 127) gives sums of two of at most 256 c, so that some
-// of them add up in int16 before one vpmaddwd: two instructions for 32 products. Both pairs of units
-// are then full, so every other vector instruction costs time: codes that several tiles read are
-// unpacked to bytes in L1 first.
+// of them add up in int16 before one vpmaddwd: two instructions for 32 products. Both pairs of
+// units are then full, so every other vector instruction costs time: codes that several tiles read
+// are unpacked to bytes in L1 first.
 //
 // A row brings a struct Codes with
 //
@@ -201,7 +201,8 @@ static void unpack_codes(const CodeTile& a, uint8_t* to) {
     for (int h = 0; h < 2; ++h) {
       float* at = reinterpret_cast<float*>(to) + h * 8;
       _mm256_storeu_ps(at, load_scales(base + a.segments->block.scales, a.format->scale_dtype, h));
-      _mm256_storeu_ps(at + 16, load_zeros(base + a.segments->block.zeros, a.format->zero_type, 0.0f, h));
+      _mm256_storeu_ps(at + 16,
+                       load_zeros(base + a.segments->block.zeros, a.format->zero_type, 0.0f, h));
     }
     to += kUnpackedScales;
   }
@@ -224,7 +225,7 @@ static CodeKernel code_kernel(const LinearArgs& args) {
   kernel.width = 1;
   kernel.unpacked = zeros ? kCodeTiles<Codes, true, true> : kCodeTiles<Codes, true, false>;
   kernel.unpack = unpack_codes<Codes>;
-  kernel.unpack_from = 5;
+  kernel.unpack_from = 9;
   kernel.unpacked_width = 1;
   kernel.unpacked_scales = kUnpackedScales;
   kernel.segment_k = 1024;

@@ -30,8 +30,8 @@ struct Int4 {
 
 extern const LinearKernel linear_int4_i8_avx2;
 const LinearKernel linear_int4_i8_avx2 = {
-    "linear_int4_i8_avx2", kArchAvx2, code_spec(bit(Kind::int4)), workspace_code<Int4>,
-    run_code<Int4>,
+    "linear_int4_i8_avx2", kArchAvx2,      code_spec(bit(Kind::int4)),
+    workspace_code<Int4>,  run_code<Int4>,
 };
 
 }  // namespace lowbit
