@@ -124,10 +124,18 @@ static void code_tile(const CodeTile& a) {
     int64_t chunks = ceil_div(segment.width, From::kColumns);
     for (bool first = true;; first = false) {
       const int64_t round = chunks < From::kRound ? chunks : From::kRound;
-      add_chunk<From, T>(v, x, true, acc);
-      v += From::kBytes;
-      x += From::kColumns * T;
-      for (int64_t j = 1; j < round; ++j, v += From::kBytes, x += From::kColumns * T) {
+      // Of four chunks the first may as well begin the sums; around longer loops GCC 12 copies
+      // them.
+      constexpr bool kBegin = From::kRound <= 4;
+      if constexpr (kBegin) {
+        add_chunk<From, T>(v, x, true, acc);
+        v += From::kBytes;
+        x += From::kColumns * T;
+      } else {
+#pragma GCC unroll 6
+        for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
+      }
+      for (int64_t j = kBegin; j < round; ++j, v += From::kBytes, x += From::kColumns * T) {
         add_chunk<From, T>(v, x, false, acc);
       }
 #pragma GCC unroll 6

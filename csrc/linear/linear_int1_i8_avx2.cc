@@ -8,6 +8,9 @@
 // Bound     M = 1: memory at 1/8 byte a product, behind it two instructions that part bits and two
 //           that multiply. Large M: vpmaddubsw and vpaddw, one each for 32 products.
 // Method    codes_avx2.h; a bit is a code of 0 or 2, less 1, and 56 products add up in int16.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: 159, 261,
+//           288 GOP/s; see
+//           NOTES.md.
 #include "csrc/linear/codes_avx2.h"
 
 namespace lowbit {

@@ -10,6 +10,9 @@
 // Bound     M = 1: memory at 1/4 byte a product. Large M: vpmaddubsw and vpaddw, one each for 32
 //           products.
 // Method    codes_avx2.h; codes of 0 .. 3 let 40 products add up in int16.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: ternary 139,
+//           240, 301 GOP/s; int2 in groups of 32 104, 182, 221; see
+//           NOTES.md.
 #include "csrc/linear/codes_avx2.h"
 
 namespace lowbit {

@@ -10,6 +10,9 @@
 // Method    codes_avx2.h; lower and high bits are shifted, masked and joined; codes of 0 .. 7 let
 // 16
 //           products add up in int16.
+// Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights, M = 1, 8, 64: 96, 167,
+//           210 GOP/s in groups of 64; see
+//           NOTES.md.
 #include "csrc/linear/codes_avx2.h"
 
 namespace lowbit {
