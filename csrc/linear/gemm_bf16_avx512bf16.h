@@ -11,8 +11,7 @@
 // The instruction takes denormals as zeros.
 #pragma once
 
-#include "csrc/linear/panel_avx512.h"
-#include "csrc/linear/panels.h"
+#include "csrc/linear/pairs_avx512.h"
 
 namespace lowbit::avx512 {
 
@@ -31,13 +30,6 @@ static inline __m512 add_pairs(__m512 acc, __m512i w, const uint8_t* p) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*reinterpret_cast<const Pair*>(p)));
   return acc;
 }
-
-// One panel of w.
-struct PairPanel {
-  const uint8_t* data;
-  PanelBlock block;
-  Format format;
-};
 
 // A group's scale, and what its zero points leave for the sum of x.
 struct PairScale {
@@ -63,6 +55,7 @@ static inline PairScale pair_scale(const PairPanel& w, const uint8_t* block) {
 struct PairCodes {
   static constexpr bool kDecoded = true;
   static constexpr int64_t kBytes = 256;  // of 8 columns
+  static constexpr uint32_t kOrder = 0x76543210;
   struct Zero {};
   static Zero zero(const PairPanel&, const uint8_t*) { return {}; }
   static void decode(const uint8_t* at, const Zero&, __m512i (&v)[4]) {
@@ -127,7 +120,7 @@ template <int T, class Codes>
     for (; k + 8 <= stop; k += 8, at += Codes::kBytes, xk += 16) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
+        prefetch_line<T * 256 / Codes::kBytes>(at + line);
       }
       step(4);
     }
@@ -207,37 +200,6 @@ static inline void decode_pairs(const PairPanel& w, int64_t k0, int64_t k1, uint
   }
 }
 
-// Columns [k0, k1) of a panel as f32 (k1 - k0, 16), with their scales; `order` as run_pairs takes
-// it, of 8 columns. The weight has no zero points.
-template <class Codes>
-static inline void decode_floats(const PairPanel& w, const int8_t (&order)[8], int64_t k0,
-                                 int64_t k1, float* to) {
-  for (int64_t k = k0; k < k1;) {
-    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
-    const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at = block + (k - g * w.block.k) / 8 * Codes::kBytes;
-    const auto zero = Codes::zero(w, block);
-    const __m512 scale = load_scales(block + w.block.scales, w.format.scale_dtype);
-    for (; k < stop; k += 8, at += Codes::kBytes) {
-#pragma GCC unroll 2
-      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
-      }
-      __m512i v[4];
-      Codes::decode(at, zero, v);
-      float* row = to + (k - k0) * 16;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(v[i], 16));
-        const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(v[i], _mm512_set1_epi32(-0x10000)));
-        _mm512_storeu_ps(row + order[2 * i] * 16, _mm512_mul_ps(even, scale));
-        _mm512_storeu_ps(row + order[2 * i + 1] * 16, _mm512_mul_ps(odd, scale));
-      }
-    }
-    k = stop;
-  }
-}
-
 struct PairScratch {
   uint8_t* x;      // (stage, x_stride)
   float* x_sums;   // (stage, groups)
@@ -292,10 +254,10 @@ static inline void sum_groups(const float* x, const LinearArgs& args, int64_t gr
   }
 }
 
-// Codes: how the kind's codes become pairs. `order`: which column of x each word of 32 takes, 8
-// columns like the next 8.
+// Codes: how the kind's codes become pairs.
 template <class Codes>
-static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx, __m512i order) {
+static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx) {
+  const __m512i order = pair_order(Codes::kOrder);
   const int64_t m_all = args.x.shape[0], k = args.w.k, padded = round_up(k, 32);
   const int64_t stage = stage_rows(m_all);
   const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
@@ -347,112 +309,6 @@ static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx, __m512i o
         });
   }
   return ok();
-}
-
-// ---- x in f32, few rows
-
-inline constexpr int64_t kSplitRows =
-    2;  // three rows of bf16 each: from three on an FMA for each product is cheaper
-
-// x = high + middle + low, each a bf16: 24 bits in three times eight. A row of very small x is
-// scaled up by a power of two, so that no part is a denormal, and the factor that undoes it is
-// returned. What is not finite is all high.
-static inline float split_row(float* x, int64_t k, float* high, float* middle, float* low) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < k; ++i) {
-    const float magnitude = bits_float(float_bits(x[i]) & 0x7fffffffu);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const bool small = largest > 0.0f && largest < 0x1p-40f;
-  const float up = small ? 0x1p80f : 1.0f;
-  for (int64_t i = 0; i < k; ++i) {
-    const float v = x[i] * up;
-    const bool finite = (float_bits(v) & 0x7f800000u) != 0x7f800000u;
-    const float h = finite   ? bits_float(float_bits(v) & 0xffff0000u)
-                    : v != v ? bits_float(0x7fc00000u)
-                             : v;
-    const float rest = finite ? v - h : 0.0f;
-    const float m = bits_float(float_bits(rest) & 0xffff0000u);
-    high[i] = h;
-    middle[i] = m;
-    low[i] = rest - m;
-  }
-  return small ? 0x1p-80f : 1.0f;
-}
-
-struct SplitScratch {
-  uint8_t* x;  // (3 * rows, x_stride): the high parts of all rows, then the middle ones, then the
-               // low ones
-  float* x_sums;  // (3 * rows, groups): all of a row's sum with its high part
-  float* scale;   // (rows)
-  float* sums;    // (threads, kBlockM, kBlockN)
-  float* floats;  // (4, K rounded up to 32)
-  int64_t x_stride;
-  int64_t groups;
-};
-
-static inline size_t carve_split(const LinearArgs& args, int threads, void* base, SplitScratch* s) {
-  const int64_t k = round_up(args.w.k, 32);
-  uintptr_t at = reinterpret_cast<uintptr_t>(base);
-  s->x_stride = (k * 2 / 64 | 1) * 64;
-  s->groups = args.w.format.zero_type == ZeroType::u8 ? scale_cols(args.w.format, args.w.k) : 0;
-  s->x = take<uint8_t>(&at, 3 * kSplitRows * s->x_stride);
-  s->x_sums = take<float>(&at, 3 * kSplitRows * s->groups);
-  s->scale = take<float>(&at, kSplitRows);
-  s->sums = take<float>(&at, threads * kBlockM * kBlockN);
-  s->floats = take<float>(&at, 4 * k);
-  return at - reinterpret_cast<uintptr_t>(base);
-}
-
-static inline size_t workspace_split(const LinearArgs& args, int threads) {
-  SplitScratch s;
-  return carve_split(args, threads, nullptr, &s);
-}
-
-// As run_pairs, for up to kSplitRows rows of any x.
-template <class Codes>
-static inline Status run_split(const LinearArgs& args, const Ctx& ctx, __m512i order) {
-  const int64_t rows = args.x.shape[0], k = args.w.k, padded = round_up(k, 32);
-  const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
-  SplitScratch s;
-  carve_split(args, pool_threads(ctx.pool), ctx.scratch, &s);
-  for (int64_t i = 0; i < 3 * rows * s.groups; ++i) s.x_sums[i] = 0.0f;
-  for (int64_t m = 0; m < rows; ++m) {
-    float *x = s.floats, *high = x + padded, *middle = high + padded, *low = middle + padded;
-    for (int64_t i = k; i < padded; ++i) x[i] = 0.0f;
-    const float factor = stage_floats(args, m, x);
-    const float down = split_row(x, padded, high, middle, low);
-    s.scale[m] = factor * down * args.w.tensor_scale;
-    if (down != 1.0f) {
-      for (int64_t i = 0; i < k; ++i) x[i] *= 0x1p80f;
-    }
-    sum_groups(x, args, s.groups, s.x_sums + m * s.groups);
-    put_pairs(high, padded, order, s.x + m * s.x_stride);
-    put_pairs(middle, padded, order, s.x + (rows + m) * s.x_stride);
-    put_pairs(low, padded, order, s.x + (2 * rows + m) * s.x_stride);
-  }
-  const PairX x = {s.x, s.x_stride, s.x_sums, s.groups};
-  for_blocks(args, ctx.pool, 0, rows, kSplitRows, s.scale, s.sums,
-             [&](int, int64_t n0, int64_t panels, int64_t, int64_t, float* sums) {
-               for (int64_t p = 0; p < panels && k > 0; ++p) {
-                 const PairPanel w = {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes,
-                                      block, args.w.format};
-                 pair_tiles<Codes>(w, nullptr, 0, k, x, 3 * rows, sums + p * kPanel, false);
-               }
-               for (int64_t i = 0; i < rows * kBlockN; ++i) {
-                 const float* part = sums + i;
-                 sums[i] =
-                     k == 0 ? 0.0f : part[0] + (part[rows * kBlockN] + part[2 * rows * kBlockN]);
-               }
-             });
-  return ok();
-}
-
-// The order of columns that `eight` states for 8, for 32 words.
-static inline __m512i pair_order(const int8_t (&eight)[8]) {
-  int16_t words[32];
-  for (int i = 0; i < 32; ++i) words[i] = static_cast<int16_t>(i / 8 * 8 + eight[i % 8]);
-  return load_bytes(words);
 }
 
 static constexpr LinearSpec pair_spec(KindSet kinds) {

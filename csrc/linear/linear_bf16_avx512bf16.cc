@@ -14,11 +14,7 @@ namespace {
 
 using namespace avx512;
 
-Status run(const LinearArgs& args, const Ctx& ctx) {
-  constexpr int8_t kOrder[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-  const __m512i order = pair_order(kOrder);
-  return run_pairs<PairCodes>(args, ctx, order);
-}
+Status run(const LinearArgs& args, const Ctx& ctx) { return run_pairs<PairCodes>(args, ctx); }
 
 }  // namespace
 

@@ -6,12 +6,12 @@
 //           bf16 row: x in bf16, or rounded to fp8 on the way. The f32 row: any x.
 // Layout    w in panel16: a lane of 4 bytes holds columns 4j .. 4j + 3 of its row.
 // Bound     M = 1: memory, 1 byte of w a product, against 7 instructions of decoding and 2 products
-//           (6 for x in f32) for 64 bytes. Then vdpbf16ps, or for x in f32 FMA.
+//           (for x in f32 4 FMA of 4 more to widen) for 64 bytes. Then vdpbf16ps, or for x in f32
+//           FMA.
 // Method    every fp8 number is a bf16: its low and its high byte come from tables of 128 entries
-//           (vpermi2b), the sign goes on top. x in f32: one and two rows in three parts of bf16,
-//           more rows by slices of f32 for the tiles of gemm_f32_avx512.h.
+//           (vpermi2b), the sign goes on top. x in f32: few rows of x by FMAs on the widened
+//           pairs, more rows by slices of f32 for the tiles of gemm_f32_avx512.h.
 #include "csrc/linear/gemm_bf16_avx512bf16.h"
-#include "csrc/linear/gemm_f32_avx512.h"
 
 namespace lowbit {
 namespace {
@@ -36,6 +36,7 @@ alignas(64) constexpr ByteTables kE5m2 = tables_of(Kind::fp8_e5m2);
 struct Fp8 {
   static constexpr bool kDecoded = false;
   static constexpr int64_t kBytes = 128;
+  static constexpr uint32_t kOrder = 0x75643120;
   struct Zero {
     __m512i low[2], high[2];
   };
@@ -61,29 +62,21 @@ struct Fp8 {
     four(load_bytes(at + 64), t, v + 2);
   }
 };
-constexpr int8_t kOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 constexpr KindSet kFp8Kinds =
     bit(Kind::fp8_e4m3) | bit(Kind::fp8_e5m2) | bit(Kind::mxfp8_e4m3) | bit(Kind::mxfp8_e5m2);
 
-Status run_bf16(const LinearArgs& args, const Ctx& ctx) {
-  return run_pairs<Fp8>(args, ctx, pair_order(kOrder));
-}
+Status run_bf16(const LinearArgs& args, const Ctx& ctx) { return run_pairs<Fp8>(args, ctx); }
 
 Status run_floats(const LinearArgs& args, const Ctx& ctx) {
-  if (args.x.shape[0] <= kSplitRows) return run_split<Fp8>(args, ctx, pair_order(kOrder));
+  if (few_rows(args)) return run_few<Fp8, false>(args, ctx);
   const PanelBlock block = panel_block(args.w.format, {args.w.n, args.w.k});
   const auto decode = [&](int64_t p, int64_t k0, int64_t kc, float* to) {
     const PairPanel w = {args.w.data + p * block.groups * block.bytes, block, args.w.format};
-    decode_floats<Fp8>(w, kOrder, k0, k0 + kc, to);
+    decode_floats<Fp8>(w, k0, k0 + kc, to);
     return to;
   };
   return run_f32(
       args, ctx, decode, [](float*) { return false; }, [](int64_t, const float*, float*) {});
-}
-
-size_t workspace_floats(const LinearArgs& args, int threads) {
-  return args.x.shape[0] <= kSplitRows ? workspace_split(args, threads)
-                                       : workspace_f32(args, threads);
 }
 
 }  // namespace
@@ -102,7 +95,7 @@ const LinearKernel linear_fp8_f32_avx512vbmi = {
     "linear_fp8_f32_avx512vbmi",
     kArchAvx512Vbmi | kArchAvx512Bf16,
     float_spec(kFp8Kinds, Layout::panel16, true),
-    workspace_floats,
+    workspace_few,
     run_floats,
 };
 

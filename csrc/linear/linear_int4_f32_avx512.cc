@@ -12,7 +12,7 @@
 //           code - 8 where no zeros are stored, else the code; or the weight's own table. M = 1:
 //           sums of (code - zero) * x per group, then the scale. Else scaled slices of f32 for the
 //           tiles of gemm_f32_avx512.h.
-#include "csrc/linear/gemm_f32_avx512.h"
+#include "csrc/linear/pairs_avx512.h"
 
 namespace lowbit {
 namespace {
@@ -36,26 +36,25 @@ __m512 scale_of(const Weight& w, const PanelBlock& block, const uint8_t* base) {
 
 // Column C of 8 of every row: bits 8C .. of its lane for the first four, 8(C - 4) + 4 .. for the
 // others.
-template <int C, bool kZeros>
-__m512 code_of(__m512i v, __m512 table, __m512 zero) {
+template <int C>
+__m512 number_of(__m512i v, __m512 table) {
   constexpr int kShift = C % 4 * 8 + C / 4 * 4;
-  const __m512 code = _mm512_permutexvar_ps(kShift == 0 ? v : _mm512_srli_epi32(v, kShift), table);
-  return kZeros ? _mm512_sub_ps(code, zero) : code;
+  return _mm512_permutexvar_ps(kShift == 0 ? v : _mm512_srli_epi32(v, kShift), table);
 }
 
-template <int C, bool kZeros>
-void add_column(__m512i v, __m512 table, __m512 zero, const float* x, __m512 (&acc)[8]) {
-  acc[C] = _mm512_fmadd_ps(code_of<C, kZeros>(v, table, zero), _mm512_set1_ps(x[C]), acc[C]);
+template <int C>
+void add_column(__m512i v, __m512 table, const float* x, __m512 (&acc)[8]) {
+  acc[C] = _mm512_fmadd_ps(number_of<C>(v, table), _mm512_set1_ps(x[C]), acc[C]);
 }
 
-template <bool kZeros>
-void vector_int4(const Weight& w, const PanelBlock& block, int64_t p, const float* x, float* sums) {
+// One x, and a table whose numbers bf16 can't hold.
+void vector_table(const Weight& w, const PanelBlock& block, int64_t p, const float* x,
+                  float* sums) {
   const __m512 table = table_of(w);
   __m512 total = _mm512_setzero_ps();
   const uint8_t* base = w.data + p * block.groups * block.bytes;
   for (int64_t g = 0; g < block.groups; ++g, base += block.bytes) {
     const int64_t k0 = g * block.k, kc = w.k - k0 < block.k ? w.k - k0 : block.k;
-    const __m512 zero = load_zeros(base + block.zeros, w.format.zero_type, 0.0f);
     __m512 acc[8];
     for (__m512& a : acc) a = _mm512_setzero_ps();
     for (int64_t k = 0; k < kc; k += 8) {
@@ -63,14 +62,14 @@ void vector_int4(const Weight& w, const PanelBlock& block, int64_t p, const floa
       const float* xk = x + k0 + k;
       _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch, _MM_HINT_T0);
       const __m512i v = load_bytes(at);
-      add_column<0, kZeros>(v, table, zero, xk, acc);
-      add_column<1, kZeros>(v, table, zero, xk, acc);
-      add_column<2, kZeros>(v, table, zero, xk, acc);
-      add_column<3, kZeros>(v, table, zero, xk, acc);
-      add_column<4, kZeros>(v, table, zero, xk, acc);
-      add_column<5, kZeros>(v, table, zero, xk, acc);
-      add_column<6, kZeros>(v, table, zero, xk, acc);
-      add_column<7, kZeros>(v, table, zero, xk, acc);
+      add_column<0>(v, table, xk, acc);
+      add_column<1>(v, table, xk, acc);
+      add_column<2>(v, table, xk, acc);
+      add_column<3>(v, table, xk, acc);
+      add_column<4>(v, table, xk, acc);
+      add_column<5>(v, table, xk, acc);
+      add_column<6>(v, table, xk, acc);
+      add_column<7>(v, table, xk, acc);
     }
     const __m512 a = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
     const __m512 b = _mm512_add_ps(_mm512_add_ps(acc[4], acc[5]), _mm512_add_ps(acc[6], acc[7]));
@@ -82,7 +81,7 @@ void vector_int4(const Weight& w, const PanelBlock& block, int64_t p, const floa
 
 template <int C>
 void store_column(__m512i v, __m512 table, __m512 zero, __m512 scale, float* to) {
-  _mm512_storeu_ps(to + C * 16, _mm512_mul_ps(code_of<C, true>(v, table, zero), scale));
+  _mm512_storeu_ps(to + C * 16, _mm512_mul_ps(_mm512_sub_ps(number_of<C>(v, table), zero), scale));
 }
 
 void decode_int4(const Weight& w, const PanelBlock& block, int64_t p, int64_t k0, int64_t kc,
@@ -112,18 +111,25 @@ void decode_int4(const Weight& w, const PanelBlock& block, int64_t p, int64_t k0
   }
 }
 
+size_t workspace(const LinearArgs& args, int threads) {
+  const size_t few = workspace_few(args, threads), slices = workspace_f32(args, threads);
+  return few > slices ? few : slices;
+}
+
 Status run(const LinearArgs& args, const Ctx& ctx) {
+  const Kind kind = args.w.format.kind;
+  const bool exact = kind == Kind::int4 || kind == Kind::mxfp4 || kind == Kind::nvfp4;
+  if (exact && few_rows(args)) {
+    return args.w.format.zero_type == ZeroType::none ? run_few<Nibbles, false>(args, ctx)
+                                                     : run_few<Nibbles, true>(args, ctx);
+  }
   const PanelBlock block = panel_block(args.w.format, {args.w.n, args.w.k});
   const auto decode = [&](int64_t p, int64_t k0, int64_t kc, float* to) {
     decode_int4(args.w, block, p, k0, kc, to);
     return to;
   };
   return run_f32(args, ctx, decode, [&](int64_t p, const float* x, float* sums) {
-    if (args.w.format.zero_type == ZeroType::none) {
-      vector_int4<false>(args.w, block, p, x, sums);
-    } else {
-      vector_int4<true>(args.w, block, p, x, sums);
-    }
+    vector_table(args.w, block, p, x, sums);
   });
 }
 
@@ -142,13 +148,13 @@ const LinearKernel linear_int4_f32_avx512 = {
     "linear_int4_f32_avx512",
     kArchAvx512,
     float_spec(bit(Kind::int4), Layout::panel16, false),
-    workspace_f32,
+    workspace,
     run,
 };
 
 extern const LinearKernel linear_table_f32_avx512;
 const LinearKernel linear_table_f32_avx512 = {
-    "linear_table_f32_avx512", kArchAvx512, table_spec(), workspace_f32, run,
+    "linear_table_f32_avx512", kArchAvx512, table_spec(), workspace, run,
 };
 
 }  // namespace lowbit
