@@ -25,7 +25,8 @@ napi_value peak_rows(napi_env env, napi_callback_info) {
   return rows;
 }
 
-// measurePeaks(out, seconds): queued like an op; the figures are there when `out` is read.
+// measurePeaks(out, seconds): queued like an op; the figures are there when `out` is read. On CUDA
+// the call lasts as long as the measurement.
 napi_value measure_peaks(napi_env env, napi_callback_info info) {
   Reader r(env, info, "measurePeaks");
   const TensorHandle* out = r.tensor("out");
@@ -34,6 +35,10 @@ napi_value measure_peaks(napi_env env, napi_callback_info info) {
   const Status status = peak_check(out->view, seconds);
   if (!is_ok(status)) return fail(env, status);
   Device* device = out->device->device;
+  if (device->cuda != nullptr) {
+    const Status measured = peak_measure_cuda(device, out->view, seconds);
+    return is_ok(measured) ? nullptr : fail(env, measured);
+  }
   Task* task = task_new(device->queue);
   if (task == nullptr) return fail(env, error(Code::memory, "measurePeaks: out of memory"));
   struct Peaks {

@@ -54,11 +54,12 @@ export interface PeakOptions {
 }
 
 /**
- * Measures what a CPU device can do at best: the figures that `lowbit bench` holds kernels against. It is queued behind
+ * Measures what a device can do at best: the figures that `lowbit bench` holds kernels against. It is queued behind
  * the ops called before, takes two to three seconds, and keeps the device busy for as long; other load on the machine
- * makes the figures smaller. A quarter of a gigabyte, or four times the last cache if that is more, is in use meanwhile.
+ * makes the figures smaller. A quarter of a gigabyte, or four times the last cache if that is more, is in use meanwhile. On
+ * a GPU it measures the bandwidth alone, takes 1 GiB, and the call itself lasts as long as that, about a fifth of a second.
  *
- * @throws LowbitError ERR_ARGUMENT; ERR_UNSUPPORTED on a GPU; ERR_MEMORY.
+ * @throws LowbitError ERR_ARGUMENT, ERR_MEMORY.
  */
 export async function measurePeaks(device: Device, options: PeakOptions = {}): Promise<Peaks> {
   const rows = native.peakRows()

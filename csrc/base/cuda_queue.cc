@@ -48,6 +48,7 @@ struct CudaQueue {
   const CudaApi* api = nullptr;
   void* stream = nullptr;
   int32_t multiprocessors = 0;
+  bool early = false;
   Storage* scratch = nullptr;
   uint64_t* slots = nullptr;  // device memory
   Check checks[kSlots];
@@ -87,6 +88,7 @@ Status cuda_queue_create(Device* d, CudaQueue** out) {
     return status;
   }
   q->multiprocessors = info.multiprocessors;
+  q->early = info.major >= 9;
   *out = q;
   return ok();
 }
@@ -284,7 +286,7 @@ Status cuda_launch_begin(Device* d, size_t scratch_bytes, Blame blame, const voi
     }
   }
   LB_TRY(use(d));
-  launch->ctx = {nullptr, nullptr, q->stream, q->multiprocessors, nullptr};
+  launch->ctx = {nullptr, nullptr, q->stream, q->multiprocessors, nullptr, q->early};
   if (scratch_bytes > 0) LB_TRY(reserve(d, scratch_bytes, &launch->ctx.scratch));
   if (blame != nullptr) {
     LB_TRY(open_slots(d));

@@ -21,6 +21,7 @@ struct Ctx {
   // CUDA, in device memory: where a kernel that finds a value out of range leaves the first one, as
   // index << 32 | value, by an atomic minimum. Null for ops that check no values.
   unsigned long long* check = nullptr;
+  bool early = false;  // CUDA: kernels may be launched to begin before their predecessor has ended
 };
 
 // Args is the op's call, Spec what the row can do: plain data that tests, benches and documents

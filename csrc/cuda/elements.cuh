@@ -18,7 +18,7 @@ static inline __device__ uint16_t f32_to_half(float f) {
   return __half_as_ushort(__float2half_rn(f));
 }
 
-static inline __device__ bool is_aligned(const void* p) {
+static inline __host__ __device__ bool is_aligned(const void* p) {
   return (reinterpret_cast<uintptr_t>(p) & 15) == 0;
 }
 

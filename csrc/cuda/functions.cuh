@@ -5,7 +5,14 @@
 
 namespace lowbit {
 
-static inline __device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// An ulp off at most, where a division takes three times as long.
+static inline __device__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+static inline __device__ float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 static inline __device__ float silu(float x) { return x * sigmoid(x); }
 static inline __device__ float gelu(float x) { return x * normcdff(x); }
 // (1 + tanh u) / 2 = 1 / (1 + e^(-2u)), which keeps its digits where tanh nears -1.

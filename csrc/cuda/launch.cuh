@@ -1,4 +1,5 @@
-// What the run() of every CUDA row shares: blocks of work to grids, launch errors to Status.
+// What the run() of every CUDA row shares: blocks of work to grids, launches that may begin early,
+// launch errors to Status.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,6 +15,33 @@ static inline Status launched() {
   const cudaError_t code = cudaGetLastError();
   if (code == cudaSuccess) return ok();
   return error(Code::cuda, "launch: %s", cudaGetErrorString(code));
+}
+
+// Launches a kernel whose first statement is wait_for_others(): where the GPU knows how (9.0 on),
+// its blocks take their places while the kernel before it ends.
+template <class... Params, class... Args>
+static inline Status launch(const Ctx& ctx, void (*kernel)(Params...), unsigned blocks,
+                            unsigned threads, size_t shared, Args... args) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(ctx.stream);
+  config.attrs = &early;
+  config.numAttrs = ctx.early ? 1 : 0;
+  if (cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...) == cudaSuccess) return ok();
+  return launched();
+}
+
+// Before a kernel touches memory: lets the next one take its places, then waits until all that was
+// launched before has ended and its writes are seen.
+static inline __device__ void wait_for_others() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Blocks for `work` items of which each block takes `each`, by a loop where there are more than

@@ -8,6 +8,7 @@
 #include "csrc/embedding/embedding.h"
 #include "csrc/linear/linear.h"
 #include "csrc/norm/norm.h"
+#include "csrc/peak/peak.h"
 #include "csrc/quantize/quantize.h"
 #include "csrc/rope/rope.h"
 #include "csrc/softmax/softmax.h"
@@ -41,6 +42,9 @@ namespace lowbit {
 #define KERNEL(name) extern const SoftmaxKernel name;
 #include "csrc/softmax/kernels.inc"
 #undef KERNEL
+#define KERNEL(name) extern const PeakKernel name;
+#include "csrc/peak/kernels.inc"
+#undef KERNEL
 
 #define KERNEL(name) &name,
 static constexpr const void* kLinear[] = {
@@ -70,6 +74,9 @@ static constexpr const void* kCopy[] = {
 static constexpr const void* kSoftmax[] = {
 #include "csrc/softmax/kernels.inc"
 };
+static constexpr const void* kPeak[] = {
+#include "csrc/peak/kernels.inc"
+};
 #undef KERNEL
 
 template <int kCount>
@@ -87,6 +94,7 @@ const CudaRows kCudaOps[kCudaOpCount] = {
     list("elementwise", kElementwise),
     list("copy", kCopy),
     list("softmax", kSoftmax),
+    list("peak", kPeak),
 };
 
 }  // namespace lowbit

@@ -5,7 +5,7 @@
 
 namespace lowbit {
 
-inline constexpr int32_t kCudaOpCount = 9;
+inline constexpr int32_t kCudaOpCount = 10;
 extern const CudaRows kCudaOps[kCudaOpCount];
 
 }  // namespace lowbit

@@ -3,11 +3,14 @@
 // Shapes    all of elementwise.h.
 // Layout    any strides that the contract allows; 16-byte accesses where all rows are aligned.
 // Bound     memory: a, b and out once.
-// Method    the views as few long rows (base/rows.h), cut into runs of eight; a grid that strides
-//           over the runs. f32 arithmetic whatever the dtypes.
+// Method    contiguous tensors of one dtype: a thread asks for four runs of eight of each input
+// (two
+//           where an element has 4 bytes) before it waits for the first. Else the views as few long
+//           rows (base/rows.h), cut into runs of eight, and a grid that strides over the runs. f32
+//           arithmetic whatever the dtypes.
 // Source    the formulas in elementwise.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/elements.cuh"
+#include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/functions.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/elementwise/elementwise.h"
@@ -17,7 +20,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ float apply(Function f, float a, float b) {
+__device__ __forceinline__ float apply(Function f, float a, float b) {
   switch (f) {
     case Function::add: return a + b;
     case Function::silu_mul: return silu(a) * b;
@@ -43,8 +46,65 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <DType T>
+inline constexpr int kRuns = T == DType::f32 ? 2 : 4;
+
+// `count` runs of eight.
+template <DType T, Function F>
+__global__ void __launch_bounds__(kThreads)
+    flat(const void* a, const void* b, void* out, int64_t count) {
+  wait_for_others();
+  const int64_t first = int64_t{blockIdx.x} * (kThreads * kRuns<T>)+threadIdx.x;
+  Eight<T> left[kRuns<T>], right[kRuns<T>];
+#pragma unroll
+  for (int r = 0; r < kRuns<T>; ++r) {
+    if (first + r * kThreads >= count) break;
+    left[r] = fetch<T>(a, first + r * kThreads);
+    right[r] = fetch<T>(b, first + r * kThreads);
+  }
+#pragma unroll
+  for (int r = 0; r < kRuns<T>; ++r) {
+    if (first + r * kThreads >= count) break;
+    float x[kEight], y[kEight];
+    unpack<T>(left[r], x);
+    unpack<T>(right[r], y);
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) x[i] = apply(F, x[i], y[i]);
+    put<T>(out, first + r * kThreads, pack<T>(x));
+  }
+}
+
+template <DType T>
+Status run_flat(const ElementwiseArgs& a, int64_t count, const Ctx& ctx) {
+  const unsigned blocks = grid_for(count, kThreads * kRuns<T>, INT32_MAX);
+  const auto go = [&](auto* kernel) {
+    return launch(ctx, kernel, blocks, kThreads, 0, a.a.data, a.b.data, a.out.data, count);
+  };
+  switch (a.function) {
+    case Function::add: return go(flat<T, Function::add>);
+    case Function::silu_mul: return go(flat<T, Function::silu_mul>);
+    case Function::gelu_mul: return go(flat<T, Function::gelu_mul>);
+    case Function::gelu_tanh_mul: return go(flat<T, Function::gelu_tanh_mul>);
+  }
+  return ok();
+}
+
+bool is_flat(const ElementwiseArgs& a, const Walk& walk) {
+  const bool one_dtype = a.a.dtype == a.b.dtype && a.a.dtype == a.out.dtype;
+  return one_dtype && walk.count == 1 && walk.length % kEight == 0 && walk.length > 0 &&
+         is_aligned(a.a.data) && is_aligned(a.b.data) && is_aligned(a.out.data) &&
+         walk.step[0] == 1 && walk.step[1] == 1 && walk.step[2] == 1;
+}
+
 Status run(const ElementwiseArgs& args, const Ctx& ctx) {
   const Walk walk = elementwise_walk(args);
+  if (is_flat(args, walk)) {
+    Status status = ok();
+    with_dtype(args.a.dtype, [&](auto dtype) {
+      status = run_flat<decltype(dtype)::value>(args, walk.length / kEight, ctx);
+    });
+    return status;
+  }
   const int64_t runs = walk.count * ((walk.length + kEight - 1) / kEight);
   const unsigned blocks = grid_for(runs, kThreads, int64_t{ctx.multiprocessors} * 64);
   elementwise<<<blocks, kThreads, 0, static_cast<cudaStream_t>(ctx.stream)>>>(args, walk);

@@ -3,11 +3,14 @@
 // Shapes    all of norm.h.
 // Layout    any strides that the contract allows; 16-byte accesses where rows are aligned.
 // Bound     memory: x, residual, residual_out and out once each.
-// Method    u goes to shared memory as f32 on its way (rows beyond 11776 columns are read again).
-//           Sums are double: an addition an element costs nothing beside its bytes, and no square
-//           leaves the range. The quotient is f32, or double where the factor leaves that range.
+// Method    rows of one dtype up to 16384 columns stay in registers, eight neighbours a run. Runs
+//           are summed in f32 and their sums in double; a sum out of the range where that is exact
+//           enough is formed once more, all in double. Other rows go to shared memory as f32 on
+//           their way (beyond 11776 columns they are read again) and are summed in double. The
+//           quotient is f32, or double where the factor leaves that range.
 // Source    the formulas in norm.h.
 // Measured  NOTES.md.
+#include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -122,7 +125,158 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+// Of one row, in runs of eight.
+struct Steps {
+  int64_t x, residual, residual_out, out;
+};
+
+// Squares beyond these bounds lose digits or leave the range of f32.
+__device__ bool is_exact(double sum) { return sum > 1e-25 && sum < 1e37; }
+
+template <int kRuns, class F>
+__device__ double sum_of(const float (&u)[kRuns][kEight], double* room, const F& f) {
+  double sum = 0;
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    auto part = f(u[r][0]);
+#pragma unroll
+    for (int i = 1; i < kEight; ++i) part += f(u[r][i]);
+    sum += part;
+  }
+  return sum_block(sum, room);
+}
+
+template <DType T, int kRuns, bool kLayer>
+__global__ void __launch_bounds__(512, kRuns*(T == DType::f32 ? 2 : 1) <= 4 ? 3 : 2)
+    norm_held(const __grid_constant__ NormArgs a, Steps steps, int eights) {
+  __shared__ double room[32];
+  wait_for_others();
+  const int64_t row = blockIdx.x;
+  float u[kRuns][kEight];
+  Eight<T> x[kRuns], more[kRuns];
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    x[r] = more[r] = {};
+    if (at >= eights) continue;
+    x[r] = fetch<T>(a.x.data, row * steps.x + at);
+    if (present(a.residual)) more[r] = fetch<T>(a.residual.data, row * steps.residual + at);
+  }
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    unpack<T>(x[r], u[r]);
+    if (!present(a.residual)) continue;
+    float v[kEight];
+    unpack<T>(more[r], v);
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) u[r][i] += v[i];
+    if (!present(a.residual_out)) continue;
+    const int at = threadIdx.x + r * blockDim.x;
+    x[r] = pack<T>(u[r]);
+    unpack<T>(x[r], u[r]);
+    if (at < eights) put<T>(a.residual_out.data, row * steps.residual_out + at, x[r]);
+  }
+  const double length = static_cast<double>(eights) * kEight;
+  double sum, mean = 0;
+  float head = 0, rest = 0;
+  if (kLayer) {
+    sum = sum_of(u, room, [](float v) { return v; });
+    if (!(fabs(sum) < 1e37)) sum = sum_of(u, room, [](float v) { return double{v}; });
+    mean = sum / length;
+    head = static_cast<float>(mean), rest = static_cast<float>(mean - head);
+    // Places beyond the row hold 0 and have no part in the sum.
+    const auto inside = [&](auto&& f) {
+      double part = 0;
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r) {
+        if (threadIdx.x + r * blockDim.x < eights) part += f(u[r]);
+      }
+      return sum_block(part, room);
+    };
+    sum = inside([&](const float(&v)[kEight]) {
+      float part = 0;
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        const float d = (v[i] - head) - rest;
+        part += d * d;
+      }
+      return part;
+    });
+    if (!is_exact(sum)) {
+      sum = inside([&](const float(&v)[kEight]) {
+        double part = 0;
+        for (int i = 0; i < kEight; ++i) part += (v[i] - mean) * (v[i] - mean);
+        return part;
+      });
+    }
+  } else {
+    sum = sum_of(u, room, [](float v) { return v * v; });
+    if (!is_exact(sum)) sum = sum_of(u, room, [](float v) { return double{v} * v; });
+  }
+  const double factor = 1 / sqrt(sum / length + a.eps);
+  // NaN and inf take the f32 way: they come out the same.
+  const bool wide = (factor > 1e30 && factor < INFINITY) || (factor < 1e-30 && factor > 0);
+  const auto scale = static_cast<float>(factor);
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    if (at >= eights) continue;
+    float weight[kEight], bias[kEight];
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) weight[i] = 1.0f, bias[i] = 0.0f;
+    if (present(a.weight)) load_eight(a.weight.data, a.weight.dtype, at * kEight, kEight, weight);
+    if (kLayer && present(a.bias)) {
+      load_eight(a.bias.data, a.bias.dtype, at * kEight, kEight, bias);
+    }
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      if (wide) {
+        u[r][i] = static_cast<float>((u[r][i] - mean) * factor * weight[i] + bias[i]);
+      } else if (kLayer) {
+        u[r][i] = ((u[r][i] - head) - rest) * scale * weight[i] + bias[i];
+      } else {
+        u[r][i] = u[r][i] * scale * weight[i];
+      }
+    }
+    put<T>(a.out.data, row * steps.out + at, pack<T>(u[r]));
+  }
+}
+
+// One dtype, aligned runs of eight, rows at equal distances.
+bool can_hold(const NormArgs& a) {
+  for (const Tensor* t : {&a.x, &a.residual, &a.residual_out, &a.out}) {
+    if (!present(*t)) continue;
+    if (t->dtype != a.x.dtype || !in_eights(*t) || rows_of(*t).rank > 1) return false;
+  }
+  return true;
+}
+
+Status run_held(const NormArgs& a, const Held& shape, const Ctx& ctx) {
+  const auto step = [](const Tensor& t) {
+    return present(t) && rows_of(t).rank > 0 ? rows_of(t).strides[0] / kEight : 0;
+  };
+  const Steps steps = {step(a.x), step(a.residual), step(a.residual_out), step(a.out)};
+  const Rows rows = rows_of(a.x);
+  const auto eights = static_cast<int>(rows.length / kEight);
+  Status status = ok();
+  with_dtype(a.x.dtype, [&](auto dtype) {
+    with_runs(shape.runs, [&](auto runs) {
+      constexpr DType kType = decltype(dtype)::value;
+      constexpr int kRuns = decltype(runs)::value;
+      auto* kernel = a.kind == NormKind::layer ? norm_held<kType, kRuns, true>
+                                               : norm_held<kType, kRuns, false>;
+      status = launch(ctx, kernel, static_cast<unsigned>(rows.count), shape.threads, 0, a, steps,
+                      eights);
+    });
+  });
+  return status;
+}
+
 Status run(const NormArgs& args, const Ctx& ctx) {
+  const Held shape = held(rows_of(args.x).length);
+  if (shape.threads > 0 && rows_of(args.x).count <= INT32_MAX && can_hold(args)) {
+    return run_held(args, shape, ctx);
+  }
   const RowsOfAll rows = {rows_of(args.x), rows_of(present(args.residual) ? args.residual : args.x),
                           rows_of(present(args.residual_out) ? args.residual_out : args.x),
                           rows_of(args.out)};

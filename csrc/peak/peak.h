@@ -1,7 +1,8 @@
 // peak: what this machine can do, measured. A bench holds kernels against these figures, taken in
 // the same run: a data sheet knows neither the clock nor the neighbours of a shared machine.
 //
-//   read   bytes per second of a sequential read of memory that no cache holds
+//   read   bytes per second of a sequential read of memory that no cache holds; on a GPU this and
+//          copy are all that is measured
 //   copy   bytes per second, read and written together, of a copy of such memory
 //   f32    operations per second of multiply-adds in f32, each two operations; data in registers
 //   bf16   the same of pairs of bf16 summed in f32
@@ -14,6 +15,7 @@
 
 #include <cstdint>
 
+#include "csrc/base/device.h"
 #include "csrc/base/kernel.h"
 #include "csrc/base/tensor.h"
 
@@ -57,5 +59,7 @@ Status peak_check(const Tensor& out, double seconds);
 // Measures every row that `arch` allows, each of the two figures for about `seconds` (at least one
 // pass), and keeps the best pass. Allocates four times the last cache for as long as it runs.
 Status peak_measure(const Tensor& out, ArchSet arch, double seconds, const Ctx& ctx);
+// The same for a GPU, behind what is queued there; returns when it is done. Takes 1 GiB meanwhile.
+Status peak_measure_cuda(Device* device, const Tensor& out, double seconds);
 
 }  // namespace lowbit

@@ -3,12 +3,16 @@
 // Shapes    all of quantize.h.
 // Layout    any strides that the contract allows; 16-byte accesses where rows are aligned.
 // Bound     memory: floats and codes once.
-// Method    a row with one scale is a block's: it goes to shared memory as f32 on its way to its
-//           maximum (rows beyond 11776 columns are read again). A run of 128 columns is a
-//           half-warp's, which keeps it in registers. Codes leave eight at a time. The same bits as
-//           on a CPU: maxima have no order, a quotient is one IEEE division.
-// Source    quantize/rows.h.
+// Method    a row with one scale is a block's: aligned rows up to 16384 columns stay in registers,
+//           others go to shared memory as f32 on their way to the maximum (beyond 11776 columns
+//           they are read again). A run of 128 columns is a half-warp's, which keeps it in
+//           registers. Codes leave eight at a time. The same bits as on a CPU: maxima have no
+//           order, and quotients are those of IEEE division, formed from the reciprocal of the
+//           scale by two fused multiply-adds.
+// Source    quantize/rows.h; Markstein, Computation of elementary functions on the IBM RISC
+//           System/6000 processor, 1990 (the quotient).
 // Measured  NOTES.md.
+#include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -34,14 +38,32 @@ __device__ float scale_of(uint32_t magnitude, DType codes) {
   return scale_for(bits_float(magnitude >= 0x7f800000u ? 0x7fc00000u : magnitude), codes);
 }
 
-__device__ void store_codes(const QuantizeArgs& a, int64_t first, int count, float scale,
+// v / scale. With the nearest reciprocal, q is off by an ulp at most, the remainder is exact, and
+// the second step rounds as a division does. Where the scale is extreme the remainder may leave the
+// range of f32; quotients that are tiny give the code 0 either way.
+struct Divider {
+  float scale, inverse;
+  bool plain;
+
+  __device__ explicit Divider(float s) : scale(s), inverse(1.0f / s) {
+    plain = !(s > 0x1p-60f && s < 0x1p60f);
+  }
+  __device__ float operator()(float v) const {
+    if (plain) return v / scale;
+    const float q = v * inverse;
+    return __fmaf_rn(__fmaf_rn(-scale, q, v), inverse, q);
+  }
+};
+
+__device__ void store_codes(const QuantizeArgs& a, int64_t first, int count, const Divider& divide,
                             const float (&v)[kEight]) {
+  const float scale = divide.scale;
   const DType dtype = a.codes.dtype;
   auto* to = static_cast<uint8_t*>(a.codes.data) + first;
   uint8_t codes[kEight];
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    const float q = v[i] / scale;
+    const float q = divide(v[i]);
     // 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
     codes[i] = dtype == DType::i8     ? static_cast<uint8_t>(float_bits(q + 0x1.8p23f))
                : dtype == DType::e4m3 ? f32_to_e4m3(q)
@@ -92,7 +114,44 @@ __global__ void __launch_bounds__(512)
       } else {
         load_eight(a.floats.data, a.floats.dtype, from + i, count, v);
       }
-      store_codes(a, to + i, count, scale, v);
+      store_codes(a, to + i, count, Divider(scale), v);
+    }
+  }
+}
+
+template <DType T, int kRuns>
+__global__ void __launch_bounds__(512)
+    quantize_held(const __grid_constant__ QuantizeArgs a, int eights) {
+  __shared__ uint32_t room[32];
+  wait_for_others();
+  const int64_t row = blockIdx.x;
+  const void* from = element(a.floats.data, T, row * a.floats.strides[0]);
+  Eight<T> raw[kRuns];
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    raw[r] = {};
+    if (at < eights) raw[r] = fetch<T>(from, at);
+  }
+  float v[kRuns][kEight];
+  uint32_t largest = 0;
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    unpack<T>(raw[r], v[r]);
+    const uint32_t part = magnitude_of(v[r]);
+    largest = part > largest ? part : largest;
+  }
+  largest = reduce_block(
+      largest, 0u, [](uint32_t x, uint32_t y) { return x > y ? x : y; }, room);
+  const Divider divide(scale_of(largest, a.codes.dtype));
+  if (threadIdx.x == 0) {
+    static_cast<float*>(a.scale.data)[row * a.scale.strides[0]] = divide.scale;
+  }
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    if (at < eights) {
+      store_codes(a, row * a.codes.strides[0] + at * kEight, kEight, divide, v[r]);
     }
   }
 }
@@ -123,7 +182,7 @@ __global__ void __launch_bounds__(kThreads)
     if (there && lane == 0) {
       static_cast<float*>(a.scale.data)[row * a.scale.strides[0] + run] = scale;
     }
-    store_codes(a, row * a.codes.strides[0] + first, count, scale, v);
+    store_codes(a, row * a.codes.strides[0] + first, count, Divider(scale), v);
   }
 }
 
@@ -168,6 +227,17 @@ Status run(const QuantizeArgs& args, const Ctx& ctx) {
     const int64_t runs = rows * args.scale.shape[1];
     if (runs == 0) return ok();
     quantize_blocks<<<grid_for(runs, kThreads / kLanes, most), kThreads, 0, stream>>>(args);
+  } else if (const Held shape = held(length); shape.threads > 0 && in_eights(args.floats)) {
+    Status status = ok();
+    if (rows == 0) return status;
+    with_dtype(args.floats.dtype, [&](auto dtype) {
+      with_runs(shape.runs, [&](auto runs) {
+        status = launch(ctx, quantize_held<decltype(dtype)::value, decltype(runs)::value>,
+                        static_cast<unsigned>(rows), shape.threads, 0, args,
+                        static_cast<int>(length / kEight));
+      });
+    });
+    return status;
   } else {
     quantize_rows<<<grid_for(rows, 1, int64_t{1} << 20), threads_for(length), staged_bytes(length),
                     stream>>>(args, length <= kStagedMax);

@@ -4,11 +4,12 @@
 // Layout    any strides that the contract allows; 16-byte accesses where halves are aligned.
 // Bound     memory: x and out once; the tables stay in L2.
 // Method    a head is a list of runs: eight pairs each, then the columns that are copied. A thread
-//           reads both sides of its pairs before it writes, so out may be x. A position out of
-//           range is reported, its token left alone.
+//           reads both sides of its pairs before it writes, so out may be x. Where whole heads of
+//           one dtype are turned by halves, a thread turns the same pairs of four heads with one
+//           reading of the tables. A position out of range is reported, its token left alone.
 // Source    the formula in rope.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/elements.cuh"
+#include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/rope/rope.h"
 
@@ -95,8 +96,88 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+constexpr unsigned kHeads = 4;
+
+// Sizes in eights where they are lengths in memory.
+struct Halves {
+  unsigned total, groups, pairs, heads, seq;
+  int64_t x, out;    // from one head to the next
+  int64_t cos, sin;  // from one position to the next
+};
+
+template <DType T>
+__global__ void __launch_bounds__(kThreads)
+    rope_halves(const __grid_constant__ RopeArgs a, const __grid_constant__ Halves h,
+                unsigned long long* check) {
+  wait_for_others();
+  const unsigned at = blockIdx.x * kThreads + threadIdx.x;
+  if (at >= h.total) return;
+  const unsigned run = at % h.pairs, group = at / h.pairs % h.groups;
+  const unsigned token = at / h.pairs / h.groups, batch = token / h.seq, index = token % h.seq;
+  const int64_t position = rope_position(a, batch, index);
+  if (position < 0 || position >= a.cos.shape[0]) {
+    if (check != nullptr && run == 0 && group == 0) {
+      report(check, a.positions.rank == 2 ? token : index, static_cast<int32_t>(position));
+    }
+    return;
+  }
+  float cos[kEight], sin[kEight];
+  unpack<DType::f32>(fetch<DType::f32>(a.cos.data, position * h.cos + run), cos);
+  unpack<DType::f32>(fetch<DType::f32>(a.sin.data, position * h.sin + run), sin);
+  const int64_t first = int64_t{token} * h.heads + group * kHeads;
+  const unsigned left = h.heads - group * kHeads;
+  Eight<T> raw[kHeads][2];
+#pragma unroll
+  for (unsigned i = 0; i < kHeads; ++i) {
+    if (i >= left) break;
+    raw[i][0] = fetch<T>(a.x.data, (first + i) * h.x + run);
+    raw[i][1] = fetch<T>(a.x.data, (first + i) * h.x + h.pairs + run);
+  }
+#pragma unroll
+  for (unsigned i = 0; i < kHeads; ++i) {
+    if (i >= left) break;
+    float low[kEight], high[kEight];
+    unpack<T>(raw[i][0], low);
+    unpack<T>(raw[i][1], high);
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) {
+      const float x1 = low[j], x2 = high[j];
+      low[j] = x1 * cos[j] - x2 * sin[j];
+      high[j] = x2 * cos[j] + x1 * sin[j];
+    }
+    put<T>(a.out.data, (first + i) * h.out + run, pack<T>(low));
+    put<T>(a.out.data, (first + i) * h.out + h.pairs + run, pack<T>(high));
+  }
+}
+
+bool are_halves(const RopeArgs& a, const Rows& x, const Rows& out) {
+  const int64_t half = a.cos.shape[1];
+  return a.pairing == Pairing::half && a.x.dtype == a.out.dtype && x.length == 2 * half &&
+         half % kEight == 0 && x.rank <= 1 && out.rank <= 1 && in_eights(a.x) && in_eights(a.out) &&
+         in_eights(a.cos) && in_eights(a.sin) && x.count * (half / kEight) <= INT32_MAX;
+}
+
+Status run_halves(const RopeArgs& a, const Rows& x, const Rows& out, const Ctx& ctx) {
+  const auto step = [](const Rows& rows) { return rows.rank > 0 ? rows.strides[0] / kEight : 0; };
+  Halves h = {};
+  h.heads = static_cast<unsigned>(a.x.shape[a.x.rank - 2]);
+  h.seq = static_cast<unsigned>(a.x.shape[a.x.rank - 3]);
+  h.groups = (h.heads + kHeads - 1) / kHeads;
+  h.pairs = static_cast<unsigned>(a.cos.shape[1] / kEight);
+  h.total = static_cast<unsigned>(x.count / h.heads) * h.groups * h.pairs;
+  h.x = step(x), h.out = step(out);
+  h.cos = a.cos.strides[0] / kEight, h.sin = a.sin.strides[0] / kEight;
+  Status status = ok();
+  with_dtype(a.x.dtype, [&](auto dtype) {
+    status = launch(ctx, rope_halves<decltype(dtype)::value>,
+                    grid_for(h.total, kThreads, INT32_MAX), kThreads, 0, a, h, ctx.check);
+  });
+  return status;
+}
+
 Status run(const RopeArgs& args, const Ctx& ctx) {
   const Rows x = rows_of(args.x), out = rows_of(args.out);
+  if (x.count > 0 && are_halves(args, x, out)) return run_halves(args, x, out, ctx);
   const int64_t half = args.cos.shape[1], rest = x.length - 2 * half;
   Runs runs = {(half + kEight - 1) / kEight, 0};
   runs.all = runs.pairs + (rest + kEight - 1) / kEight;

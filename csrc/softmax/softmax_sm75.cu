@@ -3,11 +3,14 @@
 // Shapes    all of softmax.h.
 // Layout    any strides that the contract allows; 16-byte accesses where rows are aligned.
 // Bound     memory: x once, and out once for softmax.
-// Method    a row goes to shared memory as f32 on its way to its maximum, then its exponentials are
-//           summed (rows beyond 11776 classes are read again). Sums are f32 within a thread and
-//           double across the block. A target out of range is reported, its row left alone.
+// Method    softmax of one dtype up to 16384 classes keeps its row in registers. Else a row goes to
+//           shared memory as f32 on its way to its maximum, then its exponentials are summed (rows
+//           beyond 11776 classes are read again). Sums are f32 within a run of eight and double
+//           beyond it. argmax compares keys whose order as integers is that of the numbers. A
+//           target out of range is reported, its row left alone.
 // Source    the formulas in softmax.h.
 // Measured  NOTES.md.
+#include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -17,15 +20,18 @@ namespace lowbit {
 namespace {
 
 struct Best {
-  float value;
+  int32_t key;
   int32_t index;
 };
-// NaN before numbers, larger before smaller, first before later.
+// Integers in the order of the numbers, NaN above them: an addition makes -0 zero, and every NaN
+// the one with all bits but the sign.
+__device__ int32_t key_of(float v) {
+  const int32_t bits = __float_as_int(__fadd_rn(v, 0.0f));
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+// Larger before smaller, first before later.
 __device__ Best better(Best a, Best b) {
-  const bool nan_a = a.value != a.value, nan_b = b.value != b.value;
-  if (nan_a != nan_b) return nan_a ? a : b;
-  if (!nan_a && a.value != b.value) return a.value > b.value ? a : b;
-  return a.index < b.index ? a : b;
+  return a.key > b.key || (a.key == b.key && a.index < b.index) ? a : b;
 }
 
 struct Row {
@@ -103,25 +109,76 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+template <DType T, int kRuns>
+__global__ void __launch_bounds__(512) softmax_held(const void* x, void* out, int64_t x_step,
+                                                    int64_t out_step, int eights, float scale) {
+  __shared__ double room[32];
+  __shared__ float room_of_max[32];
+  wait_for_others();
+  const int64_t row = blockIdx.x;
+  Eight<T> raw[kRuns];
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    raw[r] = {};
+    if (at < eights) raw[r] = fetch<T>(x, row * x_step + at);
+  }
+  float v[kRuns][kEight], max = -INFINITY;
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    unpack<T>(raw[r], v[r]);
+    const bool inside = threadIdx.x + r * blockDim.x < eights;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      v[r][i] = inside ? v[r][i] * scale : -INFINITY;
+      max = v[r][i] > max ? v[r][i] : max;
+    }
+  }
+  max = max_block(max, room_of_max);
+  const float shift = max == -INFINITY ? 0.0f : max;
+  double parts = 0;
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    float part = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      v[r][i] = expf(v[r][i] - shift);
+      part += v[r][i];
+    }
+    parts += part;
+  }
+  const auto sum = static_cast<float>(sum_block(parts, room));
+  const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+  for (int r = 0; r < kRuns; ++r) {
+    const int at = threadIdx.x + r * blockDim.x;
+    if (at >= eights) continue;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) v[r][i] *= factor;
+    put<T>(out, row * out_step + at, pack<T>(v[r]));
+  }
+}
+
 __global__ void __launch_bounds__(512)
     argmax(const __grid_constant__ SoftmaxArgs a, const __grid_constant__ Rows x,
            const __grid_constant__ Rows out) {
   __shared__ Best room[32];
   for (int64_t row = blockIdx.x; row < x.count; row += gridDim.x) {
     const int64_t from = row_offset(x, row);
-    Best best = {-INFINITY, INT32_MAX};
+    Best best = {INT32_MIN, INT32_MAX};
     float v[kEight];
     for (int64_t i = threadIdx.x * kEight; i < x.length; i += blockDim.x * kEight) {
       const int count = ragged(i, x.length);
       load_eight(a.x.data, a.x.dtype, from + i, count, v);
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
-        if (j < count) best = better(best, {v[j], static_cast<int32_t>(i) + j});
+        const int32_t key = key_of(v[j]);
+        if (key > best.key && j < count) best = {key, static_cast<int32_t>(i) + j};
       }
     }
     for (int step = 16; step > 0; step /= 2) {
-      best = better(
-          best, {__shfl_xor_sync(~0u, best.value, step), __shfl_xor_sync(~0u, best.index, step)});
+      best = better(best,
+                    {__shfl_xor_sync(~0u, best.key, step), __shfl_xor_sync(~0u, best.index, step)});
     }
     __syncthreads();
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = best;
@@ -164,6 +221,21 @@ Status run(const SoftmaxArgs& args, const Ctx& ctx) {
   const unsigned blocks = grid_for(x.count, 1, int64_t{1} << 20), threads = threads_for(x.length);
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const size_t room = staged_bytes(x.length);
+  const Held shape = held(x.length);
+  if (rows_out && shape.threads > 0 && x.rank <= 1 && out.rank <= 1 && x.count <= INT32_MAX &&
+      args.x.dtype == args.out.dtype && in_eights(args.x) && in_eights(args.out)) {
+    const auto step = [](const Rows& rows) { return rows.rank > 0 ? rows.strides[0] / kEight : 0; };
+    Status status = ok();
+    with_dtype(args.x.dtype, [&](auto dtype) {
+      with_runs(shape.runs, [&](auto runs) {
+        status =
+            launch(ctx, softmax_held<decltype(dtype)::value, decltype(runs)::value>,
+                   static_cast<unsigned>(x.count), shape.threads, 0, args.x.data, args.out.data,
+                   step(x), step(out), static_cast<int>(x.length / kEight), args.scale);
+      });
+    });
+    return status;
+  }
   switch (args.function) {
     case RowFunction::softmax:
       softmax<<<blocks, threads, room, stream>>>(args, x, out, staged);

@@ -59,12 +59,17 @@ export async function runBench(
   batches: number,
   sink: BenchSink,
 ): Promise<number> {
-  const origin = originOf()
+  const origin = originOf(options.device)
   let lines = 0
-  const threads = new Set(wanted ?? [1, native.hostInfo().cores])
+  const onGpu = options.device !== undefined && options.device !== 'cpu'
+  // A GPU has no threads that could be counted: its one device stands under 1.
+  const threads = new Set(onGpu ? [1] : (wanted ?? [1, native.hostInfo().cores]))
   const widest = Math.max(...threads)
   for (const op of ops) {
-    const devices = new Map<number, Device>([...threads].map((n) => [n, openDevice('cpu', { threads: n })]))
+    const devices = new Map<number, Device>(
+      [...threads].map((n) => [n, onGpu ? openDevice(options.device) : openDevice('cpu', { threads: n })]),
+    )
+    const host = onGpu ? openDevice('cpu') : undefined
     try {
       const measured = new Map<number, Peaks>()
       const peaksWith = async (n: number): Promise<Peaks> => {
@@ -89,13 +94,14 @@ export async function runBench(
         } else {
           const peaks = await peaksWith(n)
           if (casesOf !== undefined) {
-            const context = { device, threads: n, options }
+            const context = { device, threads: n, options, host: host ?? device }
             lines += runCases(casesOf(context), context, peaks, origin, sink)
           }
         }
       }
     } finally {
       for (const device of devices.values()) device.close()
+      host?.close()
     }
   }
   return lines

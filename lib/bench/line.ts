@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
+import { backends } from '../backends'
 import { root } from '../native'
 import { machineName } from '../tuned'
 
@@ -64,9 +65,10 @@ function commit(): string {
 }
 
 /** Asks the machine and the tree. */
-export function originOf(): Origin {
+export function originOf(device = 'cpu'): Origin {
+  const gpu = device === 'cpu' ? undefined : (backends().find((row) => row.device === device)?.name ?? device)
   return {
-    machine: machineName(),
+    machine: gpu === undefined ? machineName() : `${gpu}, ${machineName()}`,
     commit: commit(),
     node: process.version,
     date: new Date().toISOString(),

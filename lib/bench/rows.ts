@@ -215,7 +215,7 @@ function* casesOf(
 const checkedRows = 8
 
 function checkRows(
-  { device }: BenchContext,
+  { device, host }: BenchContext,
   op: RowOp,
   x: readonly Tensor[],
   out: readonly Tensor[],
@@ -228,15 +228,31 @@ function checkRows(
     made.push(view)
     return view
   }
+  // The reference rows are those of a CPU.
+  const onHost = (tensor: Tensor): Tensor => {
+    if (host === device) return tensor
+    const moved = host.tensor(tensor.readSync(), tensor.shape, tensor.dtype)
+    made.push(moved)
+    return moved
+  }
   try {
     const got = out.map(few)
     const want = out.map((tensor) => {
-      const room = device.empty([rows, ...tensor.shape.slice(1)], tensor.dtype)
+      const room = host.empty([rows, ...tensor.shape.slice(1)], tensor.dtype)
       made.push(room)
       return room
     })
     // The table of embedding is all of x; the other ops read the same rows that they write.
-    op.apply(op.name === 'embedding' ? x : x.map(few), want, side, op.reference)
+    const from = (op.name === 'embedding' ? x : x.map(few)).map(onHost)
+    const { weight, bias, cos, sin, ids } = side
+    const beside = {
+      weight: onHost(weight),
+      bias: onHost(bias),
+      cos: onHost(cos),
+      sin: onHost(sin),
+      ids: onHost(ids),
+    }
+    op.apply(from, want, beside, op.reference)
     for (const [i, tensor] of got.entries()) {
       const floating = widths[tensor.dtype] > 1 && tensor.dtype !== 'i32'
       const dtype = floating ? 'f32' : tensor.dtype

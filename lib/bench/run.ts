@@ -36,6 +36,8 @@ export interface BenchOptions extends LinearChoices {
   readonly rows?: readonly (readonly [number, number])[]
   /** Reuse one buffer, which a cache may hold, instead of rotating. */
   readonly hot: boolean
+  /** Default: the CPU. */
+  readonly device?: string
   /** The only row to be timed. */
   readonly row?: string
   readonly effort: Effort
@@ -46,6 +48,8 @@ export interface BenchContext {
   readonly device: Device
   readonly threads: number
   readonly options: BenchOptions
+  /** Where the reference rows run: the device itself, or a CPU beside a GPU. */
+  readonly host: Device
 }
 
 /** One thing to be timed. */

@@ -21,7 +21,7 @@ const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'peaks'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
-Times the kernels of this machine's CPU and holds each against its bound: the time that memory or arithmetic needs at least,
+Times the kernels of this machine's CPU, or of a GPU, and holds each against its bound: the time that memory or arithmetic needs at least,
 both as measured in the same run. Without an op all of them run, in under three minutes on two cores.
 
   linear     x [M, K] times weights [N, K], in each format
@@ -40,6 +40,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   --shape <list>     linear: ${Object.keys(linearShapes).join(', ')} or NxK
                      attention: ${Object.keys(attentionShapes).join(', ')} or QxKVxD
                      rows: ROWSxCOLUMNS; load: NxK; all: every shape of the op
+  --device <name>    cpu, cuda, cuda:N (default: cpu)
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
   --peers            linear: against rivals, which bench/peers has; see its README
@@ -61,6 +62,7 @@ const optionTypes = {
   x: { type: 'string' },
   m: { type: 'string' },
   shape: { type: 'string' },
+  device: { type: 'string' },
   threads: { type: 'string' },
   row: { type: 'string' },
   peers: { type: 'boolean' },
@@ -228,6 +230,7 @@ export async function run(argv: readonly string[]): Promise<number> {
         .map((text) => sizesOf(text, 'ROWSxCOLUMNS', []) as [number, number]),
       load: shapeOf('load') === undefined ? undefined : sizesOf(values.shape ?? '', 'NxK', []),
       row: values.row,
+      device: values.device === 'cuda' ? 'cuda:0' : values.device,
     }
     const present = Object.entries(given).filter(([, value]) => value !== undefined)
     const options: BenchOptions = {

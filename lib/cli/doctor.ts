@@ -23,6 +23,7 @@ const variables: Readonly<Record<string, string>> = {
   LB_DISABLE_CUDA: '1: CUDA is not looked for',
   LB_CUDA_LIBRARY: 'file of liblowbit_cuda.so',
   LB_CUDA_DRIVER: "file of the NVIDIA driver's library",
+  LB_TEST_DEVICE: 'tests: device that they run on',
   LB_BUILD: 'build: folder of the addon',
   LB_CUDA: 'build: AUTO, ON or OFF',
   LB_CUDA_ARCHS: 'build: GPU architectures',
@@ -89,6 +90,7 @@ function effect(name: string, value: string, archs: readonly string[], rows: rea
   const what = variables[name]
   if (what === undefined) return 'no effect: lowbit knows no such variable'
   if (value === '') return 'no effect: it is empty'
+  if (what.startsWith('tests: ')) return `acts on npm test alone: ${what.slice('tests: '.length)}`
   if (what.startsWith('build: ')) return `acts on npm run build alone: ${what.slice('build: '.length)}`
   if (name === 'LB_ARCH' && archs.length > 0 && !archs.includes(value))
     return `no effect: the words are ${archs.join(', ')}`

@@ -1,0 +1,115 @@
+// Eight elements whose dtype is known when a kernel is compiled, as they lie in memory: what the
+// fast ways of the row ops hold in registers. Addresses are multiples of 16 bytes; elements.cuh has
+// the accesses for all other views.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <type_traits>
+
+#include "csrc/cuda/elements.cuh"
+
+namespace lowbit {
+
+template <DType T>
+struct Eight {
+  uint4 words[T == DType::f32 ? 2 : 1];
+};
+
+// `index` counts runs of eight.
+template <DType T>
+static inline __device__ Eight<T> fetch(const void* base, int64_t index) {
+  return static_cast<const Eight<T>*>(base)[index];
+}
+template <DType T>
+static inline __device__ void put(void* base, int64_t index, const Eight<T>& v) {
+  static_cast<Eight<T>*>(base)[index] = v;
+}
+
+template <DType T>
+static inline __device__ void unpack(const Eight<T>& from, float (&to)[kEight]) {
+#pragma unroll
+  for (int i = 0; i < (T == DType::f32 ? 2 : 1); ++i) {
+    const uint32_t words[4] = {from.words[i].x, from.words[i].y, from.words[i].z, from.words[i].w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (T == DType::f32) {
+        to[4 * i + j] = __uint_as_float(words[j]);
+      } else if constexpr (T == DType::bf16) {
+        to[2 * j] = __uint_as_float(words[j] << 16);
+        to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+      } else {
+        to[2 * j] = half_to_f32(static_cast<uint16_t>(words[j]));
+        to[2 * j + 1] = half_to_f32(static_cast<uint16_t>(words[j] >> 16));
+      }
+    }
+  }
+}
+
+// Two floats to the bits of two halves, the first in the low ones.
+template <DType T>
+static inline __device__ uint32_t pack_two(float a, float b) {
+  if constexpr (T == DType::bf16) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  } else {
+    const __half2 two = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+}
+
+template <DType T>
+static inline __device__ Eight<T> pack(const float (&v)[kEight]) {
+  Eight<T> to;
+  if constexpr (T == DType::f32) {
+    to.words[0] = {float_bits(v[0]), float_bits(v[1]), float_bits(v[2]), float_bits(v[3])};
+    to.words[1] = {float_bits(v[4]), float_bits(v[5]), float_bits(v[6]), float_bits(v[7])};
+  } else {
+    to.words[0] = {pack_two<T>(v[0], v[1]), pack_two<T>(v[2], v[3]), pack_two<T>(v[4], v[5]),
+                   pack_two<T>(v[6], v[7])};
+  }
+  return to;
+}
+
+// Calls f with the dtype as a type. False: it is none of the three.
+template <class F>
+static inline bool with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32: f(std::integral_constant<DType, DType::f32>()); return true;
+    case DType::f16: f(std::integral_constant<DType, DType::f16>()); return true;
+    case DType::bf16: f(std::integral_constant<DType, DType::bf16>()); return true;
+    default: return false;
+  }
+}
+
+// Whether rows of eights may be read as such: the last dimension is contiguous by contract.
+static inline bool in_eights(const Tensor& t) {
+  bool even = (reinterpret_cast<uintptr_t>(t.data) & 15) == 0;
+  for (int i = 0; i < t.rank; ++i) {
+    const bool last = i == t.rank - 1;
+    even = even && (t.shape[i] == 1 || (last ? t.shape[i] : t.strides[i]) % kEight == 0);
+  }
+  return even && t.rank > 0 && t.shape[t.rank - 1] % kEight == 0;
+}
+
+// A block that holds a row in registers: threads * runs eights.
+struct Held {
+  unsigned threads;  // 0: the row is too long
+  int runs;          // 1, 2 or 4
+};
+static inline Held held(int64_t length) {
+  const int64_t eights = length / kEight;
+  if (eights == 0 || eights > 512 * 4) return {0, 0};
+  const int runs = eights <= 256 ? 1 : eights <= 512 ? 2 : 4;
+  const int64_t threads = (eights + runs - 1) / runs;
+  return {static_cast<unsigned>((threads + 31) / 32 * 32), runs};
+}
+// Calls f with the number of runs as a type.
+template <class F>
+static inline void with_runs(int runs, const F& f) {
+  if (runs == 1) f(std::integral_constant<int, 1>());
+  if (runs == 2) f(std::integral_constant<int, 2>());
+  if (runs == 4) f(std::integral_constant<int, 4>());
+}
+
+}  // namespace lowbit
