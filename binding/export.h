@@ -8,6 +8,7 @@ namespace lowbit::binding {
 using Callback = napi_value(napi_env, napi_callback_info);
 
 Callback describe, host_info, device_info, set_error, call_nothing, external_memory;
+Callback capture_begin, capture_end, graph_replay, graph_dispose;
 Callback open_cpu, open_cuda, close_device, sync_async, sync_blocking, probe;
 Callback peak_rows, measure_peaks, chosen_row, select_linear, select_attention;
 Callback tune_linear, forget_tuned;

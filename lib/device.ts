@@ -1,5 +1,6 @@
 import { backends, cudaBackends, cudaFiles, probeCuda } from './backends'
 import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
+import { Graph } from './graph'
 import { native, nativeError } from './native'
 import type { QuantizedWeight } from './quantize'
 import { Tensor } from './tensor'
@@ -111,6 +112,40 @@ export class Device implements Disposable {
    */
   load(q: QuantizedWeight, options?: LoadOptions): Weight {
     return loadWeight(this, q, options)
+  }
+
+  /**
+   * Records the ops that `record` calls into a graph, which `replay()` then queues by one call: a GPU needs half a
+   * microsecond for a small op of a graph where queueing it anew takes several. While it is recorded nothing runs, so
+   * tensors that `record` writes hold nothing before the first replay. Tensors made by recorded ops belong to the graph's
+   * memory; dispose those that are needed within it alone.
+   *
+   * Values that ops check as they run (ids, positions) are checked at every replay. What needs the host can't be recorded:
+   * `read`, `write`, `sync`, `tensor`, `load` and their like. `copy` and `empty` can.
+   *
+   * @param record calls ops of this device; it runs once, now, and is not to be async.
+   * @throws LowbitError ERR_UNSUPPORTED on a CPU, or where `record` does what can't be recorded; ERR_ARGUMENT within
+   *   another capture or for an async function; ERR_MEMORY; what `record` throws. The device can be used afterwards.
+   */
+  capture(record: () => void): Graph {
+    native.captureBegin(this)
+    let result: unknown
+    try {
+      result = record()
+      if (result instanceof Promise) {
+        result.catch(() => undefined)
+        throw new LowbitError(
+          'ERR_ARGUMENT',
+          'capture: expected a function that calls its ops at once but got an async one',
+        )
+      }
+    } catch (error) {
+      if (!this.#closed) native.captureEnd(this, undefined)
+      throw error
+    }
+    const graph = Graph.shell()
+    native.captureEnd(this, graph)
+    return graph
   }
 
   /**

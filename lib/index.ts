@@ -30,6 +30,7 @@ export {
 export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } from './elementwise'
 export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
+export { Graph } from './graph'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
 export type { LlamaConfig, RopeScaling } from './llama/config'
 export type { GeneratedToken, GenerateOptions } from './llama/generate'

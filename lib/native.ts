@@ -162,6 +162,10 @@ export interface Native {
     memoryLimit: number,
   ): void
   closeDevice(device: Handle): void
+  captureBegin(device: Handle): void
+  captureEnd(device: Handle, graph: Handle | undefined): void
+  graphReplay(graph: Handle): void
+  graphDispose(graph: Handle): void
   sync(device: Handle, settled: Settled): void
   syncSync(device: Handle): void
   empty(device: Handle, tensor: Handle, shape: readonly number[], dtype: number): void

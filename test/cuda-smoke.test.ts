@@ -1,6 +1,18 @@
-import { execFileSync } from 'node:child_process'
+import { execFile, execFileSync } from 'node:child_process'
 import { join } from 'node:path'
-import { backends, type Device, LowbitError, openDevice } from 'lowbit'
+import { promisify } from 'node:util'
+import { Worker } from 'node:worker_threads'
+import {
+  add,
+  backends,
+  type Device,
+  embedding,
+  LowbitError,
+  openDevice,
+  rmsNorm,
+  softmax,
+  type Tensor,
+} from 'lowbit'
 
 // Memory, copies and their errors on a real GPU. Without one these tests are skipped, with the reason in their name.
 const rows = backends()
@@ -100,6 +112,137 @@ describe(`cuda:0 (${where})`, () => {
     other.close()
     expect([...(await x.read())]).toEqual([1, 2])
     x.dispose()
+  })
+
+  describe('capture', () => {
+    const numbers = (size: number, first: number) => Float32Array.from({ length: size }, (_, i) => first + i)
+
+    onGpu('records ops that run at every replay, in memory of their own', async () => {
+      const before = device.memoryUsage().used
+      const x = device.tensor(numbers(64, 0), [64])
+      const out = device.tensor(new Float32Array(64).fill(-1), [64])
+      const made = device.empty([64])
+      let kept: Tensor = made
+      const graph = device.capture(() => {
+        kept = add(x, x)
+        for (let i = 0; i < 20; i++) {
+          const y = add(kept, x)
+          add(y, kept, { out })
+          y.dispose()
+        }
+      })
+      expect((await out.read())[5]).toBe(-1)
+      graph.replay()
+      expect([...(await out.read())]).toEqual(Array.from(numbers(64, 0), (v) => 5 * v))
+      // What is made outside does not lie in the graph's memory.
+      const others = Array.from({ length: 40 }, (_, i) => device.tensor(numbers(64, i), [64]))
+      x.write(numbers(64, 7))
+      graph.replay()
+      graph.replay()
+      expect([...(await kept.read())]).toEqual(Array.from(numbers(64, 7), (v) => 2 * v))
+      expect([...(await out.read())]).toEqual(Array.from(numbers(64, 7), (v) => 5 * v))
+      for (const [i, other] of others.entries()) {
+        expect([...(await other.read())]).toEqual([...numbers(64, i)])
+        other.dispose()
+      }
+      graph.dispose()
+      graph.dispose()
+      expect(refusal(() => graph.replay()).code).toBe('ERR_DISPOSED')
+      expect((await kept.read())[1]).toBe(16)
+      for (const t of [x, out, made, kept]) t.dispose()
+      expect(device.memoryUsage().used).toBe(before)
+    })
+
+    onGpu('checks values anew at every replay', async () => {
+      const table = device.tensor(numbers(32, 0), [4, 8])
+      const ids = device.tensor(new Int32Array([1, 2]), [2], 'i32')
+      const out = device.empty([2, 8])
+      const graph = device.capture(() => {
+        embedding(table, ids, { out })
+      })
+      graph.replay()
+      expect([...(await out.read())]).toEqual([...numbers(16, 8)])
+      ids.write(new Int32Array([3, 4]))
+      graph.replay()
+      await expect(out.read()).rejects.toMatchObject({ message: expect.stringMatching(/4.*embedding_sm75/) })
+      for (const t of [table, ids, out, graph]) t.dispose()
+    })
+
+    onGpu('refuses what needs the host and lives on', async () => {
+      const x = device.tensor(numbers(8, 0), [8])
+      const data = numbers(8, 1)
+      for (const f of [
+        () => void x.readSync(),
+        () => x.write(data),
+        () => void device.tensor(data, [8]),
+        () => device.syncSync(),
+        () => void device.capture(() => undefined),
+      ]) {
+        expect(refusal(() => device.capture(f)).code).toMatch(/ERR_(UNSUPPORTED|ARGUMENT)/)
+      }
+      expect(refusal(() => device.capture(async () => undefined)).code).toBe('ERR_ARGUMENT')
+      expect([...(await add(x, x).read())]).toEqual(Array.from(numbers(8, 0), (v) => 2 * v))
+      const cpu = openDevice('cpu')
+      expect(refusal(() => cpu.capture(() => undefined)).code).toBe('ERR_UNSUPPORTED')
+      cpu.close()
+      x.dispose()
+    })
+  })
+
+  onGpu('200 000 mixed launches leave the memory as it was', async () => {
+    const x = device.tensor(new Float32Array(4096).fill(0.5), [16, 256])
+    const round = () => {
+      const y = add(x, x)
+      const z = rmsNorm(y, undefined)
+      const s = softmax(z)
+      const view = s.slice(0, 3, 9)
+      const t = add(view, view)
+      for (const tensor of [y, z, s, view, t]) tensor.dispose()
+    }
+    round()
+    await device.sync()
+    const before = device.memoryUsage()
+    for (let i = 0; i < 50; i++) {
+      for (let j = 0; j < 1000; j++) round()
+      await device.sync()
+    }
+    const after = device.memoryUsage()
+    expect({ ...after, peak: 0 }).toEqual({ ...before, peak: 0 })
+    x.dispose()
+  })
+
+  const busy = `
+    const { openDevice, add, rmsNorm } = require(${JSON.stringify(join(process.cwd(), 'dist'))})
+    const device = openDevice('cuda:0')
+    let x = device.tensor(new Float32Array(4096).fill(1), [16, 256])
+    for (let i = 0; i < 2000; i++) {
+      const y = add(x, x)
+      x.dispose()
+      x = rmsNorm(y, undefined, { eps: 0 })
+      y.dispose()
+    }
+    const sum = x.readSync().reduce((a, b) => a + b, 0)
+    device.close()`
+
+  onGpu('two worker threads share it', async () => {
+    const script = `${busy}\nrequire('node:worker_threads').parentPort.postMessage(sum)`
+    const sums = await Promise.all(
+      [0, 1].map(
+        () =>
+          new Promise<number>((resolve, reject) => {
+            const worker = new Worker(script, { eval: true })
+            worker.once('message', resolve)
+            worker.once('error', reject)
+          }),
+      ),
+    )
+    expect(sums).toEqual([4096, 4096])
+  })
+
+  onGpu('two processes share it', async () => {
+    const run = promisify(execFile)
+    const both = [0, 1].map(() => run(process.execPath, ['-e', `${busy}\nconsole.log(sum)`]))
+    expect((await Promise.all(both)).map(({ stdout }) => stdout)).toEqual(['4096\n', '4096\n'])
   })
 
   onGpu('a process ends well with tensors alive, a device open and work queued', () => {

@@ -57,6 +57,11 @@ struct CudaApi {
   int (*event_reached)(void* event, bool* reached);
   int (*event_wait)(void* event);  // the thread sleeps
   int (*event_elapsed)(void* begin, void* end, float* milliseconds);
+  // What goes to the stream between begin and end is recorded and not run. A null `graph` drops it.
+  int (*record_begin)(void* stream);
+  int (*record_end)(void* stream, void** graph);
+  int (*graph_launch)(void* graph, void* stream);
+  int (*graph_destroy)(void* graph);  // once its last launch has ended
   int (*copy)(void* to, const void* from, int64_t bytes, void* stream);  // to or from pinned memory
   int (*fill)(void* to, int value, int64_t bytes, void* stream);         // a byte
 };

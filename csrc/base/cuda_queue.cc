@@ -1,5 +1,6 @@
 #include "csrc/base/cuda_queue.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <map>
@@ -44,6 +45,22 @@ struct Pinned {
   std::vector<void*> all;
 };
 
+struct CudaGraph {
+  const CudaApi* api = nullptr;
+  int cuda_index = 0;
+  void* graph = nullptr;
+  Region* region = nullptr;
+  int64_t ops = 0;
+  const char* last_row = "";
+  // Storages from outside of the region, with a count each.
+  std::vector<Storage*> reads, writes;
+  struct Checked {
+    int slot;
+    Check check;
+  };
+  std::vector<Checked> checks;
+};
+
 struct CudaQueue {
   const CudaApi* api = nullptr;
   void* stream = nullptr;
@@ -58,6 +75,8 @@ struct CudaQueue {
   int64_t queued = 0, failed = 0;
   Pinned pinned;
   std::vector<void*> events, all_events;
+  CudaGraph* recording = nullptr;
+  void* side = nullptr;  // stream from which memory comes during a recording
 };
 
 static CudaQueue* queue_of(Device* d) { return d->cuda_queue; }
@@ -67,6 +86,14 @@ static Status cuda_error(const CudaQueue* q, const char* what, int code) {
   if (*q->last_row == 0) return error(Code::cuda, "%s: %s", what, q->api->error_text(code));
   return error(Code::cuda, "%s: %s (in %s, or an op before it)", what, q->api->error_text(code),
                q->last_row);
+}
+
+static Status refuse_recording(const CudaQueue* q, const char* what) {
+  if (q->recording == nullptr) return ok();
+  return error(Code::unsupported,
+               "%s: the device records a graph, and what needs the host can't be captured: do it "
+               "before or after capture()",
+               what);
 }
 
 static Status use(Device* d) {
@@ -96,6 +123,7 @@ Status cuda_queue_create(Device* d, CudaQueue** out) {
 void cuda_queue_destroy(Device* d) {
   CudaQueue* q = queue_of(d);
   q->api->use(d->cuda_index);
+  if (q->recording != nullptr) cuda_record_end(d, nullptr);
   q->api->stream_sync(q->stream);
   if (q->scratch != nullptr) storage_drop(q->scratch);
   if (q->slots != nullptr) q->api->free(q->slots, q->stream);
@@ -103,6 +131,7 @@ void cuda_queue_destroy(Device* d) {
   for (void* block : q->pinned.all) q->api->host_free(block);
   memory_detach(d->memory);
   q->api->stream_sync(q->stream);
+  if (q->side != nullptr) q->api->stream_destroy(q->side);
   q->api->stream_destroy(q->stream);
   delete q;
 }
@@ -171,6 +200,7 @@ static void* take_pinned(CudaQueue* q, int64_t bytes) {
 Status cuda_write(Device* d, void* to, int64_t bytes,
                   void (*produce)(void* arg, void* to, int64_t offset, int64_t count), void* arg) {
   CudaQueue* q = queue_of(d);
+  LB_TRY(refuse_recording(q, "write"));
   LB_TRY(use(d));
   for (int64_t at = 0; at < bytes; at += kPiece) {
     const int64_t count = bytes - at < kPiece ? bytes - at : kPiece;
@@ -199,6 +229,7 @@ Status cuda_write(Device* d, void* to, int64_t bytes,
 
 Status cuda_read(Device* d, void* to, const void* from, int64_t bytes) {
   CudaQueue* q = queue_of(d);
+  LB_TRY(refuse_recording(q, "read"));
   LB_TRY(use(d));
   // Two blocks take turns: one is filled while the other is emptied.
   struct Half {
@@ -300,10 +331,27 @@ Status cuda_launch_begin(Device* d, size_t scratch_bytes, Blame blame, const voi
   return ok();
 }
 
+// A storage of the region lives in blocks that the graph holds; all others are held one by one.
+static void record(CudaQueue* q, const CudaLaunch& launch) {
+  CudaGraph* g = q->recording;
+  const auto hold = [&](std::vector<Storage*>* list, Storage* s) {
+    if (s->region == g->region || std::find(list->begin(), list->end(), s) != list->end()) return;
+    storage_retain(s);
+    list->push_back(s);
+  };
+  for (int i = 0; i < launch.read_count; ++i) hold(&g->reads, launch.reads[i]);
+  for (int i = 0; i < launch.write_count; ++i) hold(&g->writes, launch.writes[i]);
+  if (launch.ctx.scratch != nullptr) hold(&g->reads, q->scratch);
+  if (launch.slot >= 0) g->checks.push_back({launch.slot, q->checks[launch.slot]});
+  ++g->ops;
+}
+
 void cuda_launch_end(Device* d, const CudaLaunch& launch, const char* row, Status status) {
   CudaQueue* q = queue_of(d);
   ++q->queued;
   q->last_row = row;
+  if (launch.slot >= 0) q->checks[launch.slot].row = row;
+  if (q->recording != nullptr && is_ok(launch.inherited)) record(q, launch);
   uint64_t checks = 0, last = 0;
   for (int i = 0; i < launch.read_count; ++i) {
     const Storage* s = launch.reads[i];
@@ -312,7 +360,6 @@ void cuda_launch_end(Device* d, const CudaLaunch& launch, const char* row, Statu
     last = s->last_check > last ? s->last_check : last;
   }
   if (launch.slot >= 0) {
-    q->checks[launch.slot].row = row;
     checks |= uint64_t{1} << launch.slot;
     last = q->checks[launch.slot].number;
   }
@@ -332,6 +379,116 @@ void cuda_launch_end(Device* d, const CudaLaunch& launch, const char* row, Statu
   }
 }
 
+// ---- graphs
+// ------------------------------------------------------------------------------------------------------------
+
+Status cuda_record_begin(Device* d) {
+  CudaQueue* q = queue_of(d);
+  if (q->recording != nullptr) {
+    return error(Code::argument, "capture: the device records a graph already");
+  }
+  LB_TRY(use(d));
+  LB_TRY(open_slots(d));
+  if (q->side == nullptr) {
+    if (const int code = q->api->stream_create(&q->side)) return cuda_error(q, "capture", code);
+  }
+  CudaGraph* g = new (std::nothrow) CudaGraph;
+  if (g == nullptr) return error(Code::memory, "capture: out of memory");
+  g->api = q->api;
+  g->cuda_index = d->cuda_index;
+  Status status = region_open(d->memory, q->side, &g->region);
+  if (is_ok(status)) {
+    const int code = q->api->record_begin(q->stream);
+    if (code != 0) {
+      status = cuda_error(q, "capture", code);
+      region_close(g->region);
+      region_drop(g->region);
+    }
+  }
+  if (!is_ok(status)) {
+    delete g;
+    return status;
+  }
+  // The scratch of ops outside must not be that of the graph's: it gets a block of its own.
+  if (q->scratch != nullptr) storage_drop(q->scratch);
+  q->scratch = nullptr;
+  q->recording = g;
+  return ok();
+}
+
+Status cuda_record_end(Device* d, CudaGraph** out) {
+  CudaQueue* q = queue_of(d);
+  CudaGraph* g = q->recording;
+  if (g == nullptr) return error(Code::argument, "capture: the device records no graph");
+  q->api->use(d->cuda_index);
+  const int code = q->api->record_end(q->stream, out != nullptr ? &g->graph : nullptr);
+  q->recording = nullptr;
+  if (q->scratch != nullptr) storage_drop(q->scratch);
+  q->scratch = nullptr;
+  region_close(g->region);
+  g->last_row = q->last_row;
+  if (out != nullptr && code == 0) {
+    *out = g;
+    return ok();
+  }
+  cuda_graph_drop(g);
+  return out == nullptr ? ok() : cuda_error(q, "capture", code);
+}
+
+Status cuda_graph_replay(Device* d, CudaGraph* g) {
+  CudaQueue* q = queue_of(d);
+  LB_TRY(refuse_recording(q, "replay"));
+  LB_TRY(use(d));
+  const Status* poison = nullptr;
+  uint64_t checks = 0, last = 0;
+  for (const Storage* s : g->reads) {
+    if (poison == nullptr) poison = s->poison.load(std::memory_order_acquire);
+    if (!is_open(q, s)) continue;
+    checks |= s->checks;
+    last = s->last_check > last ? s->last_check : last;
+  }
+  struct Outcome {
+    const CudaQueue* q;
+    Status status;
+    uint64_t checks, last;
+  } outcome = {q, poison != nullptr ? *poison : ok(), checks, last};
+  if (poison == nullptr && g->graph != nullptr) {
+    for (const CudaGraph::Checked& c : g->checks) {
+      q->checks[c.slot] = c.check;
+      q->checks[c.slot].number = ++q->checks_queued;
+      outcome.checks |= uint64_t{1} << c.slot;
+      outcome.last = q->checks_queued;
+    }
+    const int code = q->api->graph_launch(g->graph, q->stream);
+    q->last_row = g->last_row;
+    q->queued += g->ops;
+    if (code != 0) {
+      outcome.status = cuda_error(q, "replay", code);
+      if (is_ok(q->failure)) q->failure = outcome.status;
+    }
+  }
+  const auto mark = [](Storage* s, void* arg) {
+    const Outcome& o = *static_cast<Outcome*>(arg);
+    if (!is_ok(o.status)) storage_poison(s, o.status);
+    s->checks = o.checks | (is_open(o.q, s) ? s->checks : 0);
+    s->last_check = o.last > s->last_check ? o.last : s->last_check;
+  };
+  for (Storage* s : g->writes) mark(s, &outcome);
+  region_each(g->region, mark, &outcome);
+  return ok();
+}
+
+int64_t cuda_graph_ops(const CudaGraph* g) { return g->ops; }
+
+void cuda_graph_drop(CudaGraph* g) {
+  g->api->use(g->cuda_index);
+  if (g->graph != nullptr) g->api->graph_destroy(g->graph);
+  for (Storage* s : g->reads) storage_drop(s);
+  for (Storage* s : g->writes) storage_drop(s);
+  region_drop(g->region);
+  delete g;
+}
+
 CudaStats cuda_stats(const CudaQueue* q) {
   return {q->queued, q->failed, q->scratch != nullptr ? q->scratch->capacity : 0};
 }
@@ -344,6 +501,8 @@ void cuda_wait_begin(Device* d, const Storage* storage, const Tensor* view, Cuda
   *w = {};
   w->status = ok();
   w->checks = q->checks_queued;
+  w->status = refuse_recording(q, view != nullptr ? "read" : "sync");
+  if (!is_ok(w->status)) return;
   if (storage != nullptr && storage->poison.load(std::memory_order_acquire) != nullptr) return;
   w->status = use(d);
   if (!is_ok(w->status)) return;

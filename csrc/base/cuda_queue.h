@@ -68,6 +68,21 @@ Status cuda_write(Device* device, void* to, int64_t bytes,
 // Blocks until they are here.
 Status cuda_read(Device* device, void* to, const void* from, int64_t bytes);
 
+// Recording: between begin and end ops are checked and recorded, not run. What needs the host
+// meanwhile (reads, writes, waits) is refused.
+//
+// A graph holds the memory of every storage that its ops use. Each replay opens its checks of
+// values anew; if a check fails, everything that the graph writes is poisoned.
+struct CudaGraph;
+Status cuda_record_begin(Device* device);
+// Null `out`: what was recorded is dropped.
+Status cuda_record_end(Device* device, CudaGraph** out);
+// Queues the recorded ops.
+Status cuda_graph_replay(Device* device, CudaGraph* graph);
+int64_t cuda_graph_ops(const CudaGraph* graph);
+// The device may be closed.
+void cuda_graph_drop(CudaGraph* graph);
+
 struct CudaStats {
   int64_t queued, failed;
   int64_t scratch;  // bytes

@@ -19,6 +19,7 @@ struct Queue;
 struct Memory;
 struct CudaApi;
 struct CudaQueue;
+struct Region;
 
 struct Device {
   DeviceTag tag;
@@ -47,6 +48,7 @@ struct Storage {
   // them by number; and the neighbours in the list of all storages.
   uint64_t checks, last_check;
   Storage *previous, *next;
+  Region* region;  // whose block this is; null: the device's
 };
 
 // Memory of one device. Freed blocks are kept for reuse by size class, because fresh pages cost
@@ -69,6 +71,16 @@ void memory_poison(Memory* memory, uint64_t check, uint64_t number, const Status
 void memory_release(Memory* memory);  // freed with its last storage
 MemoryUsage memory_usage(Memory* memory);
 void memory_trim(Memory* memory);  // gives the kept blocks back
+
+// CUDA: the blocks that a recorded graph writes whenever it is replayed. Storages made while a
+// region is open lie in its blocks, which serve nobody else until the graph and all those storages
+// are gone; among themselves they share blocks as usual. While a region is open no block goes back
+// to the driver.
+Status region_open(Memory* memory, void* stream, Region** out);  // `stream`: where blocks come from
+void region_close(Region* region);                               // the recording ends
+void region_drop(Region* region);
+// The storages that live in its blocks.
+void region_each(Region* region, void (*f)(Storage* storage, void* arg), void* arg);
 
 // 64-byte aligned. `bytes` may be 0. The new storage has one count.
 Status storage_create(Memory* memory, int64_t bytes, Storage** out);

@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "csrc/base/arch.h"
@@ -20,7 +21,18 @@ static constexpr int64_t kCacheLimit = int64_t{256} << 20;
 // streamed weights.
 static constexpr int64_t kHuge = int64_t{2} << 20;
 
+struct Region {
+  Memory* memory = nullptr;
+  int refs = 1;  // the graph's and one for each storage
+  void* stream = nullptr;
+  std::vector<std::pair<void*, int64_t>> blocks;
+  std::map<int64_t, std::vector<void*>> kept;  // of them, free for the next storage
+  std::vector<Storage*> storages;
+};
+
 struct Memory {
+  Region* region = nullptr;                      // open
+  std::vector<std::pair<void*, int64_t>> later;  // to be given once it closes
   std::atomic<int> refs{1};
   const CudaApi* cuda = nullptr;
   int cuda_index = 0;
@@ -75,7 +87,10 @@ static void* take(Memory* m, int64_t capacity) {
   if (m->cuda != nullptr) {
     void* p = nullptr;
     m->cuda->use(m->cuda_index);
-    return m->cuda->alloc(m->pool, capacity, m->stream, &p) == 0 ? p : nullptr;
+    void* stream = m->region != nullptr ? m->region->stream : m->stream;
+    if (m->cuda->alloc(m->pool, capacity, stream, &p) != 0) return nullptr;
+    if (m->region != nullptr) m->cuda->stream_sync(stream);
+    return p;
   }
   void* p = nullptr;
   const int64_t align = capacity >= kHuge ? kHuge : 64;
@@ -89,6 +104,10 @@ static void give(Memory* m, void* p, int64_t capacity) {
   if (m->guard) {
     if (!guard_free(p, capacity)) ++m->guard_faults;
   } else if (m->cuda != nullptr) {
+    if (m->region != nullptr) {
+      m->later.emplace_back(p, capacity);
+      return;
+    }
     m->cuda->use(m->cuda_index);
     m->cuda->free(p, m->stream);
   } else {
@@ -176,7 +195,11 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
                    static_cast<long long>(m->limit));
     }
     auto found = m->kept.find(capacity);
-    if (found != m->kept.end() && !found->second.empty()) {
+    Region* region = m->region;
+    if (region != nullptr && !region->kept[capacity].empty()) {
+      p = region->kept[capacity].back();
+      region->kept[capacity].pop_back();
+    } else if (found != m->kept.end() && !found->second.empty()) {
       p = found->second.back();
       found->second.pop_back();
       m->cached -= capacity;
@@ -185,7 +208,7 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
       p = take(m, capacity);
       if (p == nullptr) {
         trim_locked(m);
-        if (m->cuda != nullptr && m->stream != nullptr) {
+        if (m->cuda != nullptr && m->stream != nullptr && m->region == nullptr) {
           m->cuda->stream_sync(m->stream);
           m->cuda->pool_trim(m->pool);
         }
@@ -217,8 +240,17 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
   s->memory = m;
   s->checks = s->last_check = 0;
   s->previous = s->next = nullptr;
+  s->region = nullptr;
   if (m->cuda != nullptr) {
     std::lock_guard<std::mutex> lock(m->lock);
+    if (Region* region = m->region; region != nullptr) {
+      s->region = region;
+      ++region->refs;
+      region->storages.push_back(s);
+      bool known = false;
+      for (const auto& block : region->blocks) known = known || block.first == p;
+      if (!known) region->blocks.emplace_back(p, capacity);
+    }
     s->next = m->storages;
     if (s->next != nullptr) s->next->previous = s;
     m->storages = s;
@@ -229,9 +261,60 @@ Status storage_create(Memory* m, int64_t bytes, Storage** out) {
 
 void storage_retain(Storage* s) { s->refs.fetch_add(1, std::memory_order_relaxed); }
 
+Status region_open(Memory* m, void* stream, Region** out) {
+  Region* region = new (std::nothrow) Region;
+  if (region == nullptr) return error(Code::memory, "capture: out of memory");
+  std::lock_guard<std::mutex> lock(m->lock);
+  region->memory = m;
+  region->stream = stream;
+  m->refs.fetch_add(1);
+  *out = m->region = region;
+  return ok();
+}
+
+void region_close(Region* region) {
+  Memory* m = region->memory;
+  std::lock_guard<std::mutex> lock(m->lock);
+  m->region = nullptr;
+  region->kept.clear();
+  for (const auto& [p, capacity] : m->later) give(m, p, capacity);
+  m->later.clear();
+}
+
+// Its blocks are the device's again. The count on the memory is left to the caller.
+static bool region_drop_locked(Region* region) {
+  if (--region->refs > 0) return false;
+  Memory* m = region->memory;
+  for (const auto& [p, capacity] : region->blocks) {
+    if (m->stream != nullptr && m->cached + capacity <= kCacheLimit) {
+      m->kept[capacity].push_back(p);
+      m->cached += capacity;
+    } else {
+      give(m, p, capacity);
+    }
+  }
+  delete region;
+  return true;
+}
+
+void region_drop(Region* region) {
+  Memory* m = region->memory;
+  bool last;
+  {
+    std::lock_guard<std::mutex> lock(m->lock);
+    last = region_drop_locked(region);
+  }
+  if (last) memory_release(m);
+}
+
+void region_each(Region* region, void (*f)(Storage* storage, void* arg), void* arg) {
+  for (Storage* s : region->storages) f(s, arg);
+}
+
 void storage_drop(Storage* s) {
   if (s->refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   Memory* m = s->memory;
+  bool last_of_region = false;
   {
     std::lock_guard<std::mutex> lock(m->lock);
     m->used -= s->capacity;
@@ -239,7 +322,11 @@ void storage_drop(Storage* s) {
     if (s->previous != nullptr) s->previous->next = s->next;
     if (m->storages == s) m->storages = s->next;
     const bool closed = m->cuda != nullptr && m->stream == nullptr;
-    if (!m->guard && !closed && m->cached + s->capacity <= kCacheLimit) {
+    if (Region* region = s->region; region != nullptr) {
+      std::erase(region->storages, s);
+      if (m->region == region) region->kept[s->capacity].push_back(s->data);
+      last_of_region = region_drop_locked(region);
+    } else if (!m->guard && !closed && m->cached + s->capacity <= kCacheLimit) {
       m->kept[s->capacity].push_back(s->data);
       m->cached += s->capacity;
     } else {
@@ -248,6 +335,7 @@ void storage_drop(Storage* s) {
   }
   delete s->poison.load();
   delete s;
+  if (last_of_region) memory_release(m);
   memory_release(m);
 }
 

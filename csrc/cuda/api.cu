@@ -106,6 +106,27 @@ int event_elapsed(void* begin, void* end, float* milliseconds) {
   return settled(cudaEventElapsedTime(milliseconds, event_of(begin), event_of(end)));
 }
 
+// Relaxed: memory for what is recorded comes from another stream meanwhile.
+int record_begin(void* stream) {
+  return settled(cudaStreamBeginCapture(on(stream), cudaStreamCaptureModeRelaxed));
+}
+int record_end(void* stream, void** graph) {
+  cudaGraph_t recorded = nullptr;
+  int code = settled(cudaStreamEndCapture(on(stream), &recorded));
+  if (recorded == nullptr) return code;
+  cudaGraphExec_t ready = nullptr;
+  if (code == 0 && graph != nullptr) code = settled(cudaGraphInstantiate(&ready, recorded, 0));
+  settled(cudaGraphDestroy(recorded));
+  if (graph != nullptr) *graph = ready;
+  return code;
+}
+int graph_launch(void* graph, void* stream) {
+  return settled(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), on(stream)));
+}
+int graph_destroy(void* graph) {
+  return settled(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
+}
+
 int copy(void* to, const void* from, int64_t bytes, void* stream) {
   return settled(
       cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, on(stream)));
@@ -139,6 +160,10 @@ constexpr CudaApi kApi = {
     .event_reached = event_reached,
     .event_wait = event_wait,
     .event_elapsed = event_elapsed,
+    .record_begin = record_begin,
+    .record_end = record_end,
+    .graph_launch = graph_launch,
+    .graph_destroy = graph_destroy,
     .copy = copy,
     .fill = fill,
 };

@@ -26,23 +26,32 @@ static inline __device__ void put(void* base, int64_t index, const Eight<T>& v) 
   static_cast<Eight<T>*>(base)[index] = v;
 }
 
+// Elements of a word of 16 bytes.
+template <DType T>
+inline constexpr int kPerWord = T == DType::f32 ? 4 : 8;
+
+template <DType T>
+static inline __device__ void unpack_word(const uint4& from, float* to) {
+  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (T == DType::f32) {
+      to[j] = __uint_as_float(words[j]);
+    } else if constexpr (T == DType::bf16) {
+      to[2 * j] = __uint_as_float(words[j] << 16);
+      to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+    } else {
+      to[2 * j] = half_to_f32(static_cast<uint16_t>(words[j]));
+      to[2 * j + 1] = half_to_f32(static_cast<uint16_t>(words[j] >> 16));
+    }
+  }
+}
+
 template <DType T>
 static inline __device__ void unpack(const Eight<T>& from, float (&to)[kEight]) {
 #pragma unroll
-  for (int i = 0; i < (T == DType::f32 ? 2 : 1); ++i) {
-    const uint32_t words[4] = {from.words[i].x, from.words[i].y, from.words[i].z, from.words[i].w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if constexpr (T == DType::f32) {
-        to[4 * i + j] = __uint_as_float(words[j]);
-      } else if constexpr (T == DType::bf16) {
-        to[2 * j] = __uint_as_float(words[j] << 16);
-        to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-      } else {
-        to[2 * j] = half_to_f32(static_cast<uint16_t>(words[j]));
-        to[2 * j + 1] = half_to_f32(static_cast<uint16_t>(words[j] >> 16));
-      }
-    }
+  for (int i = 0; i < kEight / kPerWord<T>; ++i) {
+    unpack_word<T>(from.words[i], to + i * kPerWord<T>);
   }
 }
 
@@ -59,15 +68,21 @@ static inline __device__ uint32_t pack_two(float a, float b) {
 }
 
 template <DType T>
+static inline __device__ uint4 pack_word(const float* v) {
+  if constexpr (T == DType::f32) {
+    return {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+            __float_as_uint(v[3])};
+  } else {
+    return {pack_two<T>(v[0], v[1]), pack_two<T>(v[2], v[3]), pack_two<T>(v[4], v[5]),
+            pack_two<T>(v[6], v[7])};
+  }
+}
+
+template <DType T>
 static inline __device__ Eight<T> pack(const float (&v)[kEight]) {
   Eight<T> to;
-  if constexpr (T == DType::f32) {
-    to.words[0] = {float_bits(v[0]), float_bits(v[1]), float_bits(v[2]), float_bits(v[3])};
-    to.words[1] = {float_bits(v[4]), float_bits(v[5]), float_bits(v[6]), float_bits(v[7])};
-  } else {
-    to.words[0] = {pack_two<T>(v[0], v[1]), pack_two<T>(v[2], v[3]), pack_two<T>(v[4], v[5]),
-                   pack_two<T>(v[6], v[7])};
-  }
+#pragma unroll
+  for (int i = 0; i < kEight / kPerWord<T>; ++i) to.words[i] = pack_word<T>(v + i * kPerWord<T>);
   return to;
 }
 
@@ -91,6 +106,13 @@ static inline bool in_eights(const Tensor& t) {
   }
   return even && t.rank > 0 && t.shape[t.rank - 1] % kEight == 0;
 }
+
+// The largest block of a kernel that holds a row, and how many blocks a multiprocessor takes at
+// least.
+template <int kRuns>
+inline constexpr int kHeldThreads = kRuns == 4 ? 512 : 256;
+template <int kRuns>
+inline constexpr int kHeldBlocks = kRuns == 4 ? 2 : 5;
 
 // A block that holds a row in registers: threads * runs eights.
 struct Held {

@@ -14,8 +14,12 @@ static inline __device__ T reduce_block(T value, T none, const Op& op, T* room) 
   __syncthreads();  // `room` may still be read from the reduction before
   if (lane == 0) room[warp] = value;
   __syncthreads();
-  value = lane < warps ? room[lane] : none;
-  for (int step = 16; step > 0; step /= 2) value = op(value, __shfl_xor_sync(~0u, value, step));
+  int width = 1;  // of the warps' values, as a power of two
+  while (width < warps) width *= 2;
+  const int place = lane & (width - 1);
+  value = place < warps ? room[place] : none;
+  for (int step = width / 2; step > 0; step /= 2)
+    value = op(value, __shfl_xor_sync(~0u, value, step));
   return value;
 }
 

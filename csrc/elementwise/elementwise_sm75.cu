@@ -46,37 +46,36 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <DType T>
-inline constexpr int kRuns = T == DType::f32 ? 2 : 4;
+constexpr int kWords = 4;
 
-// `count` runs of eight.
+// `count` words of 16 bytes.
 template <DType T, Function F>
 __global__ void __launch_bounds__(kThreads)
     flat(const void* a, const void* b, void* out, int64_t count) {
   wait_for_others();
-  const int64_t first = int64_t{blockIdx.x} * (kThreads * kRuns<T>)+threadIdx.x;
-  Eight<T> left[kRuns<T>], right[kRuns<T>];
+  const int64_t first = int64_t{blockIdx.x} * (kThreads * kWords) + threadIdx.x;
+  uint4 left[kWords], right[kWords];
 #pragma unroll
-  for (int r = 0; r < kRuns<T>; ++r) {
-    if (first + r * kThreads >= count) break;
-    left[r] = fetch<T>(a, first + r * kThreads);
-    right[r] = fetch<T>(b, first + r * kThreads);
+  for (int w = 0; w < kWords; ++w) {
+    if (first + w * kThreads >= count) break;
+    left[w] = static_cast<const uint4*>(a)[first + w * kThreads];
+    right[w] = static_cast<const uint4*>(b)[first + w * kThreads];
   }
 #pragma unroll
-  for (int r = 0; r < kRuns<T>; ++r) {
-    if (first + r * kThreads >= count) break;
-    float x[kEight], y[kEight];
-    unpack<T>(left[r], x);
-    unpack<T>(right[r], y);
+  for (int w = 0; w < kWords; ++w) {
+    if (first + w * kThreads >= count) break;
+    float x[kPerWord<T>], y[kPerWord<T>];
+    unpack_word<T>(left[w], x);
+    unpack_word<T>(right[w], y);
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) x[i] = apply(F, x[i], y[i]);
-    put<T>(out, first + r * kThreads, pack<T>(x));
+    for (int i = 0; i < kPerWord<T>; ++i) x[i] = apply(F, x[i], y[i]);
+    static_cast<uint4*>(out)[first + w * kThreads] = pack_word<T>(x);
   }
 }
 
 template <DType T>
 Status run_flat(const ElementwiseArgs& a, int64_t count, const Ctx& ctx) {
-  const unsigned blocks = grid_for(count, kThreads * kRuns<T>, INT32_MAX);
+  const unsigned blocks = grid_for(count, kThreads * kWords, INT32_MAX);
   const auto go = [&](auto* kernel) {
     return launch(ctx, kernel, blocks, kThreads, 0, a.a.data, a.b.data, a.out.data, count);
   };
@@ -101,7 +100,8 @@ Status run(const ElementwiseArgs& args, const Ctx& ctx) {
   if (is_flat(args, walk)) {
     Status status = ok();
     with_dtype(args.a.dtype, [&](auto dtype) {
-      status = run_flat<decltype(dtype)::value>(args, walk.length / kEight, ctx);
+      status = run_flat<decltype(dtype)::value>(
+          args, walk.length / kPerWord<decltype(dtype)::value>, ctx);
     });
     return status;
   }

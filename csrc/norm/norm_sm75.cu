@@ -147,8 +147,8 @@ __device__ double sum_of(const float (&u)[kRuns][kEight], double* room, const F&
 }
 
 template <DType T, int kRuns, bool kLayer>
-__global__ void __launch_bounds__(512, kRuns*(T == DType::f32 ? 2 : 1) <= 4 ? 3 : 2)
-    norm_held(const __grid_constant__ NormArgs a, Steps steps, int eights) {
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
+    norm_held(const __grid_constant__ NormArgs a, Steps steps, int eights, double share) {
   __shared__ double room[32];
   wait_for_others();
   const int64_t row = blockIdx.x;
@@ -161,6 +161,21 @@ __global__ void __launch_bounds__(512, kRuns*(T == DType::f32 ? 2 : 1) <= 4 ? 3 
     if (at >= eights) continue;
     x[r] = fetch<T>(a.x.data, row * steps.x + at);
     if (present(a.residual)) more[r] = fetch<T>(a.residual.data, row * steps.residual + at);
+  }
+  // Asked for early where there is room for it: else its way adds to that of the sum.
+  constexpr bool kEarly = kRuns <= 2;
+  const auto load_weight = [&](int r, float(&to)[kEight]) {
+    const int at = threadIdx.x + r * blockDim.x;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) to[i] = 1.0f;
+    if (present(a.weight) && at < eights) {
+      load_eight(a.weight.data, a.weight.dtype, at * kEight, kEight, to);
+    }
+  };
+  float weights[kEarly ? kRuns : 1][kEight];
+  if constexpr (kEarly) {
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) load_weight(r, weights[r]);
   }
 #pragma unroll
   for (int r = 0; r < kRuns; ++r) {
@@ -176,13 +191,13 @@ __global__ void __launch_bounds__(512, kRuns*(T == DType::f32 ? 2 : 1) <= 4 ? 3 
     unpack<T>(x[r], u[r]);
     if (at < eights) put<T>(a.residual_out.data, row * steps.residual_out + at, x[r]);
   }
-  const double length = static_cast<double>(eights) * kEight;
+
   double sum, mean = 0;
   float head = 0, rest = 0;
   if (kLayer) {
     sum = sum_of(u, room, [](float v) { return v; });
     if (!(fabs(sum) < 1e37)) sum = sum_of(u, room, [](float v) { return double{v}; });
-    mean = sum / length;
+    mean = sum * share;
     head = static_cast<float>(mean), rest = static_cast<float>(mean - head);
     // Places beyond the row hold 0 and have no part in the sum.
     const auto inside = [&](auto&& f) {
@@ -213,18 +228,23 @@ __global__ void __launch_bounds__(512, kRuns*(T == DType::f32 ? 2 : 1) <= 4 ? 3 
     sum = sum_of(u, room, [](float v) { return v * v; });
     if (!is_exact(sum)) sum = sum_of(u, room, [](float v) { return double{v} * v; });
   }
-  const double factor = 1 / sqrt(sum / length + a.eps);
-  // NaN and inf take the f32 way: they come out the same.
-  const bool wide = (factor > 1e30 && factor < INFINITY) || (factor < 1e-30 && factor > 0);
-  const auto scale = static_cast<float>(factor);
+  const double square = sum * share + a.eps;
+  float scale = 1.0f / sqrtf(static_cast<float>(square));
+  double factor = 0;
+  bool wide = false;
+  if (!(square > 1e-36 && square < 1e36)) {
+    factor = 1 / sqrt(square);
+    // NaN and inf take the f32 way: they come out the same.
+    wide = (factor > 1e30 && factor < INFINITY) || (factor < 1e-30 && factor > 0);
+    scale = static_cast<float>(factor);
+  }
 #pragma unroll
   for (int r = 0; r < kRuns; ++r) {
     const int at = threadIdx.x + r * blockDim.x;
     if (at >= eights) continue;
-    float weight[kEight], bias[kEight];
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) weight[i] = 1.0f, bias[i] = 0.0f;
-    if (present(a.weight)) load_eight(a.weight.data, a.weight.dtype, at * kEight, kEight, weight);
+    float(&weight)[kEight] = weights[kEarly ? r : 0];
+    if constexpr (!kEarly) load_weight(r, weight);
+    float bias[kEight] = {};
     if (kLayer && present(a.bias)) {
       load_eight(a.bias.data, a.bias.dtype, at * kEight, kEight, bias);
     }
@@ -266,7 +286,7 @@ Status run_held(const NormArgs& a, const Held& shape, const Ctx& ctx) {
       auto* kernel = a.kind == NormKind::layer ? norm_held<kType, kRuns, true>
                                                : norm_held<kType, kRuns, false>;
       status = launch(ctx, kernel, static_cast<unsigned>(rows.count), shape.threads, 0, a, steps,
-                      eights);
+                      eights, 1 / static_cast<double>(rows.length));
     });
   });
   return status;

@@ -51,7 +51,8 @@ struct Divider {
   __device__ float operator()(float v) const {
     if (plain) return v / scale;
     const float q = v * inverse;
-    return __fmaf_rn(__fmaf_rn(-scale, q, v), inverse, q);
+    // The sum would lose the sign of -0.
+    return copysignf(__fmaf_rn(__fmaf_rn(-scale, q, v), inverse, q), v);
   }
 };
 
@@ -60,15 +61,20 @@ __device__ void store_codes(const QuantizeArgs& a, int64_t first, int count, con
   const float scale = divide.scale;
   const DType dtype = a.codes.dtype;
   auto* to = static_cast<uint8_t*>(a.codes.data) + first;
-  uint8_t codes[kEight];
+  uint8_t codes[kEight] = {};
+  const auto encode = [&](auto&& one) {
 #pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    const float q = divide(v[i]);
+    for (int i = 0; i < kEight; ++i) codes[i] = one(divide(v[i]));
+  };
+  if (scale != scale) {
+    // The codes of a run that has no scale are 0.
+  } else if (dtype == DType::i8) {
     // 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
-    codes[i] = dtype == DType::i8     ? static_cast<uint8_t>(float_bits(q + 0x1.8p23f))
-               : dtype == DType::e4m3 ? f32_to_e4m3(q)
-                                      : f32_to_e5m2(q);
-    if (scale != scale) codes[i] = 0;
+    encode([](float q) { return static_cast<uint8_t>(float_bits(q + 0x1.8p23f)); });
+  } else if (dtype == DType::e4m3) {
+    encode([](float q) { return f32_to_e4m3(q); });
+  } else {
+    encode([](float q) { return f32_to_e5m2(q); });
   }
   if (count >= kEight && (reinterpret_cast<uintptr_t>(to) & 7) == 0) {
     uint2 words = {0, 0};
@@ -120,7 +126,7 @@ __global__ void __launch_bounds__(512)
 }
 
 template <DType T, int kRuns>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
     quantize_held(const __grid_constant__ QuantizeArgs a, int eights) {
   __shared__ uint32_t room[32];
   wait_for_others();

@@ -110,8 +110,9 @@ __global__ void __launch_bounds__(512)
 }
 
 template <DType T, int kRuns>
-__global__ void __launch_bounds__(512) softmax_held(const void* x, void* out, int64_t x_step,
-                                                    int64_t out_step, int eights, float scale) {
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
+    softmax_held(const void* x, void* out, int64_t x_step, int64_t out_step, int eights,
+                 float scale) {
   __shared__ double room[32];
   __shared__ float room_of_max[32];
   wait_for_others();
@@ -157,6 +158,47 @@ __global__ void __launch_bounds__(512) softmax_held(const void* x, void* out, in
     for (int i = 0; i < kEight; ++i) v[r][i] *= factor;
     put<T>(out, row * out_step + at, pack<T>(v[r]));
   }
+}
+
+// Four runs of a thread are under way at a time.
+template <DType T>
+__global__ void __launch_bounds__(128)
+    argmax_eights(const void* x, int64_t step, int64_t eights, int32_t* out,
+                  const __grid_constant__ Rows places) {
+  constexpr int kRuns = 4;
+  __shared__ Best room[4];
+  wait_for_others();
+  const int64_t row = blockIdx.x;
+  Best best = {INT32_MIN, INT32_MAX};
+  for (int64_t first = threadIdx.x; first < eights; first += kRuns * blockDim.x) {
+    Eight<T> raw[kRuns];
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int64_t at = first + r * blockDim.x;
+      if (at < eights) raw[r] = fetch<T>(x, row * step + at);
+    }
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int64_t at = first + r * blockDim.x;
+      if (at >= eights) break;
+      float v[kEight];
+      unpack<T>(raw[r], v);
+#pragma unroll
+      for (int j = 0; j < kEight; ++j) {
+        const int32_t key = key_of(v[j]);
+        if (key > best.key) best = {key, static_cast<int32_t>(at) * kEight + j};
+      }
+    }
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    best = better(best,
+                  {__shfl_xor_sync(~0u, best.key, step), __shfl_xor_sync(~0u, best.index, step)});
+  }
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = best;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (unsigned i = 1; i < blockDim.x / 32; ++i) best = better(best, room[i]);
+  out[row_offset(places, row)] = best.index;
 }
 
 __global__ void __launch_bounds__(512)
@@ -233,6 +275,17 @@ Status run(const SoftmaxArgs& args, const Ctx& ctx) {
                    static_cast<unsigned>(x.count), shape.threads, 0, args.x.data, args.out.data,
                    step(x), step(out), static_cast<int>(x.length / kEight), args.scale);
       });
+    });
+    return status;
+  }
+  if (args.function == RowFunction::argmax && x.rank <= 1 && x.count <= INT32_MAX &&
+      in_eights(args.x)) {
+    Status status = ok();
+    with_dtype(args.x.dtype, [&](auto dtype) {
+      status = launch(ctx, argmax_eights<decltype(dtype)::value>, static_cast<unsigned>(x.count),
+                      threads < 128 ? threads : 128, 0, args.x.data,
+                      x.rank > 0 ? x.strides[0] / kEight : 0, x.length / kEight,
+                      static_cast<int32_t*>(args.out.data), out);
     });
     return status;
   }
