@@ -7,6 +7,7 @@ import { spawnSync } from 'node:child_process'
 import path from 'node:path'
 import {
   type Activation,
+  backends,
   type Compute,
   canonical,
   type Device,
@@ -724,6 +725,23 @@ test('all memory was given back whole', () => {
     expect({ used, guardFaults, failed }).toEqual({ used: 0, guardFaults: 0, failed: 0 })
   }
 })
+
+const gpu = backends().find((row) => row.device.startsWith('cuda') && row.usable)
+if (!guarded && onCpu && process.env.LB_TEST_DEVICE === undefined && gpu !== undefined) {
+  test(
+    `the rows of ${gpu.device}`,
+    () => {
+      const jest = path.join(process.cwd(), 'node_modules/jest/bin/jest.js')
+      const { status, stderr } = spawnSync(process.execPath, [jest, '--ci', 'kernels\\.test'], {
+        env: { ...process.env, LB_TEST_DEVICE: gpu.device },
+        encoding: 'utf8',
+      })
+      if (status !== 0) throw new Error(`with LB_TEST_DEVICE=${gpu.device}:\n${stderr}`)
+      expect(stderr).toMatch(/Tests: .* passed/)
+    },
+    3 * patience,
+  )
+}
 
 if (!guarded && onCpu) {
   test(

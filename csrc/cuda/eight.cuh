@@ -111,8 +111,10 @@ static inline bool in_eights(const Tensor& t) {
 // least.
 template <int kRuns>
 inline constexpr int kHeldThreads = kRuns == 4 ? 512 : 256;
-template <int kRuns>
-inline constexpr int kHeldBlocks = kRuns == 4 ? 2 : 5;
+template <DType T, int kRuns>
+inline constexpr int kHeldBlocks = kRuns == 4                      ? (T == DType::f32 ? 1 : 2)
+                                   : kRuns == 2 && T == DType::f32 ? 3
+                                                                   : 5;
 
 // A block that holds a row in registers: threads * runs eights.
 struct Held {

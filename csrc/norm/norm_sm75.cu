@@ -147,7 +147,7 @@ __device__ double sum_of(const float (&u)[kRuns][kEight], double* room, const F&
 }
 
 template <DType T, int kRuns, bool kLayer>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
     norm_held(const __grid_constant__ NormArgs a, Steps steps, int eights, double share) {
   __shared__ double room[32];
   wait_for_others();

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(512)
 }
 
 template <DType T, int kRuns>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
     quantize_held(const __grid_constant__ QuantizeArgs a, int eights) {
   __shared__ uint32_t room[32];
   wait_for_others();

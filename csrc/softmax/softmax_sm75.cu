@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(512)
 }
 
 template <DType T, int kRuns>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<kRuns>)
+__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
     softmax_held(const void* x, void* out, int64_t x_step, int64_t out_step, int eights,
                  float scale) {
   __shared__ double room[32];
