@@ -94,7 +94,7 @@ export async function runBench(
         } else {
           const peaks = await peaksWith(n)
           if (casesOf !== undefined) {
-            const context = { device, threads: n, options, host: host ?? device }
+            const context = { device, threads: n, options, ...(host === undefined ? {} : { host }) }
             lines += runCases(casesOf(context), context, peaks, origin, sink)
           }
         }

@@ -215,7 +215,7 @@ function* casesOf(
 const checkedRows = 8
 
 function checkRows(
-  { device, host }: BenchContext,
+  { device, host = device }: BenchContext,
   op: RowOp,
   x: readonly Tensor[],
   out: readonly Tensor[],

@@ -48,8 +48,8 @@ export interface BenchContext {
   readonly device: Device
   readonly threads: number
   readonly options: BenchOptions
-  /** Where the reference rows run: the device itself, or a CPU beside a GPU. */
-  readonly host: Device
+  /** Where the reference rows run: a CPU beside a GPU. Default: the device itself. */
+  readonly host?: Device
 }
 
 /** One thing to be timed. */
