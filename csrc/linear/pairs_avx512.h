@@ -153,8 +153,10 @@ static inline size_t workspace_few(const LinearArgs& args, int threads) {
   return few_rows(args) ? carve_few(args, threads, nullptr, &s) : workspace_f32(args, threads);
 }
 
-template <class Codes, bool kZeros>
-static inline Status run_few(const LinearArgs& args, const Ctx& ctx) {
+// tiles(w, x, x_stride, rows, sums): sums(rows, 16) = x(rows, K) * the panel; x padded with zeros
+// to 8 columns.
+template <class Tiles>
+static inline Status run_few_tiles(const LinearArgs& args, const Ctx& ctx, const Tiles& tiles) {
   const int64_t rows = args.x.shape[0], k = args.w.k;
   const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
   FewScratch s;
@@ -166,22 +168,30 @@ static inline Status run_few(const LinearArgs& args, const Ctx& ctx) {
   }
   for_blocks(args, ctx.pool, 0, rows, kFewRows, s.scale, s.sums,
              [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
-               const float* x = s.x + m0 * s.x_stride;
                for (int64_t p = 0; p < panels; ++p) {
                  const PairPanel w = {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes,
                                       block, args.w.format};
-                 const auto go = [&](auto* tile) { tile(w, x, s.x_stride, k, sums + p * kPanel); };
-                 switch (height) {
-                   case 1: go(few_tile<1, Codes, kZeros>); break;
-                   case 2: go(few_tile<2, Codes, kZeros>); break;
-                   case 3: go(few_tile<3, Codes, kZeros>); break;
-                   case 4: go(few_tile<4, Codes, kZeros>); break;
-                   case 5: go(few_tile<5, Codes, kZeros>); break;
-                   default: go(few_tile<6, Codes, kZeros>); break;
-                 }
+                 tiles(w, s.x + m0 * s.x_stride, s.x_stride, height, sums + p * kPanel);
                }
              });
   return ok();
+}
+
+template <class Codes, bool kZeros>
+static inline Status run_few(const LinearArgs& args, const Ctx& ctx) {
+  const int64_t k = args.w.k;
+  return run_few_tiles(
+      args, ctx,
+      [k](const PairPanel& w, const float* x, int64_t x_stride, int64_t rows, float* sums) {
+        switch (rows) {
+          case 1: return few_tile<1, Codes, kZeros>(w, x, x_stride, k, sums);
+          case 2: return few_tile<2, Codes, kZeros>(w, x, x_stride, k, sums);
+          case 3: return few_tile<3, Codes, kZeros>(w, x, x_stride, k, sums);
+          case 4: return few_tile<4, Codes, kZeros>(w, x, x_stride, k, sums);
+          case 5: return few_tile<5, Codes, kZeros>(w, x, x_stride, k, sums);
+          default: return few_tile<6, Codes, kZeros>(w, x, x_stride, k, sums);
+        }
+      });
 }
 
 // ---- 4-bit codes
