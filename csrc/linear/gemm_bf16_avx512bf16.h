@@ -82,8 +82,10 @@ template <int T, class Codes>
   for (int t = 0; t < T; ++t) {
     total[t] = add ? _mm512_loadu_ps(sums + t * kBlockN) : _mm512_setzero_ps();
   }
-  for (int64_t k = k0; k < k1;) {
-    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
+  int64_t g =
+      k0 / w.block.k;  // once: a division in each group would be the chain that all wait for
+  for (int64_t k = k0; k < k1; ++g) {
+    const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
     const uint8_t* block = w.data + g * w.block.bytes;
     const uint8_t* at =
         Codes::kDecoded ? decoded + (k - k0) * 32 : block + (k - g * w.block.k) / 8 * Codes::kBytes;
@@ -120,7 +122,7 @@ template <int T, class Codes>
     for (; k + 8 <= stop; k += 8, at += Codes::kBytes, xk += 16) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        prefetch_line<T * 256 / Codes::kBytes>(at + line);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
       }
       step(4);
     }
@@ -181,8 +183,10 @@ static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_
 // Columns [k0, k1) of a panel as pairs of bf16, 64 bytes for two columns.
 template <class Codes>
 static inline void decode_pairs(const PairPanel& w, int64_t k0, int64_t k1, uint8_t* to) {
-  for (int64_t k = k0; k < k1;) {
-    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
+  int64_t g =
+      k0 / w.block.k;  // once: a division in each group would be the chain that all wait for
+  for (int64_t k = k0; k < k1; ++g) {
+    const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
     const uint8_t* block = w.data + g * w.block.bytes;
     const uint8_t* at = block + (k - g * w.block.k) / 8 * Codes::kBytes;
     const auto zero = Codes::zero(w, block);
@@ -285,7 +289,7 @@ static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx) {
           const PairX x = {s.x + m0 * s.x_stride, s.x_stride, s.x_sums + m0 * s.groups, s.groups};
           const auto panel = [&](int64_t p) -> PairPanel {
             return {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes, block,
-                    args.w.format};
+                    args.w.format, nullptr};
           };
           if (height <= (Codes::kDecoded ? kPairTile : kInlineRows)) {
             for (int64_t p = 0; p < panels; ++p) {

@@ -9,8 +9,7 @@
 //           (for x in f32 4 FMA of 4 more to widen) for 64 bytes. Then vdpbf16ps, or for x in f32
 //           FMA.
 // Method    every fp8 number is a bf16: its low and its high byte come from tables of 128 entries
-//           (vpermi2b), the sign goes on top. x in f32: few rows of x by FMAs on the widened
-//           pairs, more rows by slices of f32 for the tiles of gemm_f32_avx512.h.
+//           (vpermi2b), the sign goes on top. x in f32: FMAs on the widened pairs.
 #include "csrc/linear/gemm_bf16_avx512bf16.h"
 
 namespace lowbit {
@@ -68,15 +67,7 @@ constexpr KindSet kFp8Kinds =
 Status run_bf16(const LinearArgs& args, const Ctx& ctx) { return run_pairs<Fp8>(args, ctx); }
 
 Status run_floats(const LinearArgs& args, const Ctx& ctx) {
-  if (few_rows(args)) return run_few<Fp8, false>(args, ctx);
-  const PanelBlock block = panel_block(args.w.format, {args.w.n, args.w.k});
-  const auto decode = [&](int64_t p, int64_t k0, int64_t kc, float* to) {
-    const PairPanel w = {args.w.data + p * block.groups * block.bytes, block, args.w.format};
-    decode_floats<Fp8>(w, k0, k0 + kc, to);
-    return to;
-  };
-  return run_f32(
-      args, ctx, decode, [](float*) { return false; }, [](int64_t, const float*, float*) {});
+  return run_float_tiles<Widened<Fp8>, false>(args, ctx);
 }
 
 }  // namespace
@@ -95,7 +86,7 @@ const LinearKernel linear_fp8_f32_avx512vbmi = {
     "linear_fp8_f32_avx512vbmi",
     kArchAvx512Vbmi | kArchAvx512Bf16,
     float_spec(kFp8Kinds, Layout::panel16, true),
-    workspace_few,
+    workspace_tiles,
     run_floats,
 };
 

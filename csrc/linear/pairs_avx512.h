@@ -6,7 +6,8 @@
 // order of the words.
 #pragma once
 
-#include "csrc/linear/gemm_f32_avx512.h"
+#include "csrc/linear/panel_avx512.h"
+#include "csrc/linear/panels.h"
 
 namespace lowbit::avx512 {
 
@@ -15,6 +16,7 @@ struct PairPanel {
   const uint8_t* data;
   PanelBlock block;
   Format format;
+  const float* table;  // of kinds with tables: 16 numbers; else null
 };
 
 // Column of word i of 8 in an order of one hexadecimal digit each, lowest first.
@@ -36,82 +38,70 @@ static inline __m512 odd_of(__m512i pairs) {
   return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
 }
 
-// Columns [k0, k1) of a panel as f32 (k1 - k0, 16), with their scales. The weight has no zero
-// points.
+// ---- x in f32: FMAs on the widened pairs as they are decoded
+//
+// With six rows of x a line of codes is 48 FMAs and 15 to 20 instructions for other pipes, so
+// decoding it again for the next six costs nothing that a slice decoded once would save, and no
+// store.
+
+// The pairs of Codes as eight vectors of f32.
 template <class Codes>
-static inline void decode_floats(const PairPanel& w, int64_t k0, int64_t k1, float* to) {
-  for (int64_t k = k0; k < k1;) {
-    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
-    const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at = block + (k - g * w.block.k) / 8 * Codes::kBytes;
-    const auto zero = Codes::zero(w, block);
-    const __m512 scale = load_scales(block + w.block.scales, w.format.scale_dtype);
-    for (; k < stop; k += 8, at += Codes::kBytes) {
-#pragma GCC unroll 2
-      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
-      }
-      __m512i v[4];
-      Codes::decode(at, zero, v);
-      float* row = to + (k - k0) * 16;
+struct Widened {
+  static constexpr int64_t kBytes = Codes::kBytes;
+  static constexpr uint32_t kOrder = Codes::kOrder;
+  static auto zero(const PairPanel& w, const uint8_t* block) { return Codes::zero(w, block); }
+  template <class Zero>
+  static void widen(const uint8_t* at, const Zero& zero, __m512 (&v)[8]) {
+    __m512i pairs[4];
+    Codes::decode(at, zero, pairs);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(v[i], 16));
-        const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(v[i], _mm512_set1_epi32(-0x10000)));
-        _mm512_storeu_ps(row + column_of(Codes::kOrder, 2 * i) * 16, _mm512_mul_ps(even, scale));
-        _mm512_storeu_ps(row + column_of(Codes::kOrder, 2 * i + 1) * 16, _mm512_mul_ps(odd, scale));
-      }
+    for (int i = 0; i < 4; ++i) {
+      v[2 * i] = even_of(pairs[i]);
+      v[2 * i + 1] = odd_of(pairs[i]);
     }
-    k = stop;
   }
-}
+};
 
-// ---- few rows of x in f32: FMAs on the widened pairs as they are decoded
-
-// Beyond it a slice decoded once into L1 costs less than decoding for each tile.
-inline constexpr int64_t kFewRows = 6;
+// Six sums in four copies at most: 24 of 32 registers.
+inline constexpr int64_t kTileRows = 6;
 
 // sums(T, 16) = x(T, K) * the panel. kZeros: the codes' zero points, in f32, are taken off.
-template <int T, class Codes, bool kZeros>
-[[gnu::noinline]] static void few_tile(const PairPanel& w, const float* x, int64_t x_stride,
-                                       int64_t k1, float* sums) {
+template <int T, class Numbers, bool kZeros>
+[[gnu::noinline]] static void float_tile(const PairPanel& w, const float* x, int64_t x_stride,
+                                         int64_t k1, float* sums) {
   // A sum waits 4 cycles for itself, so at one or two a cycle 4 to 8 must be under way.
-  constexpr int kSums = T < 3 ? 4 : T < 5 ? 2 : 1;
+  constexpr int kSums = T == 1 ? 8 : T == 2 ? 4 : T < 5 ? 2 : 1;
   __m512 total[T];
 #pragma GCC unroll 6
   for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < k1;) {
-    const int64_t g = k / w.block.k, end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
-    const uint8_t* block = w.data + g * w.block.bytes;
+  const uint8_t* block = w.data;
+  for (int64_t k = 0; k < k1; block += w.block.bytes) {
+    const int64_t stop = k + w.block.k < k1 ? k + w.block.k : k1;
     const uint8_t* at = block;
-    const auto tables = Codes::zero(w, block);
+    const auto tables = Numbers::zero(w, block);
     const __m512 zero = load_zeros(block + w.block.zeros, w.format.zero_type, 0.0f);
     __m512 acc[kSums][T];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < kSums; ++u) {
 #pragma GCC unroll 6
       for (int t = 0; t < T; ++t) acc[u][t] = _mm512_setzero_ps();
     }
-    for (; k < stop; k += 8, at += Codes::kBytes) {  // blocks are padded to 8 columns, x with zeros
+    for (; k < stop;
+         k += 8, at += Numbers::kBytes) {  // blocks are padded to 8 columns, x with zeros
 #pragma GCC unroll 2
-      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        prefetch_line<T * 512 / Codes::kBytes>(at + line);
+      for (int64_t line = 0; line < Numbers::kBytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
       }
-      __m512i v[4];
-      Codes::decode(at, tables, v);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        __m512 even = even_of(v[i]), odd = odd_of(v[i]);
-        if (kZeros) {
-          even = _mm512_sub_ps(even, zero);
-          odd = _mm512_sub_ps(odd, zero);
-        }
+      __m512 v[8];
+      Numbers::widen(at, tables, v);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const __m512 number = kZeros ? _mm512_sub_ps(v[i], zero) : v[i];
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
-          const float* xk = x + t * x_stride + k;
+          const float* at_x = x + t * x_stride + k + column_of(Numbers::kOrder, i);
           __m512& sum = acc[i % kSums][t];
-          sum = _mm512_fmadd_ps(even, _mm512_set1_ps(xk[column_of(Codes::kOrder, 2 * i)]), sum);
-          sum = _mm512_fmadd_ps(odd, _mm512_set1_ps(xk[column_of(Codes::kOrder, 2 * i + 1)]), sum);
+          sum = _mm512_fmadd_ps(number, _mm512_set1_ps(*at_x), sum);
         }
       }
     }
@@ -120,7 +110,7 @@ template <int T, class Codes, bool kZeros>
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       __m512 sum = acc[0][t];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int u = 1; u < kSums; ++u) sum = _mm512_add_ps(sum, acc[u][t]);
       total[t] = _mm512_fmadd_ps(sum, scale, total[t]);
     }
@@ -129,67 +119,79 @@ template <int T, class Codes, bool kZeros>
   for (int t = 0; t < T; ++t) _mm512_storeu_ps(sums + t * kBlockN, total[t]);
 }
 
-static inline bool few_rows(const LinearArgs& args) { return args.x.shape[0] <= kFewRows; }
-
-struct FewScratch {
-  float* x;      // (rows, x_stride)
-  float* scale;  // (rows)
+struct TileScratch {
+  float* x;      // (stage, x_stride)
+  float* scale;  // (stage)
   float* sums;   // (threads, kBlockM, kBlockN)
   int64_t x_stride;
 };
 
-static inline size_t carve_few(const LinearArgs& args, int threads, void* base, FewScratch* s) {
-  const int64_t rows = args.x.shape[0];
+static inline size_t carve_tiles(const LinearArgs& args, int threads, void* base, TileScratch* s) {
+  const int64_t rows = stage_rows(args.x.shape[0]), k = round_up(args.w.k, 16);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
-  s->x_stride = round_up(args.w.k, 8);
+  s->x_stride = (k / 16 | 1) * 16;  // an odd number of lines, so that rows do not share sets of L1
   s->x = take<float>(&at, rows * s->x_stride);
   s->scale = take<float>(&at, rows);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
-static inline size_t workspace_few(const LinearArgs& args, int threads) {
-  FewScratch s;
-  return few_rows(args) ? carve_few(args, threads, nullptr, &s) : workspace_f32(args, threads);
+static inline size_t workspace_tiles(const LinearArgs& args, int threads) {
+  TileScratch s;
+  return carve_tiles(args, threads, nullptr, &s);
 }
 
-// tiles(w, x, x_stride, rows, sums): sums(rows, 16) = x(rows, K) * the panel; x padded with zeros
-// to 8 columns.
-template <class Tiles>
-static inline Status run_few_tiles(const LinearArgs& args, const Ctx& ctx, const Tiles& tiles) {
-  const int64_t rows = args.x.shape[0], k = args.w.k;
+// tile(w, x, x_stride, rows, sums): sums(rows, 16) = x(rows, K) * the panel, for up to kTileRows
+// rows; x is padded with zeros to 8 columns.
+template <class Tile>
+static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, const Tile& tile) {
+  const int64_t m_all = args.x.shape[0], k = args.w.k, stage = stage_rows(m_all);
   const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
-  FewScratch s;
-  carve_few(args, pool_threads(ctx.pool), ctx.scratch, &s);
-  for (int64_t m = 0; m < rows; ++m) {
-    float* x = s.x + m * s.x_stride;
-    s.scale[m] = stage_floats(args, m, x) * args.w.tensor_scale;
-    for (int64_t i = k; i < s.x_stride; ++i) x[i] = 0.0f;
+  const float* table = nullptr;
+  if (kind_row(args.w.format.kind).table) {
+    table = reinterpret_cast<const float*>(
+        args.w.data + table_at(Layout::panel16, args.w.format, {args.w.n, k}, 0, 0));
   }
-  for_blocks(args, ctx.pool, 0, rows, kFewRows, s.scale, s.sums,
-             [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
-               for (int64_t p = 0; p < panels; ++p) {
-                 const PairPanel w = {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes,
-                                      block, args.w.format};
-                 tiles(w, s.x + m0 * s.x_stride, s.x_stride, height, sums + p * kPanel);
-               }
-             });
+  TileScratch s;
+  carve_tiles(args, pool_threads(ctx.pool), ctx.scratch, &s);
+  for (int64_t first = 0; first < m_all; first += stage) {
+    const int64_t rows = m_all - first < stage ? m_all - first : stage;
+    parallel_for(ctx.pool, rows, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t m = begin; m < end; ++m) {
+        float* x = s.x + m * s.x_stride;
+        s.scale[m] = stage_floats(args, first + m, x) * args.w.tensor_scale;
+        for (int64_t i = k; i < round_up(k, 8); ++i) x[i] = 0.0f;
+      }
+    });
+    for_blocks(args, ctx.pool, first, rows, kTileRows, s.scale, s.sums,
+               [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
+                 for (int64_t p = 0; p < panels; ++p) {
+                   const PairPanel w = {
+                       args.w.data + (n0 / kPanel + p) * block.groups * block.bytes, block,
+                       args.w.format, table};
+                   for_tiles(height, kTileRows, [&](int64_t m, int64_t count) {
+                     tile(w, s.x + (m0 + m) * s.x_stride, s.x_stride, count,
+                          sums + m * kBlockN + p * kPanel);
+                   });
+                 }
+               });
+  }
   return ok();
 }
 
-template <class Codes, bool kZeros>
-static inline Status run_few(const LinearArgs& args, const Ctx& ctx) {
+template <class Numbers, bool kZeros>
+static inline Status run_float_tiles(const LinearArgs& args, const Ctx& ctx) {
   const int64_t k = args.w.k;
-  return run_few_tiles(
+  return run_tiles(
       args, ctx,
       [k](const PairPanel& w, const float* x, int64_t x_stride, int64_t rows, float* sums) {
         switch (rows) {
-          case 1: return few_tile<1, Codes, kZeros>(w, x, x_stride, k, sums);
-          case 2: return few_tile<2, Codes, kZeros>(w, x, x_stride, k, sums);
-          case 3: return few_tile<3, Codes, kZeros>(w, x, x_stride, k, sums);
-          case 4: return few_tile<4, Codes, kZeros>(w, x, x_stride, k, sums);
-          case 5: return few_tile<5, Codes, kZeros>(w, x, x_stride, k, sums);
-          default: return few_tile<6, Codes, kZeros>(w, x, x_stride, k, sums);
+          case 1: return float_tile<1, Numbers, kZeros>(w, x, x_stride, k, sums);
+          case 2: return float_tile<2, Numbers, kZeros>(w, x, x_stride, k, sums);
+          case 3: return float_tile<3, Numbers, kZeros>(w, x, x_stride, k, sums);
+          case 4: return float_tile<4, Numbers, kZeros>(w, x, x_stride, k, sums);
+          case 5: return float_tile<5, Numbers, kZeros>(w, x, x_stride, k, sums);
+          default: return float_tile<6, Numbers, kZeros>(w, x, x_stride, k, sums);
         }
       });
 }
