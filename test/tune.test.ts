@@ -113,7 +113,7 @@ describe('a table that does not serve is left out as a whole, with one line', ()
     [
       'a row that can not',
       { ...table, calls: [call, { ...call, row: 'linear_bf16_f32_avx2' }] },
-      /can't serve|no row/,
+      /can't serve|no row|lacks/,
     ],
     ['no such format', { ...table, calls: [{ ...call, format: 'int5' }] }, /int5/],
     ['no such layout', { ...table, calls: [{ ...call, layout: 'heap' }] }, /heap/],

@@ -48,6 +48,9 @@ struct Fp8 {
   // Of 4 columns: word h of a lane of v[0] is column 2h, of v[1] column 2h + 1.
   static void four(__m512i codes, const Zero& t, __m512i* v) {
     constexpr int kOrAnd = 0xf8;  // a | b & c
+    // vpermi2b overwrites its indices. GCC loads them anew for each use, three lines' worth of the
+    // load ports where a copy of the register is free.
+    asm("" : "+v"(codes));
     const __m512i low = _mm512_permutex2var_epi8(t.low[0], codes, t.low[1]);
     __m512i high = _mm512_permutex2var_epi8(t.high[0], codes, t.high[1]);
     high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), kOrAnd);
