@@ -1,6 +1,19 @@
 // Random schedules of ops on random views against the same schedule in plain TypeScript. Every number is a small whole
 // one, so every op is exact and the two must agree to the bit: what is tested is order, aliasing, views and lifetimes.
-import { add, canonical, copy, type Device, linear, openDevice, type Tensor, type Weight } from 'lowbit'
+import {
+  add,
+  argmax,
+  attention,
+  canonical,
+  copy,
+  type Device,
+  embedding,
+  linear,
+  openDevice,
+  rope,
+  type Tensor,
+  type Weight,
+} from 'lowbit'
 import { Random } from './ref/random'
 
 /** A view as plain numbers: which cells of which buffer. */
@@ -83,8 +96,15 @@ class Schedule {
     return same.length > 0 && this.random.next() < 0.6 ? this.random.pick(same) : this.create(...model.shape)
   }
 
+  /** A view whose rows have no gaps, which is what most ops read: a transposed one is copied. */
+  rows(): Live {
+    const { tensor, model } = this.view()
+    const whole = tensor.strides[1] === 1 || tensor.shape[1] === 1
+    return { tensor: whole ? tensor : copy(tensor), model }
+  }
+
   step(): void {
-    const kind = this.random.int(0, 7)
+    const kind = this.random.int(0, 12)
     if (kind === 0 || this.live.length < 2) {
       this.create(this.random.int(1, 9), this.random.int(1, 9))
     } else if (kind === 1) {
@@ -126,6 +146,30 @@ class Schedule {
     } else if (kind === 6) {
       const a = this.random.pick(this.live)
       this.reads.push({ promise: a.tensor.read('f32'), expected: values(a.model) })
+    } else if (kind === 7) {
+      const a = this.rows()
+      const [rows, columns] = a.model.shape
+      const numbers = values(a.model)
+      const expected = Array.from({ length: rows }, (_, r) => {
+        const row = numbers.slice(r * columns, (r + 1) * columns)
+        return row.indexOf(Math.max(...row))
+      })
+      this.reads.push({ promise: argmax(a.tensor).read(), expected })
+    } else if (kind === 8) {
+      const a = this.rows()
+      const [rows, columns] = a.model.shape
+      const ids = Int32Array.from({ length: this.random.int(1, 5) }, () => this.random.int(0, rows - 1))
+      const numbers = values(a.model)
+      const expected = [...ids].flatMap((id) => numbers.slice(id * columns, (id + 1) * columns))
+      const list = this.device.tensor(ids, [ids.length], 'i32')
+      this.#record(embedding(a.tensor, list), expected, [ids.length, columns])
+      list.dispose()
+    } else if (kind === 9) {
+      this.#quarterTurns()
+    } else if (kind === 10) {
+      this.#fused()
+    } else if (kind === 11) {
+      this.#ownKey()
     } else {
       const a = this.random.pick(this.live)
       const b = this.create(...a.model.shape)
@@ -135,6 +179,78 @@ class Schedule {
         values(b.model).map((x) => x + x),
       )
     }
+  }
+
+  /** rope by whole quarters of a turn, in place or not. */
+  #quarterTurns(): void {
+    const x = this.create(this.random.int(1, 6), 4)
+    const [tokens] = x.model.shape
+    const quarter = Array.from({ length: tokens * 2 }, () => this.random.int(0, 3))
+    const table = (of: readonly number[]) =>
+      this.device.tensor(
+        Float32Array.from(quarter, (turns) => of[turns] ?? 0),
+        [tokens, 2],
+      )
+    const cos = table([1, 0, -1, 0])
+    const sin = table([0, 1, 0, -1])
+    const pairing = this.random.pick(['half', 'interleaved'] as const)
+    const numbers = values(x.model)
+    const turned = [...numbers]
+    for (let i = 0; i < tokens * 2; i++) {
+      const [t, pair] = [Math.floor(i / 2), i % 2]
+      const [a, b] =
+        pairing === 'half' ? [t * 4 + pair, t * 4 + pair + 2] : [t * 4 + pair * 2, t * 4 + pair * 2 + 1]
+      const [u, v] = [numbers[a] ?? 0, numbers[b] ?? 0]
+      const by = quarter[i] ?? 0
+      const [p, q] = [[u, -v, -u, v][by] ?? 0, [v, u, -v, -u][by] ?? 0]
+      turned[a] = p
+      turned[b] = q
+    }
+    const heads = x.tensor.reshape([tokens, 1, 4])
+    if (this.random.next() < 0.5) {
+      rope(heads, { cos, sin, pairing, out: heads })
+      assign(x.model, turned)
+    } else {
+      this.#record(rope(heads, { cos, sin, pairing }).reshape([tokens, 4]), turned, [tokens, 4])
+    }
+    for (const used of [cos, sin, heads]) used.dispose()
+  }
+
+  /** linear with bias, relu and residual, written into a view. */
+  #fused(): void {
+    const x = this.create(this.random.int(1, 6), 4)
+    const [rows] = x.model.shape
+    const home = this.create(rows + 2, 4 + this.random.int(0, 3))
+    const [, columns] = home.model.shape
+    const bias = Float32Array.from({ length: 4 }, () => this.random.int(-3, 3))
+    const residual = this.create(rows, 4)
+    const numbers = values(x.model)
+    const kept = values(residual.model)
+    const out = home.tensor.slice(0, 1, rows + 1).slice(1, 0, 4)
+    const biases = this.device.tensor(bias, [4])
+    linear(x.tensor, this.#weight.weight, {
+      bias: biases,
+      activation: 'relu',
+      residual: residual.tensor,
+      out,
+    })
+    for (const used of [biases, out]) used.dispose()
+    for (let i = 0; i < rows * 4; i++) {
+      const codes = this.#weight.codes[i % 4] ?? []
+      const dot = codes.reduce((s, w, k) => s + w * (numbers[Math.floor(i / 4) * 4 + k] ?? 0), 0)
+      const cell = home.model.cells[(Math.floor(i / 4) + 1) * columns + (i % 4)]
+      if (cell !== undefined) cell.buffer[cell.at] = Math.max(0, dot + (bias[i % 4] ?? 0)) + (kept[i] ?? 0)
+    }
+  }
+
+  /** attention where each query sees its own key alone gives the values. */
+  #ownKey(): void {
+    const tokens = this.random.int(1, 5)
+    const [q, k, v] = Array.from({ length: 3 }, () => this.create(tokens, 16)) as [Live, Live, Live]
+    const heads = [q, k, v].map(({ tensor }) => tensor.reshape([tokens, 1, 16])) as [Tensor, Tensor, Tensor]
+    const out = attention(...heads, { window: [0, 0] })
+    this.#record(out.reshape([tokens, 16]), values(v.model), [tokens, 16])
+    for (const used of [...heads, out]) used.dispose()
   }
 
   #record(tensor: Tensor, numbers: readonly number[], shape: readonly [number, number]): void {
