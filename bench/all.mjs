@@ -1,7 +1,7 @@
 // Everything that the README shows, measured into bench/results, then its tables and plots made anew: under ten minutes on
 // a quiet 2-core machine. Parts can be named, to measure those alone.
 //
-//   node bench/all.mjs [calls] [load] [rivals] [rivals-all-cores] [rivals-square] [rivals-avx2] [bounds] [show]
+//   node bench/all.mjs [calls] [load] [rivals] [rivals-all-cores] [rivals-square] [rivals-avx2] [decode] [bounds] [show]
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -23,6 +23,7 @@ const parts = {
     [...peers, '--case', 'w4a8,int8,int2,ternary', '--shape', 'o', '--m', '1,8,64', '--threads', '1'],
   ],
   'rivals-avx2': [[...peers, '--case', 'w4a8-avx2', '--threads', '1']],
+  decode: [['decode', '--peers', '--seconds', '0.2']],
   bounds: [
     ['linear', '--rounds', '5'],
     ['attention', '--rounds', '5'],

@@ -115,6 +115,18 @@ const tables = {
       barOf(l.barUs === undefined ? undefined : l.barUs / 1e3, l.withinBar),
     ],
   },
+  decode: {
+    head: ['checkpoint', 'threads', 'tokens/s', 'rival', 'tokens/s', 'times as fast', 'bar'],
+    row: (l) => [
+      l.row,
+      l.threads,
+      digits(l.perSecond),
+      l.peer ?? '',
+      l.peerUs === undefined ? '' : digits(1e6 / l.peerUs),
+      l.ratio === undefined ? '' : `${l.ratio.toFixed(2)}${l.noisy ? ' ~' : ''}`,
+      barOf(l.bar, l.holds),
+    ],
+  },
   calls: {
     head: ['call', 'us', '10 %', '90 %'],
     row: (l) => [l.row, digits(l.us), digits(l.p10), digits(l.p90)],
@@ -148,7 +160,8 @@ if (write) {
   const made = text.replace(/(<!-- bench (\w+) -->\n)[\s\S]*?(<!-- \/bench -->)/g, (all, begin, op, end) => {
     const last = lines.filter((line) => line.op === op).sort((a, b) => (a.date < b.date ? 1 : -1))[0]
     if (last === undefined) return all
-    const own = ownOf(last.machine, op)
+    // Of one commit: rows that were measured in another one may be gone.
+    const own = ownOf(last.machine, op).filter(({ commit }) => commit === last.commit)
     return `${begin}${titleOf(own)}\n\n${tableOf(op, own)}\n${end}`
   })
   fs.writeFileSync(file, made)

@@ -85,7 +85,7 @@ const above = {
   '': ['checkpoint'],
   checkpoint: ['checkpoint'],
   llama: ['llama', 'checkpoint'],
-  bench: ['bench'],
+  bench: ['bench', 'llama'],
   cli: ['cli', 'llama', 'checkpoint', 'bench'],
 }
 for (const file of filesUnder('lib').filter((f) => f.endsWith('.ts'))) {

@@ -186,6 +186,16 @@ describe('lowbit bench --json', () => {
     }
   })
 
+  test('decode: tokens per second of a checkpoint', () => {
+    const { lines } = linesOf('decode')
+    expect(lines).toHaveLength(1)
+    const [line] = lines as [BenchLine]
+    checkTimed(line)
+    expect(line.case).toBe('small')
+    expect(line.perSecond).toBeCloseTo(1e6 / (line.us as number), -2)
+    expect(line.peer).toBeUndefined()
+  })
+
   test('calls: the cost of a call, with the bar where there is one', () => {
     const { lines } = linesOf('calls')
     lines.forEach(checkTimed)

@@ -59,7 +59,10 @@ function git(...args: string[]): string | undefined {
 function commit(): string {
   if (fs.existsSync(path.join(root, '.git'))) {
     const head = git('rev-parse', '--short=12', 'HEAD')
-    if (head !== undefined) return head + (git('status', '--porcelain') ? '+' : '')
+    // What a bench writes itself changes nothing of what it measures.
+    const changed = () =>
+      git('status', '--porcelain', '--', '.', ':!bench/results', ':!bench/plot/svg', ':!README.md')
+    if (head !== undefined) return head + (changed() ? '+' : '')
   }
   return (require('../../package.json') as { version: string }).version
 }

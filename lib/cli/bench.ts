@@ -17,7 +17,7 @@ import { type Compute, computes, type Format, formats, type ZeroPoint, zeroPoint
 import { floats, groupSizes, groupsOption, numbersOption, shapesOption, sizesOf, wordsOption } from './lists'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
-const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'peaks'] as const
+const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'decode', 'peaks'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
@@ -29,6 +29,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   rows       the ops that go over rows, 32 MB of them
   load       quantising 1 GB of bf16 to int4, and packing a weight of int4 for the device
   calls      what a call costs the JavaScript thread
+  decode     tokens per second of a checkpoint, one text at a time
   peaks      what the machine can do: bandwidth and multiply-adds
 
   --format <list>    linear: ${formats.join(', ')}
@@ -43,7 +44,8 @@ both as measured in the same run. Without an op all of them run, in under three 
   --device <name>    cpu, cuda, cuda:N (default: cpu)
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
-  --peers            linear: against rivals, which bench/peers has; see its README
+  --checkpoint <f>   decode: a folder in Hugging Face's layout (default: test/checkpoints/small)
+  --peers            linear, decode: against rivals, which bench/peers has; see its README
   --case <list>      with --peers: ${Object.keys(duels).join(', ')}
   --hot              the same buffers again and again, instead of ones that no cache holds
   --rounds <n>       rounds that count, default 9
@@ -65,6 +67,7 @@ const optionTypes = {
   device: { type: 'string' },
   threads: { type: 'string' },
   row: { type: 'string' },
+  checkpoint: { type: 'string' },
   peers: { type: 'boolean' },
   case: { type: 'string' },
   hot: { type: 'boolean' },
@@ -208,13 +211,19 @@ export async function run(argv: readonly string[]): Promise<number> {
     if (op !== undefined && !ops.some((known) => known === op)) {
       throw new UsageError(`expected one of ${ops.join(', ')} but got '${op}'`)
     }
-    if (values.shape !== undefined && (op === undefined || op === 'calls' || op === 'peaks')) {
+    if (
+      values.shape !== undefined &&
+      (op === undefined || op === 'calls' || op === 'decode' || op === 'peaks')
+    ) {
       throw new UsageError('--shape needs an op: linear, attention, rows or load')
     }
     const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
     const groups = groupsOption(values.group)
     const peers = values.peers ?? false
-    if (peers && op !== 'linear') throw new UsageError('--peers goes with linear')
+    if (peers && op !== 'linear' && op !== 'decode')
+      throw new UsageError('--peers goes with linear and decode')
+    if (values.checkpoint !== undefined && op !== 'decode')
+      throw new UsageError('--checkpoint goes with decode')
     if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')
     const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? (peers ? 5 : 9)
     const seconds = numberOption(values.seconds, 'seconds', 0, 60, false) ?? 0.04
@@ -267,11 +276,17 @@ export async function run(argv: readonly string[]): Promise<number> {
       const where = op === undefined || rowOp === undefined ? '' : ` in ${op}`
       throw new UsageError(`--row: there is no kernel row '${values.row}'${where}; lowbit kernels lists them`)
     }
-    const usual = ops.filter((name) => name !== 'peaks')
+    const usual = ops.filter((name) => name !== 'peaks' && name !== 'decode')
     const chosen = op !== undefined ? [op] : rowOp !== undefined ? [rowOp] : usual
     let lines: number
     try {
-      if (peers) {
+      if (op === 'decode') {
+        const { runDecode } = require('../bench/decode') as typeof import('../bench/decode')
+        const folder = values.checkpoint ?? path.join(__dirname, '..', '..', 'test', 'checkpoints', 'small')
+        if (values.checkpoint === undefined && !fs.existsSync(folder))
+          throw new UsageError('name a --checkpoint')
+        lines = await runDecode(folder, threads, options.effort, peers, printer)
+      } else if (peers) {
         const names = wordsOption(values.case, 'case', Object.keys(duels)) ?? Object.keys(duels)
         const { runDuels } = require('../bench/peers') as typeof import('../bench/peers')
         const duelists = names.map((name) => [name, duels[name] as Duel] as const)
