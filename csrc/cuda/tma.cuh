@@ -24,6 +24,11 @@ __device__ __forceinline__ uint64_t evict_last() {
   return policy;
 }
 
+// The first load through a map waits for the map itself: this asks for it ahead.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // The box of the map at column x, row y. What lies outside the matrix arrives as zeros and counts
 // as delivered.
 __device__ __forceinline__ void tma_load(void* to, const CUtensorMap* map, int x, int y,

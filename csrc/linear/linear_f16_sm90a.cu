@@ -3,7 +3,7 @@
 // Shapes    K a multiple of 8; any M and N. An x whose rows do not begin at multiples of 16 bytes
 //           is copied first.
 // Layout    rows: w as it is saved.
-// Bound     M up to about 180: memory, 2 bytes a weight. Beyond: 1024 products a cycle and
+// Bound     M up to about 180: memory, 2 bytes a weight. Beyond: 2048 products a cycle and
 //           multiprocessor.
 // Method    stream_sm90a.cuh for M <= 64, gemm_sm90a.cuh beyond, tiles chosen by waves
 //           (dense_sm90a.cuh). Products exact, sums in the f32 of the tensor cores.

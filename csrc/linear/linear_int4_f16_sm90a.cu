@@ -4,7 +4,7 @@
 // Shapes    any. An x whose rows do not begin at multiples of 16 bytes is copied first.
 // Layout    frag64: groups of 32, 64 or 128, or one scale a row, or one for all.
 // Bound     M up to about 46: memory, half a byte a weight and its share of the scale; the decoding
-//           takes about 20 instructions for 32 weights. Beyond: 1024 products a cycle and
+//           takes about 20 instructions for 32 weights. Beyond: 2048 products a cycle and
 //           multiprocessor.
 // Method    stream_int4_sm90a.cuh, 16 to 128 rows of x a tile. Codes become floats exactly, a
 //           group's products add up in the tensor cores, groups in f32.

@@ -3,7 +3,7 @@
 //
 // Shapes    K a multiple of 16; any M and N. x of floats is quantised on the way (linear_run).
 // Layout    rows: w as it is saved.
-// Bound     M up to about 150: memory, 1 byte a weight. Beyond: 2048 products a cycle and
+// Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
 // Method    as linear_bf16_sm90a. Products and sums are whole numbers.
 // Source    NVIDIA, PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier.

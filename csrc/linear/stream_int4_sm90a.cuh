@@ -105,7 +105,9 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
   tile_of<S>(blockIdx.y, shape.panels, f.m, &tile, &first);
   const int begin = shape.units * blockIdx.x / gridDim.x;
   const int end = shape.units * (blockIdx.x + 1) / gridDim.x;
+  prefetch_finish(f, tile * kStreamRows, kStreamRows, first, min(S::kTokens, f.m - first));
   if (t == 0) {
+    tma_prefetch(&map_x);
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(&full[s], 1);
       barrier_init(&empty[s], 2);
@@ -157,7 +159,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
             const int group = p * shape.groups / S::kParts;
             const int row = group * 64 + warp * 16 + lane / 4 + i * 8;
             next_scale[p][i] =
-                shape.groups == 0 ? 1.0f : load_f32(unit + S::kCodes, shape.scale_dtype, row);
+                shape.groups == 0 ? 1.0f : load_float(unit + S::kCodes, shape.scale_dtype, row);
           }
           next_scale[p][1] *= S::kLower;
         }
@@ -243,8 +245,9 @@ static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shap
   e = allow_shared(stream_int4_kernel<S>, S::kShared, asked);
   if (e != cudaSuccess) return e;
   const int tiles = static_cast<int>(ceil_div(f.n, kStreamRows) * ceil_div(f.m, S::kTokens));
-  return launch_stream(stream_int4_kernel<S>, tiles, stream_split(tiles, shape.units, processors),
-                       S::kShared, stream, map_x, w, f, shape);
+  return launch_stream(stream_int4_kernel<S>, tiles,
+                       stream_split(tiles, shape.units, processors * 2, 8), S::kShared, stream,
+                       map_x, w, f, shape);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The GEMM of Hopper for few rows of x: w streams past once, at the speed of device memory.
 //
 // Operands change sides: 128 rows of w are the rows of a product, up to 128 rows of x its columns,
-// so that a small M wastes nothing. A cluster of up to 4 blocks shares one such tile along K; each
+// so that a small M wastes nothing. A cluster of up to 8 blocks shares one such tile along K; each
 // block keeps a ring filled, adds up its part in registers and lays it in its shared memory; then
 // every block finishes an equal share of the tile, reading its peers' parts in the order of their
 // ranks. How K is cut depends on N and K alone, so a row of x gives the same bits in any company.
@@ -21,9 +21,7 @@ inline constexpr int kStreamThreads = 288;        // two groups that multiply, o
 inline constexpr int kStreamShared = 113 * 1024;  // of a block, when two share the 228 KB
 inline constexpr int kPartStride = kStreamRows + 4;  // f32; 4 keeps a warp's writes apart
 
-// The most blocks of a cluster. With 8, matrices of few rows lost more in the exchange than the
-// blocks gained.
-inline constexpr int kStreamSplit = 4;
+inline constexpr int kStreamSplit = 8;  // blocks of a cluster at most
 
 // The part of a block: sums of K's slice, [tokens][kPartStride], in the memory of the drained ring.
 template <bool kInteger, int kTokens>
@@ -117,7 +115,10 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   const int t = threadIdx.x, tile = blockIdx.y;
   const int begin = k_blocks * blockIdx.x / gridDim.x;
   const int end = k_blocks * (blockIdx.x + 1) / gridDim.x;
+  prefetch_finish(f, tile * kStreamRows, kStreamRows, 0, f.m);
   if (t == 0) {
+    tma_prefetch(&map_x);
+    tma_prefetch(&map_w);
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(&full[s], 1);
       barrier_init(&empty[s], 2);
@@ -181,14 +182,11 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   finish_parts<S::kInteger>(f, reinterpret_cast<float*>(shared), tile, 0, f.m);
 }
 
-// Blocks along K for one tile: as many as fill the device about once, but each with work enough to
+// Blocks along K for one tile: as many as make up to `wanted` blocks, but each with work enough to
 // be worth the exchange.
-static inline int stream_split(int tiles, int k_blocks, int processors) {
+static inline int stream_split(int tiles, int k_blocks, int wanted, int most) {
   int split = 1;
-  while (split < kStreamSplit && tiles * split * 2 <= processors + processors / 2 &&
-         k_blocks >= split * 2 * 4) {
-    split *= 2;
-  }
+  while (split < most && tiles * split * 2 <= wanted && k_blocks >= split * 2 * 4) split *= 2;
   return split;
 }
 
@@ -223,8 +221,11 @@ static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& 
   if (e != cudaSuccess) return e;
   const int k_blocks = static_cast<int>((x.columns + S::kK - 1) / S::kK);
   const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
-  return launch_stream(stream_kernel<S>, tiles, stream_split(tiles, k_blocks, processors),
-                       S::kShared, stream, map_x, map_w, f, k_blocks);
+  // One to one and a half blocks a multiprocessor, and at most 4 a cluster: with 8 and twice the
+  // blocks M = 64 lost a fifth to the exchange.
+  return launch_stream(stream_kernel<S>, tiles,
+                       stream_split(tiles, k_blocks, processors * 3 / 2, 4), S::kShared, stream,
+                       map_x, map_w, f, k_blocks);
 }
 
 }  // namespace
