@@ -250,7 +250,7 @@ test('a device takes panels where it has vectors and rows of every compute for t
       const q = quantize(new Random(2).floats(20 * 64), [20, 64], scheme)
       using weight = device.load(q)
       const panels = served(q.tablePer === 'row' || q.tablePer === 'group') && panelsOf(q) !== undefined
-      const fragments = archs.includes('sm90a') && fragmentsOf(q) !== undefined
+      const fragments = archs.includes('sm80') && fragmentsOf(q) !== undefined
       expect(weight.layout).toBe(fragments ? 'frag64' : panels ? 'panel16' : 'rows')
     }
   }

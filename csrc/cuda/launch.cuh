@@ -5,35 +5,36 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <type_traits>
 
 #include "csrc/base/kernel.h"
 
 namespace lowbit {
 
-// What cudaGetLastError() says of the launch before it.
-static inline Status launched() {
-  const cudaError_t code = cudaGetLastError();
+static inline Status launched(cudaError_t code) {
   if (code == cudaSuccess) return ok();
+  cudaGetLastError();  // or the next launch reports it
   return error(Code::cuda, "launch: %s", cudaGetErrorString(code));
 }
+// Of the launch before it.
+static inline Status launched() { return launched(cudaGetLastError()); }
 
 // Launches a kernel whose first statement is wait_for_others(): where the GPU knows how (9.0 on),
 // its blocks take their places while the kernel before it ends.
 template <class... Params, class... Args>
-static inline Status launch(const Ctx& ctx, void (*kernel)(Params...), unsigned blocks,
+static inline Status launch(const Ctx& ctx, void (*kernel)(Params...), dim3 blocks,
                             unsigned threads, size_t shared, Args... args) {
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(ctx.stream);
   config.attrs = &early;
   config.numAttrs = ctx.early ? 1 : 0;
-  if (cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...) == cudaSuccess) return ok();
-  return launched();
+  return launched(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
 // Before a kernel touches memory: lets the next one take its places, then waits until all that was
@@ -42,6 +43,15 @@ static inline __device__ void wait_for_others() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// Calls f with 0 to kCount - 1 as compile-time constants: indices of arrays in registers.
+template <int kCount, class F, int kAt = 0>
+static __device__ __forceinline__ void unrolled(const F& f) {
+  if constexpr (kAt < kCount) {
+    f(std::integral_constant<int, kAt>{});
+    unrolled<kCount, F, kAt + 1>(f);
+  }
 }
 
 // Blocks for `work` items of which each block takes `each`, by a loop where there are more than

@@ -553,7 +553,7 @@ constexpr KindSet kTablePanelKinds =
 //
 // A CPU without AVX2 runs the reference, which reads any layout, and keeps what needs no padding.
 Layout preferred_layout(uint32_t arch, const Format& f, Shape s) {
-  if ((arch & kArchSm90a) != 0 && layout_serves(Layout::frag64, f, s)) return Layout::frag64;
+  if ((arch & kArchSm80) != 0 && layout_serves(Layout::frag64, f, s)) return Layout::frag64;
   const bool vectors =
       ((arch & kArchAvx2) != 0 && has(kPanelKinds, f.kind)) ||
       ((arch & kBytePanelArchs) == kBytePanelArchs && has(kBytePanelKinds, f.kind)) ||

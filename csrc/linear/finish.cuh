@@ -53,12 +53,16 @@ static inline bool is_plain(const Finish& f) {
   return f.activation == Activation::none && f.residual == nullptr && f.out_dtype != DType::f32;
 }
 
-// What load_f32() gives for the three floats, in fewer instructions: kernels ask inside their
-// loops.
-__device__ __forceinline__ float load_float(const void* base, DType dtype, int64_t i) {
-  if (dtype == DType::f32) return static_cast<const float*>(base)[i];
-  const uint16_t half = static_cast<const uint16_t*>(base)[i];
+// The value of a float of one of the three dtypes, from its bits.
+__device__ __forceinline__ float float_of(DType dtype, uint32_t bits) {
+  if (dtype == DType::f32) return __uint_as_float(bits);
+  const auto half = static_cast<uint16_t>(bits);
   return dtype == DType::f16 ? half_to_f32(half) : bf16_to_f32(half);
+}
+// What load_f32() gives for them, in fewer instructions: kernels ask inside their loops.
+__device__ __forceinline__ float load_float(const void* base, DType dtype, int64_t i) {
+  return float_of(dtype, dtype == DType::f32 ? static_cast<const uint32_t*>(base)[i]
+                                             : static_cast<const uint16_t*>(base)[i]);
 }
 
 __device__ __forceinline__ float w_scale_of(const Finish& f, int n) {
@@ -168,6 +172,23 @@ __device__ __forceinline__ void store_row(void* base, DType dtype, int64_t i, in
       *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(words);
     }
   }
+}
+
+// Scales of row m of x and of rows n to n + 7 of w, and bias.
+__device__ __forceinline__ void scale_row(const Finish& f, int m, int n, float (&v)[8]) {
+  const int count = min(8, f.n - n);
+  float scale[8], bias[8] = {};
+  if (f.w_scale != nullptr && f.group_n == 1) {
+    load_row(f.w_scale, f.w_scale_dtype, n, count, scale);
+  } else {
+    const float one = w_scale_of(f, n);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) scale[j] = one;
+  }
+  if (f.bias != nullptr) load_row(f.bias, f.bias_dtype, n, count, bias);
+  const float x_scale = f.x_scale == nullptr ? 1.0f : f.x_scale[m];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) v[j] = fmaf(v[j], x_scale * scale[j], bias[j]);
 }
 
 // Columns n to n + 7 (rows of w; n is a multiple of 8) of row m, scaled and with bias already.

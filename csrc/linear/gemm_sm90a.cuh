@@ -19,6 +19,7 @@
 #include "csrc/cuda/tma.cuh"
 #include "csrc/cuda/wgmma.cuh"
 #include "csrc/linear/finish.cuh"
+#include "csrc/linear/x_rows_sm80.cuh"
 
 namespace lowbit {
 namespace {
@@ -279,11 +280,6 @@ __global__ void __launch_bounds__(384, 1)
 }
 
 // Operands whose rows start at multiples of 16 bytes.
-struct Matrix {
-  const void* data;
-  int64_t rows, columns, row_bytes;
-};
-
 template <class G>
 static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                cudaStream_t stream) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "csrc/linear/dense_sm90a.cuh"
+#include "csrc/linear/few_int4_sm80.cuh"
 #include "csrc/linear/stream_int4_sm90a.cuh"
 
 namespace lowbit {
@@ -22,10 +23,13 @@ static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Sh
 
 template <class Mma>
 static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
-  Matrix x;
-  LB_TRY(x_matrix(args, ctx, &x));
   const Weight& w = args.w;
   const FragUnit unit = frag_unit(w.format, {w.n, w.k});
+  if (better_few(args.x.shape[0], w.n, ctx.multiprocessors)) {
+    return run_few_int4<std::is_same_v<Mma, MmaF16>>(args, ctx);
+  }
+  Matrix x;
+  LB_TRY(x_matrix(args, ctx, &x));
   const Int4Shape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                            static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                            static_cast<int32_t>(unit.groups), w.format.scale_dtype};

@@ -1,15 +1,12 @@
 // Few rows of x against int4 weights: stream_sm90a.cuh with w's codes decoded in registers.
 //
 // w lies in frag64 (format/layout.h), where 16 bytes of a thread are what it multiplies next, so a
-// stage is two runs of bytes: 128 of K of two panels of 64 rows, scales behind the codes. A code of
-// four bits becomes a 16-bit float without conversion: OR-ed into the fraction of 1024 (f16) or 128
-// (bf16), minus that and the zero 8, all exact. Products of a group of K are added in the tensor
-// core, their sum enters the total times its scale.
-//
-// In f16 the odd codes stay four bits up, as 16 q: they belong to the lower rows of the fragments,
-// whose scale takes the 1/16. That saves two shifts of eight codes.
+// stage is two runs of bytes: 128 of K of two panels of 64 rows, scales behind the codes
+// (decode_int4.cuh). Products of a group of K are added in the tensor core, their sum enters the
+// total times its scale.
 #pragma once
 
+#include "csrc/linear/decode_int4.cuh"
 #include "csrc/linear/stream_sm90a.cuh"
 
 namespace lowbit {
@@ -32,49 +29,8 @@ struct StreamInt4 {
   static constexpr int kFit = kRing / kStage;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kStage + 128;
-  static constexpr float kLower = kHalf ? 1.0f / 16.0f : 1.0f;
   static_assert(kTiles % 1024 == 0 && kTokens * kPartStride * 4 <= kStages * kStage);
 };
-
-__device__ __forceinline__ uint32_t subtract_f16(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-__device__ __forceinline__ uint32_t subtract_bf16(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-// (a & mask) | bits, one instruction.
-template <uint32_t kMask, uint32_t kBits>
-__device__ __forceinline__ uint32_t and_or(uint32_t a) {
-  uint32_t r;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "n"(kMask), "n"(kBits));
-  return r;
-}
-
-// 32 codes of a thread into its fragments of four steps of 16 of K.
-template <bool kHalf>
-__device__ __forceinline__ void decode(const uint4& w, uint32_t (&f)[4][4]) {
-  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const uint32_t x = words[j];
-    if constexpr (kHalf) {
-      const uint32_t y = x >> 8;
-      f[j][0] = subtract_f16(and_or<0x000F000F, 0x64006400>(x), 0x64086408);  // 1024 + 8
-      f[j][1] = subtract_f16(and_or<0x00F000F0, 0x64006400>(x), 0x64806480);  // 1024 + 16 * 8
-      f[j][2] = subtract_f16(and_or<0x000F000F, 0x64006400>(y), 0x64086408);
-      f[j][3] = subtract_f16(and_or<0x00F000F0, 0x64006400>(y), 0x64806480);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // 128 + 8
-        f[j][i] = subtract_bf16(and_or<0x000F000F, 0x43004300>(x >> 4 * i), 0x43084308);
-      }
-    }
-  }
-}
 
 struct Int4Shape {
   int32_t units, unit_bytes, panels;  // along K, of a panel; of w
@@ -161,7 +117,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
             next_scale[p][i] =
                 shape.groups == 0 ? 1.0f : load_float(unit + S::kCodes, shape.scale_dtype, row);
           }
-          next_scale[p][1] *= S::kLower;
+          next_scale[p][1] *= kLowerRows<S::kHalf>;
         }
       }
       decode<S::kHalf>(*reinterpret_cast<const uint4*>(unit + kHalf * 2048 + t % 128 * 16),

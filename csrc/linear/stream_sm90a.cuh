@@ -66,22 +66,11 @@ __device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int 
           if (!kInteger) v[j] += part[r][j];
         }
       }
-      const int count = min(8, f.n - n);
-      float scale[8], bias[8] = {};
-      if (f.w_scale != nullptr && f.group_n == 1) {
-        load_row(f.w_scale, f.w_scale_dtype, n, count, scale);
-      } else {
-        const float one = w_scale_of(f, n);
+      if (kInteger) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) scale[j] = one;
+        for (int j = 0; j < 8; ++j) v[j] = static_cast<float>(whole[j]);
       }
-      if (f.bias != nullptr) load_row(f.bias, f.bias_dtype, n, count, bias);
-      const float x_scale = f.x_scale == nullptr ? 1.0f : f.x_scale[first + token];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        if (kInteger) v[j] = static_cast<float>(whole[j]);
-        v[j] = fmaf(v[j], x_scale * scale[j], bias[j]);
-      }
+      scale_row(f, first + token, n, v);
       finish_row(f, first + token, n, v);
     }
   }
