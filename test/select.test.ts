@@ -189,6 +189,7 @@ const attentions: [archs: string[], call: AttentionCall, row: string][] = [
   [['avx2'], { ...decode, dtype: 'bf16' }, 'attention_f32_avx2'],
   [['avx512'], { ...decode, dtype: 'f16' }, 'attention_f32_avx512'],
   [['avx512vnni', 'avx512bf16'], { ...decode, seqQ: 4096 }, 'attention_f32_avx512'],
+  [['avx512vnni', 'avx512bf16'], { ...decode, dtype: 'bf16' }, 'attention_bf16_avx512bf16'],
   [['avx512'], { ...decode, headDim: 2048 }, 'attention_ref'],
 ]
 ;(x86 ? test : test.skip).each(attentions)('attention: %j takes %j to its row', (archs, call, row) => {

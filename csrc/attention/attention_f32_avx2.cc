@@ -25,6 +25,7 @@ struct Avx2 {
   // of 256 KiB.
   static constexpr int kBlockRows = 144;
   static constexpr int kBlockKeys = 64;
+  static constexpr bool kRoundsP = false;
   // Up to here reading K and V in place for each four rows beats copying them first.
   static constexpr int kStepRows = 8;
   // Sums of a step: at least eight, to hide the latency of FMA (four cycles, two a cycle), and at

@@ -45,11 +45,36 @@ static void run_item(const Call& c, const Item& item, const Scratch& t) {
   }
 }
 
+// Items that follow each other and differ in the kv head alone, one by one.
+template <class V>
+static void run_items(const Call& c, const Item* items, int count, const Scratch& t) {
+  for (int i = 0; i < count; ++i) {
+    switch (c.args->q.dtype) {
+      case DType::f32: run_item<V, float>(c, items[i], t); break;
+      case DType::f16: run_item<V, F16>(c, items[i], t); break;
+      default: run_item<V, Bf16>(c, items[i], t); break;
+    }
+  }
+}
+
 // A call of fewer multiplications than this takes some 20 us on one core: waking others would cost
 // more than they give.
 inline constexpr int64_t kWorthThreads = 1 << 19;
 
-template <class V>
+// Items that a row takes at once, at most.
+inline constexpr int kItemsAtOnce = 32;
+
+// The items of a chunk. Where there are no blocks of positions (decode), a chunk holds the kv heads
+// of consecutive splits, so that a thread walks K and V of packed tokens as they lie; four chunks a
+// thread even out what neighbours take. The results do not depend on it.
+static inline int64_t chunk_of(int64_t items, int64_t heads, bool blocks, int threads) {
+  if (blocks) return 1;
+  const int64_t share = ceil_divide(items, 4 * static_cast<int64_t>(threads));
+  return share <= heads ? share : share / heads * heads;
+}
+
+// kRun goes through items that differ in the kv head alone.
+template <class V, void (*kRun)(const Call&, const Item*, int, const Scratch&) = run_items<V>>
 static Status flash_run(const AttentionArgs& args, const Ctx& ctx) {
   if (numel(args.o) == 0) return ok();
   Call call = {};
@@ -70,12 +95,14 @@ static Status flash_run(const AttentionArgs& args, const Ctx& ctx) {
   call.states = reinterpret_cast<float*>(bytes);
   bytes += round_to(p.states_max * p.state_floats * 4, 64);
   int64_t items = 0, states = 0, work = 0;
+  bool blocks = false;
   for (int64_t b = 0; b < batch; ++b) {
     const Share share = share_of(args, p, b);
     first_item[b] = items;
     first_state[b] = states;
     items += share.items;
     states += share.states;
+    blocks = blocks || share.blocks > 1;
     work +=
         share.s.seq_q * (share.keys.end - share.keys.begin) * p.heads * (p.head_dim + p.head_dim_v);
   }
@@ -85,24 +112,27 @@ static Status flash_run(const AttentionArgs& args, const Ctx& ctx) {
   const Call* c = &call;
   const size_t scratch_bytes = carve<V>(p, nullptr, nullptr);
   const bool alone = work < kWorthThreads;
-  parallel_for(ctx.pool, items, alone ? items : 1, [=](int64_t begin, int64_t end, int thread) {
+  const int64_t heads = p.kv_heads * p.head_blocks;
+  const int64_t chunk = alone ? items : chunk_of(items, heads, blocks, pool_threads(ctx.pool));
+  parallel_for(ctx.pool, items, chunk, [=](int64_t begin, int64_t end, int thread) {
     Scratch t;
     carve<V>(c->plan, reinterpret_cast<float*>(bytes + static_cast<size_t>(thread) * scratch_bytes),
              &t);
-    int64_t b = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t after = batch;  // the sequence b with first_item[b] <= i < first_item[b + 1]
+    for (int64_t i = begin; i < end;) {
+      int64_t b = 0, after = batch;  // sequence b has first_item[b] <= i < first_item[b + 1]
       while (after - b > 1) {
         const int64_t middle = b + (after - b) / 2;
         (first_item[middle] <= i ? b : after) = middle;
       }
-      const Item item =
-          item_at(c->plan, share_of(*c->args, c->plan, b), first_state[b], i - first_item[b]);
-      switch (c->args->q.dtype) {
-        case DType::f32: run_item<V, float>(*c, item, t); break;
-        case DType::f16: run_item<V, F16>(*c, item, t); break;
-        default: run_item<V, Bf16>(*c, item, t); break;
-      }
+      const Share share = share_of(*c->args, c->plan, b);
+      Item run[kItemsAtOnce];
+      int count = 0;
+      do {
+        run[count++] = item_at(c->plan, share, first_state[b], i++ - first_item[b]);
+      } while (i < end && i < first_item[b + 1] && count < kItemsAtOnce &&
+               c->plan.head_blocks == 1 && share.blocks == 1 &&
+               (i - first_item[b]) % c->plan.kv_heads != 0);
+      kRun(*c, run, count, t);
     }
   });
   if (states == 0) return ok();

@@ -28,7 +28,7 @@ struct Plan {
   int64_t block_heads, block_positions;  // of one block
   int64_t head_blocks;                   // blocks that the query heads of one kv head make
   int64_t split_keys;
-  int64_t state_floats;  // one row of a split's state: o, then m and l
+  int64_t state_floats;  // one row of a split's state: o, then m, l and l for lse
   int64_t states_max;    // rows of state that a call may need
   Mask mask;
 };

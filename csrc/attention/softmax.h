@@ -23,25 +23,30 @@ inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kExp2[] = {1.0f,           0.693147203f,   0.240226479f,   0.0555033247f,
                                   0.00961843736f, 0.00133988745f, 0.000153533621f};
 
+// The same of degree 4, relative error 3e-6: for P that is rounded to bf16.
+inline constexpr float kExp2Short[] = {1.0f, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f};
+
 // Adding this leaves round(x) + 127 in the low bits of the sum's mantissa, for |x| < 2^21.
 inline constexpr float kRound = 12582912.0f + 127.0f;
 
 // (2^f - 1) / f
-template <class V>
+template <class V, bool kShort = false>
 static inline typename V::F exp2_slope(typename V::F f) {
-  typename V::F q = V::set1(kExp2[6]);
-  for (int i = 5; i >= 1; --i) q = V::fma(q, f, V::set1(kExp2[i]));
+  constexpr int kDegree = kShort ? 4 : 6;
+  const float* c = kShort ? kExp2Short : kExp2;
+  typename V::F q = V::set1(c[kDegree]);
+  for (int i = kDegree - 1; i >= 1; --i) q = V::fma(q, f, V::set1(c[i]));
   return q;
 }
 
 // 2^(factor * x) for factor * x < 128; 0 for x <= lowest = -127 / factor; NaN for NaN.
-template <class V>
+template <class V, bool kShort = false>
 static inline typename V::F exp2(typename V::F x, typename V::F factor, typename V::F lowest) {
   x = V::max(lowest, x);
   const typename V::F t = V::fma(x, factor, V::set1(kRound));
   const typename V::F f = V::fms(x, factor, V::sub(t, V::set1(kRound)));
   // t's low bits are the exponent field of 2^round(factor * x): zero, and so the power, for -127.
-  return V::mul(V::fma(exp2_slope<V>(f), f, V::set1(1.0f)), V::shift_to_exponent(t));
+  return V::mul(V::fma(exp2_slope<V, kShort>(f), f, V::set1(1.0f)), V::shift_to_exponent(t));
 }
 
 // tanh(x) = (e - 1) / (e + 1), e = exp(2 |x|), with e - 1 formed without cancellation: a softcap

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <initializer_list>
 
 #include "csrc/attention/element.h"
 #include "csrc/attention/plan.h"
@@ -14,7 +15,12 @@ namespace lowbit {
 struct Scratch {
   float *q, *k, *v, *s, *o;
   float *m, *l, *shrink;  // [rows], [rows][kLanes], [rows]
+  float* lse_l;           // [rows][kLanes]: l where lse is meant; l itself unless P is rounded
   int *low, *high;        // [rows]
+  // [rows], of rows whose P is rounded: nonzero for a row that f32 arithmetic must serve. finish()
+  // writes the rows that have this flag as `wanted`; all of them where there are no flags.
+  int32_t* exact;
+  int32_t wanted;
 };
 
 template <class V>
@@ -28,15 +34,17 @@ static size_t carve(const Plan& p, float* at, Scratch* out) {
   };
   Scratch s = {};
   s.q = take(rows * p.head_dim_pad + 8);
-  s.k = take(V::kBlockKeys * p.head_dim);
+  s.k = take(V::kBlockKeys * p.head_dim_pad);
   s.v = take((V::kBlockKeys + 1) * (p.head_dim_v_pad / kNR) * kNR);
   s.s = take(rows * V::kBlockKeys);
   s.o = take(rows * p.head_dim_v_pad);
   s.m = take(rows);
   s.l = take(rows * V::kLanes);
+  s.lse_l = V::kRoundsP ? take(rows * V::kLanes) : s.l;
   s.shrink = take(rows);
   s.low = reinterpret_cast<int*>(take(rows));
   s.high = reinterpret_cast<int*>(take(rows));
+  s.exact = V::kRoundsP ? reinterpret_cast<int32_t*>(take(rows)) : nullptr;
   if (out != nullptr) *out = s;
   return static_cast<size_t>(used) * sizeof(float);
 }
@@ -66,8 +74,10 @@ static void start_states(const Call& c, const Item& item, const Scratch& t) {
       l = sink == -INFINITY ? 0.0f : 1.0f + (sink - sink);  // NaN where exp(sink - sink) is
     }
     t.m[r] = m;
-    V::store(t.l + r * V::kLanes, V::zero());
-    t.l[r * V::kLanes] = l;
+    for (float* sum : {t.l, t.lse_l}) {
+      V::store(sum + r * V::kLanes, V::zero());
+      sum[r * V::kLanes] = l;
+    }
     for (int64_t d = 0; d < c.plan.head_dim_v_pad; d += V::kLanes) {
       V::store(t.o + r * c.plan.head_dim_v_pad + d, V::zero());
     }
@@ -107,7 +117,7 @@ static void write_o(const float* o, float divisor, T* out, int64_t n) {
 // Rounds one finished row to o and lse.
 template <class V>
 static void write_row(const Call& c, const Sequence& s, int64_t i, int64_t h, float* o, float m,
-                      float l) {
+                      float l, float lse_l) {
   const AttentionArgs& a = *c.args;
   const KeyRange see = visible_keys(c.plan.mask, position_of(s, i), s.seq_kv);
   const bool empty = see.begin == see.end;
@@ -124,7 +134,7 @@ static void write_row(const Call& c, const Sequence& s, int64_t i, int64_t h, fl
   if (empty)
     lse = static_cast<double>(option_of(a.sinks, h, -INFINITY));
   else
-    lse += std::log(static_cast<double>(l));
+    lse += std::log(static_cast<double>(lse_l));
   const int64_t to = s.lse + h * a.lse.strides[a.lse.rank - 2] + i * a.lse.strides[a.lse.rank - 1];
   static_cast<float*>(a.lse.data)[to] = static_cast<float>(lse);
 }
@@ -133,17 +143,20 @@ template <class V>
 static void finish(const Call& c, const Item& item, const Scratch& t) {
   const int64_t width = c.plan.head_dim_v_pad;
   for (int r = 0; r < item.rows; ++r) {
+    if (t.exact != nullptr && t.exact[r] != t.wanted) continue;
     float* o = t.o + r * width;
     const float m = t.m[r], l = V::reduce_add(V::load(t.l + r * V::kLanes));
+    const float lse_l = V::kRoundsP ? V::reduce_add(V::load(t.lse_l + r * V::kLanes)) : l;
     if (item.splits == 1) {
       write_row<V>(c, item.s, item.first + r / item.heads_here, item.head + r % item.heads_here, o,
-                   m, l);
+                   m, l, lse_l);
       continue;
     }
     float* state = c.states + state_row(item, r) * c.plan.state_floats;
     for (int64_t d = 0; d < width; d += V::kLanes) V::store(state + d, V::load(o + d));
     state[width] = m;
     state[width + 1] = l;
+    state[width + 2] = lse_l;
   }
 }
 
@@ -157,7 +170,7 @@ static void merge(const Call& c, const Share& share, int64_t first_state, int64_
       return c.states +
              (first_state + (split * c.plan.heads + h) * share.s.seq_q + i) * c.plan.state_floats;
     };
-    float m = -INFINITY, l = 0;
+    float m = -INFINITY, l = 0, lse_l = 0;
     for (int64_t k = 0; k < share.splits; ++k) {
       if (state(k)[width] > m) m = state(k)[width];
     }
@@ -166,12 +179,13 @@ static void merge(const Call& c, const Share& share, int64_t first_state, int64_
       const float* from = state(k);
       const typename V::F weight = exp2<V>(V::set1(from[width] - base), factor, lowest);
       l += V::first(weight) * from[width + 1];
+      lse_l += V::first(weight) * from[width + 2];
       for (int64_t d = 0; d < width; d += V::kLanes) {
         const typename V::F sum = k == 0 ? V::zero() : V::load(o + d);
         V::store(o + d, V::fma(weight, V::load(from + d), sum));
       }
     }
-    write_row<V>(c, share.s, i, h, o, m, l);
+    write_row<V>(c, share.s, i, h, o, m, l, lse_l);
   }
 }
 

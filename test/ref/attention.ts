@@ -47,9 +47,15 @@ export function sees(a: RefAttention, position: number, j: number): boolean {
 /**
  * @param r what is rounded after every operation
  * @param backwards add up from the end: another plain loop, with another error
+ * @param weight what a weight is rounded to before it meets its value; the weights' sum is of what is left of them then
  * @returns out [tokensQ, heads, headDimV] and lse [tokensQ, heads]; zeros where no sequence has a token
  */
-export function refAttention(a: RefAttention, r: Round, backwards = false): { out: number[]; lse: number[] } {
+export function refAttention(
+  a: RefAttention,
+  r: Round,
+  backwards = false,
+  weight: Round = r,
+): { out: number[]; lse: number[] } {
   const { q, k, v, heads, kvHeads, headDim, headDimV, alibiSlopes, sinks, softcap = 0, sigmoid = false } = a
   const tokens = a.sequences.reduce((most, s) => larger(most, s.q0 + s.seqQ), 0)
   const out = new Array<number>(tokens * heads * headDimV).fill(0)
@@ -86,13 +92,15 @@ export function refAttention(a: RefAttention, r: Round, backwards = false): { ou
         const p = scores.map((s) => (sigmoid ? r(1 / r(1 + r(exp(-s)))) : r(exp(r(s - shift)))))
         const own = sink === minusInf ? 0 : r(exp(r(sink - shift)))
         const sum = p.reduce((x, y) => r(x + y), own)
+        const weights = p.map(weight)
+        const total = weights.reduce((x, y) => r(x + y), own)
         for (let d = 0; d < headDimV; d++) {
           let o = 0
           for (const [n, j] of keys.entries()) {
             const x = v[((kv0 + j) * kvHeads + kvHead) * headDimV + d] as number
-            o = r(o + r((p[n] as number) * x))
+            o = r(o + r((weights[n] as number) * x))
           }
-          out[row * headDimV + d] = sigmoid ? o : r(o / sum)
+          out[row * headDimV + d] = sigmoid ? o : r(o / total)
         }
         lse[row] = r(shift + r(log(sum)))
       }
