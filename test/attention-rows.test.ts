@@ -229,8 +229,8 @@ function randomCall(random: Random, dtypes: readonly Float[]): Call {
 }
 
 eachRow('attention', (row) => {
-  const known = description.kernels.find(({ name }) => name === row)
-  const dtypes = floats.filter((dtype) => (known?.dtypes as string[]).includes(dtype))
+  const known = description.kernels.find(({ name }) => name === row)?.dtypes as string[]
+  const dtypes = floats.filter((dtype) => known.includes(dtype))
   const makeCall = (random: Random, sizes: Sizes, options?: Options) =>
     callOf(random, { dtype: dtypes[0] ?? 'f32', ...sizes }, options)
 
@@ -401,6 +401,28 @@ eachRow('attention', (row) => {
                 throw new Error(`${label}: [${i}] ${got.out[i]}`)
             }
           }
+        }
+      }
+    }
+  })
+
+  test('subnormal, tiny and huge numbers', () => {
+    const random = new Random(8)
+    for (const dtype of dtypes) {
+      const limit = dtype === 'f16' ? 24 : 140
+      for (const exponent of [-limit, -limit / 2, limit === 24 ? 12 : 55]) {
+        for (const seqQ of [1, 20]) {
+          const call = makeCall(
+            random,
+            { lengths: [[seqQ, 70]], heads: 2, dtype, outDtype: 'f32' },
+            { causal: true },
+          )
+          const scaled = (x: readonly number[]) => x.map((y) => roundTo(dtype, y * 2 ** exponent))
+          const label = `${dtype} 2^${exponent} ${seqQ} queries seed 8`
+          check(row, two, { ...call, v: scaled(call.v) }, `${label} v`)
+          const scales = { softmaxScale: Math.fround(2 ** -Math.max(-120, exponent)) }
+          check(row, two, { ...call, ...scales, k: scaled(call.k) }, `${label} k`)
+          check(row, two, { ...call, ...scales, q: scaled(call.q) }, `${label} q`)
         }
       }
     }

@@ -61,8 +61,7 @@ inline Range no_range() { return {_mm512_setzero_si512(), _mm512_set1_epi16(-1)}
 inline void take(Range& range, __m512i x) {
   const __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
   range.largest = _mm512_max_epu16(range.largest, magnitude);
-  range.least =
-      _mm512_min_epu16(range.least, _mm512_add_epi16(magnitude, _mm512_set1_epi16(-1)));
+  range.least = _mm512_min_epu16(range.least, _mm512_add_epi16(magnitude, _mm512_set1_epi16(-1)));
 }
 // All zero or of magnitudes in [2^-64, 2^48): no product or sum of them leaves the normal numbers
 // of f32 by more than what rounding loses anyway, and none is inf.
@@ -274,8 +273,8 @@ inline float softmax_pairs(const ScoreRule& rule, const float* s, int begin, int
                            float* l, float* lse_l, uint32_t* p) {
   __m512 largest = _mm512_max_ps(_mm512_loadu_ps(s + begin), _mm512_loadu_ps(s + begin + 16));
   for (int j = begin + 32; j < end; j += 32) {
-    largest = _mm512_max_ps(
-        largest, _mm512_max_ps(_mm512_loadu_ps(s + j), _mm512_loadu_ps(s + j + 16)));
+    largest =
+        _mm512_max_ps(largest, _mm512_max_ps(_mm512_loadu_ps(s + j), _mm512_loadu_ps(s + j + 16)));
   }
   const float before = *m;
   const __m512 factor = _mm512_set1_ps(rule.factor), lowest = _mm512_set1_ps(rule.lowest);
@@ -314,8 +313,8 @@ inline void fill_outside(float* s, int begin, int end, int low, int high, float 
 // P of the rows of a step, from their scores over the panels [begin, end) of the tile whose keys
 // start at `first`. r0 is the step's first row of the item.
 void score_step_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
-                     const int* high, int r0, int rows, int64_t first, int begin, int end,
-                     float* s, uint32_t* p) {
+                     const int* high, int r0, int rows, int64_t first, int begin, int end, float* s,
+                     uint32_t* p) {
   const bool lse = present(c.args->lse);
   for (int r = 0; r < rows; ++r, s += kTile, p += kTile / 2) {
     const int row = r0 + r, a = low[row], b = high[row];
@@ -491,11 +490,8 @@ void run_dots(const Call& c, const Item* items, int count, const Scratch& t) {
 
 extern const AttentionKernel attention_bf16_avx512bf16;
 const AttentionKernel attention_bf16_avx512bf16 = {
-    "attention_bf16_avx512bf16",
-    kArchAvx512Bf16,
-    {bit(DType::bf16), 1024, 1},
-    flash_workspace<V>,
-    flash_run<V, run_dots>,
+    "attention_bf16_avx512bf16", kArchAvx512Bf16,        {bit(DType::bf16), 1024, 1},
+    flash_workspace<V>,          flash_run<V, run_dots>,
 };
 
 }  // namespace lowbit

@@ -24,7 +24,8 @@ inline constexpr float kExp2[] = {1.0f,           0.693147203f,   0.240226479f, 
                                   0.00961843736f, 0.00133988745f, 0.000153533621f};
 
 // The same of degree 4, relative error 3e-6: for P that is rounded to bf16.
-inline constexpr float kExp2Short[] = {1.0f, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f};
+inline constexpr float kExp2Short[] = {1.0f, 0.693124175f, 0.240240991f, 0.0559064262f,
+                                       0.00958285294f};
 
 // Adding this leaves round(x) + 127 in the low bits of the sum's mantissa, for |x| < 2^21.
 inline constexpr float kRound = 12582912.0f + 127.0f;
