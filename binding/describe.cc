@@ -127,6 +127,7 @@ static napi_value kernel_rows(napi_env env) {
              set_number(env, row, "nMultiple", static_cast<double>(s.n_multiple));
              set_number(env, row, "kMultiple", static_cast<double>(s.k_multiple));
              set_number(env, row, "groupMultiple", static_cast<double>(s.group_multiple));
+             set_number(env, row, "groupMax", static_cast<double>(s.group_max));
            });
   const AttentionTable attention = attention_table();
   add_rows(env, rows, "attention", attention.rows, attention.count,

@@ -103,6 +103,7 @@ interface LinearRow extends KernelRow {
   nMultiple: number
   kMultiple: number
   groupMultiple: number
+  groupMax: number
 }
 
 interface Scheme {
@@ -161,6 +162,7 @@ function schemesOf(row: LinearRow, format: Format, layout: Layout): Scheme[] {
         : [{ tablePer: 'tensor' }]
   return groupSizesOf(format)
     .filter((size) => typeof size !== 'number' || size % row.groupMultiple === 0)
+    .filter((size) => row.groupMax === 0 || (typeof size === 'number' && size <= row.groupMax))
     .filter((size) => !row.oneScale || size === 'channel' || size === 'tensor')
     .flatMap((groupSize) =>
       zeros.flatMap((zeroPoint) =>

@@ -90,6 +90,7 @@ interface LinearRow extends KernelRow {
   nMultiple: number
   kMultiple: number
   groupMultiple: number
+  groupMax: number
   oneScale: boolean
 }
 
@@ -111,7 +112,8 @@ function admits(row: LinearRow, call: LinearCall, layout: string): boolean {
     k % row.kMultiple === 0 &&
     (k > 0 || row.kMultiple === 1) &&
     (!row.oneScale || (group >= k && (groupSize !== 'block' || n <= 128))) &&
-    (group >= k || group % row.groupMultiple === 0)
+    (group >= k || group % row.groupMultiple === 0) &&
+    (row.groupMax === 0 || Math.min(group, k) <= row.groupMax)
   )
 }
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from triton.testing import do_bench
 
-ABI = 3
+ABI = 4
 i32, i64, ptr = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -33,7 +33,7 @@ Weight = struct("Weight", (Format, "format"), (i32, "layout"), (i64, "n k"), (pt
                 (ctypes.c_float, "tensor_scale"))
 Args = struct("Args", (Tensor, "x x_scale"), (Weight, "w"), (Tensor, "bias residual out out_scale"), (i32, "activation compute"))
 Spec = struct("Spec", (ctypes.c_uint32, "kinds layouts x computes"), (ctypes.c_bool, "zeros"),
-              (i64, "m_max n_multiple k_multiple group_multiple m_min"), (ctypes.c_bool, "float_zeros one_scale codes_only"))
+              (i64, "m_max n_multiple k_multiple group_multiple m_min group_max"), (ctypes.c_bool, "float_zeros one_scale codes_only many_tables"))
 Kernel = struct("Kernel", (ctypes.c_char_p, "name"), (ctypes.c_uint32, "arch"), (Spec, "spec"), (ptr, "workspace run"))
 Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"))
 Status = struct("Status", (i32, "code"), (ctypes.c_char * 244, "text"))

@@ -96,6 +96,7 @@ struct CodeTile {
   float* sums;              // row stride kBlockN
   bool add;                 // false: sums holds nothing yet
   const uint8_t* unpacked;  // what CodeKernel.unpack made of these segments, for its tiles
+  int64_t panels;           // that the tile serves, one after the other
 };
 using CodeTileRun = void (*)(const CodeTile&);
 
@@ -110,6 +111,12 @@ struct CodeKernel {
   // Four codes in that form; null: as they are.
   void (*arrange)(const uint8_t* four, uint8_t* to);
   int64_t segment_k = kSegmentK;  // columns of a segment at most
+  // Columns of a row of x in the kernel's form, in place of `arrange`: as many as a multiple of
+  // what vectors hold. Height 1.
+  void (*arrange_columns)(const uint8_t* codes, int64_t columns, uint8_t* to) = nullptr;
+  // Columns that a tile takes of all panels of a block, one row of x after the other: what x
+  // becomes for them fits L1, beside their codes. 0: a tile has one panel.
+  int64_t slice_columns = 0;
   // Where so many rows of x or more read a panel, `unpack` lays the codes of a slice of it out in
   // L1, `unpacked_width` bytes for each and then `unpacked_scales` bytes a segment, and these tiles
   // read them there; null: there are none.
@@ -184,7 +191,11 @@ static inline void arrange_tile(const CodeKernel& kernel, const Segments& segmen
   for (int64_t t = 0; t < rows; ++t) {
     const uint8_t* codes = s.codes + (m + t) * s.columns;
     uint8_t* to = s.x + m * s.columns * kernel.width + t * four;
-    for (int64_t q = k0 / 4; q < k1 / 4; ++q) {  // segments begin at multiples of four columns
+    if (kernel.arrange_columns != nullptr) {
+      kernel.arrange_columns(codes + k0, k1 - k0, to + k0 * kernel.width);
+    }
+    // Segments begin at multiples of four columns.
+    for (int64_t q = k0 / 4; kernel.arrange_columns == nullptr && q < k1 / 4; ++q) {
       if (kernel.arrange == nullptr) {
         std::memcpy(to + q * rows * four, codes + q * 4, 4);
       } else {
@@ -264,13 +275,29 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Cod
       }
       int64_t step = columns < segments.size ? 1 : columns / segments.size;
       if (unpack) step = unpacked_segments(kernel, segments);
+      if (kernel.slice_columns > 0) {
+        step = kernel.slice_columns < segments.size ? 1 : kernel.slice_columns / segments.size;
+      }
       for (int64_t begin = 0; begin < segments.count; begin += step) {
-        CodeTile tile = {&args.w.format, &segments, nullptr, begin,     0,
-                         nullptr,        nullptr,   nullptr, begin > 0, nullptr};
+        CodeTile tile = {&args.w.format, &segments, nullptr,   begin,   0, nullptr,
+                         nullptr,        nullptr,   begin > 0, nullptr, 1};
         tile.end = begin + step < segments.count ? begin + step : segments.count;
+        const int64_t panel_bytes = segments.block.groups * segments.block.bytes;
+        const uint8_t* w = args.w.data + n0 / kPanel * panel_bytes;
+        if (kernel.slice_columns > 0) {
+          tile.w = w;
+          tile.panels = panels;
+          for (int64_t m = m0; m < m0 + block_rows; ++m) {
+            tile.x = s.x + m * s.columns * kernel.width;
+            tile.x_sums = s.x_sums + m * segments.count;
+            tile.sums = sums + (m - m0) * kBlockN;
+            kernel.tiles[0](tile);
+          }
+          continue;
+        }
         for (int64_t p = 0; p < panels;) {
           const bool pair = kernel.pairs != nullptr && height >= kernel.pair_from && p + 1 < panels;
-          tile.w = args.w.data + (n0 / kPanel + p) * segments.block.groups * segments.block.bytes;
+          tile.w = w + p * panel_bytes;
           const CodeTileRun* tiles = pair ? kernel.pairs : kernel.tiles;
           if (unpack) {
             uint8_t* to = s.unpacked + thread * s.unpacked_bytes;

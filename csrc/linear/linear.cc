@@ -170,7 +170,8 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
          (args.w.k > 0 || spec.k_multiple <= 1) && (!spec.one_scale || has_one_scale(args)) &&
-         (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple));
+         (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple)) &&
+         (spec.group_max == 0 || f.group_k <= spec.group_max || args.w.k <= spec.group_max);
 }
 
 Status linear_select(const LinearArgs& args, const Choice& choice, const LinearKernel** row) {

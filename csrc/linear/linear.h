@@ -63,8 +63,8 @@ struct LinearArgs {
   Compute compute;
 };
 
-// What one row can do. Zero in m_max means any M; multiples of 1 mean any size. m_min keeps calls
-// away from a row that other rows, further down, serve better.
+// What one row can do. Zero in m_max means any M; multiples of 1 mean any size. m_min and
+// group_max keep calls away from a row that other rows, further down, serve better.
 struct LinearSpec {
   KindSet kinds;
   uint32_t layouts;   // bit(Layout)
@@ -73,6 +73,7 @@ struct LinearSpec {
   bool zeros;         // reads stored zero points
   int64_t m_max, n_multiple, k_multiple, group_multiple;
   int64_t m_min = 0;
+  int64_t group_max = 0;    // of groups with more columns other rows serve better; 0: any
   bool float_zeros = true;  // of `zeros`, those in f32 too
   bool one_scale = false;   // each row of w, and of x where it is codes, has one scale (w: or all)
   bool codes_only = false;  // linear_run quantises an x of floats before the row sees it
