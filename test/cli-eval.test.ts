@@ -87,6 +87,26 @@ describe('lowbit eval', () => {
     expect(report.text).toMatch(/^def fibonacci\(n\):/)
   })
 
+  test('schemes that run when they are named', () => {
+    const bits = { mxfp8: 8.25, 'nf4-g64': 4.5, nvfp4: 4.5, mxfp4: 4.25 }
+    const { status, stdout } = lowbit('eval', own, '--schemes', Object.keys(bits).join(), '--json')
+    expect(status).toBe(0)
+    const rows = (JSON.parse(stdout) as Report).schemes
+    expect(rows.map(({ scheme }) => scheme)).toEqual(Object.keys(bits))
+    const exact = Number(report.schemes[0]?.perplexity)
+    const off = rows.map(({ perplexity }) => Math.abs(Number(perplexity) / exact - 1))
+    const [mxfp8, ...fourBits] = off
+    expect(mxfp8).toBeLessThan(0.02)
+    for (const error of fourBits) {
+      expect(error).toBeGreaterThan(Number(mxfp8))
+      expect(error).toBeLessThan(0.2)
+    }
+    for (const { scheme, bitsPerWeight, expected } of rows) {
+      expect(bitsPerWeight).toBeCloseTo(bits[scheme as keyof typeof bits], 2)
+      expect(expected).toBeUndefined()
+    }
+  })
+
   test('the table, and perplexities held against expected.json', () => {
     const [f32, int4] = report.schemes.map(({ perplexity }) => Number(perplexity))
     fs.writeFileSync(join(own, 'expected.json'), JSON.stringify({ f32, 'int4-g64': int4 }))

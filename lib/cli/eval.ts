@@ -6,7 +6,7 @@ import { type Device, openDevice } from '../device'
 import { LowbitError } from '../errors'
 import { readJsonFile } from '../llama/config'
 import { Llama } from '../llama/model'
-import { type SchemeName, schemeList, schemeOf, schemes } from '../llama/scheme'
+import { isSchemeName, type SchemeName, schemeList, schemeNames, schemeOf, schemes } from '../llama/scheme'
 import { Tokenizer } from '../llama/tokenizer'
 import { root } from '../native'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
@@ -18,7 +18,7 @@ The text is the held-out one of reference.json in the checkpoint's folder, or --
 too, each perplexity is held against it, and the command fails if one is too far off.
 
   checkpoint         a folder in Hugging Face's layout (default: test/checkpoints/small)
-  --schemes a,b      out of ${schemeList(21)} (default: all)
+  --schemes a,b      out of ${schemeList(21)} (default: all but the last line)
   --windows n        windows of text to read (default: all)
   --text file        a text of one's own, in windows of 512 tokens
   --device name      auto, cpu, cuda, cuda:N (default: auto)
@@ -267,17 +267,13 @@ function defaultCheckpoint(): string {
   throw new UsageError('name a checkpoint: a folder with config.json and model.safetensors')
 }
 
-function schemeNames(list: string | undefined): SchemeName[] {
+function schemesToRun(list: string | undefined): SchemeName[] {
   if (list === undefined) return Object.keys(schemes) as SchemeName[]
-  const names = list.split(',').map((name) => name.trim())
-  for (const name of names) {
-    if (!Object.hasOwn(schemes, name)) {
-      throw new UsageError(
-        `--schemes expects names out of ${Object.keys(schemes).join(', ')} but got '${name}'`,
-      )
-    }
-  }
-  return names as SchemeName[]
+  return list.split(',').map((entry) => {
+    const name = entry.trim()
+    if (isSchemeName(name)) return name
+    throw new UsageError(`--schemes expects names out of ${schemeNames.join(', ')} but got '${name}'`)
+  })
 }
 
 function complaints(results: readonly SchemeResult[]): string[] {
@@ -312,7 +308,7 @@ export async function run(argv: string[]): Promise<number> {
     json: { type: 'boolean' },
   } as const
   return command(argv, usage, options, 1, async (values, [path]) => {
-    const names = schemeNames(values.schemes)
+    const names = schemesToRun(values.schemes)
     const count = numberOption(values.windows, 'windows', 1)
     const threads = numberOption(values.threads, 'threads', 1, 1024)
     const folder = path ?? defaultCheckpoint()

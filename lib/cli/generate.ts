@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { openDevice } from '../device'
 import { Llama } from '../llama/model'
-import { schemeList, schemeOf, schemes } from '../llama/scheme'
+import { isSchemeName, schemeList, schemeNames, schemeOf } from '../llama/scheme'
 import { root } from '../native'
 import { command, numberOption, Progress, UsageError } from './terminal'
 
@@ -43,10 +43,8 @@ export async function run(argv: string[]): Promise<number> {
     const { prompt } = values
     if (prompt === undefined) throw new UsageError('--prompt is missing')
     const schemeName = values.scheme ?? 'bf16'
-    if (!Object.hasOwn(schemes, schemeName)) {
-      throw new UsageError(
-        `--scheme expects one of ${Object.keys(schemes).join(', ')} but got '${schemeName}'`,
-      )
+    if (!isSchemeName(schemeName)) {
+      throw new UsageError(`--scheme expects one of ${schemeNames.join(', ')} but got '${schemeName}'`)
     }
     const sampling = {
       maxTokens: numberOption(values.tokens, 'tokens', 1) ?? 128,

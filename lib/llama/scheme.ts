@@ -34,8 +34,26 @@ export const schemes = {
   ternary: { format: 'ternary', groupSize: 'channel' },
 } as const satisfies Record<string, LlamaScheme>
 
-/** A name of {@link schemes}. */
-export type SchemeName = keyof typeof schemes
+/** Schemes that `lowbit eval` runs when they are named. No perplexities are recorded for them. */
+const namedSchemes = {
+  'nf4-g64': { format: 'nf4', groupSize: 64 },
+  mxfp4: { format: 'mxfp4' },
+  mxfp8: { format: 'mxfp8_e4m3' },
+  nvfp4: { format: 'nvfp4' },
+} as const satisfies Record<string, LlamaScheme>
+
+const allSchemes = { ...schemes, ...namedSchemes }
+
+/** A name of a scheme. */
+export type SchemeName = keyof typeof allSchemes
+
+/** All names that {@link schemeOf} knows: those of {@link schemes} first. */
+export const schemeNames = Object.keys(allSchemes) as SchemeName[]
+
+/** Whether {@link schemeOf} knows the name. */
+export function isSchemeName(name: string): name is SchemeName {
+  return Object.hasOwn(allSchemes, name)
+}
 
 /**
  * The scheme of a name.
@@ -43,16 +61,14 @@ export type SchemeName = keyof typeof schemes
  * @throws LowbitError ERR_ARGUMENT listing the names there are
  */
 export function schemeOf(name: string): LlamaScheme {
-  if (Object.hasOwn(schemes, name)) return schemes[name as SchemeName]
+  if (isSchemeName(name)) return allSchemes[name]
   throw new LowbitError(
     'ERR_ARGUMENT',
-    `expected a scheme out of ${Object.keys(schemes).join(', ')} but got '${name}'`,
+    `expected a scheme out of ${schemeNames.join(', ')} but got '${name}'`,
   )
 }
 
-/** The names of {@link schemes} for the usage of a command, in two lines. */
+/** The names of all schemes for the usage of a command, in three lines. */
 export function schemeList(indent: number): string {
-  return Object.keys(schemes)
-    .join(', ')
-    .replace(' int4-g32', `\n${' '.repeat(indent)}int4-g32`)
+  return schemeNames.join(', ').replace(/ (int4-g32|nf4-g64)/g, `\n${' '.repeat(indent)}$1`)
 }
