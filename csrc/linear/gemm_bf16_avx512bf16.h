@@ -54,11 +54,12 @@ static inline PairScale pair_scale(const PairPanel& w, const uint8_t* block) {
 // Codes that are pairs of bf16 as they lie: a panel of bf16, or a decoded slice.
 struct PairCodes {
   static constexpr bool kDecoded = true;
+  static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 256;  // of 8 columns
   static constexpr uint32_t kOrder = 0x76543210;
   struct Zero {};
   static Zero zero(const PairPanel&, const uint8_t*) { return {}; }
-  static void decode(const uint8_t* at, const Zero&, __m512i (&v)[4]) {
+  static void decode(const uint8_t* at, const Zero&, Part<0>, __m512i (&v)[4]) {
     for (int i = 0; i < 4; ++i) v[i] = load_bytes(at + i * 64);
   }
 };
@@ -77,6 +78,7 @@ template <int T, class Codes>
                                         int64_t k1, const PairX& x, float* sums, bool add) {
   // The instruction waits 5 cycles and more for its own sum; few rows take several sums each.
   constexpr int kSums = T < 3 ? 4 : T < 6 ? 2 : 1;
+  constexpr int64_t kColumns = 8 * Codes::kParts;
   __m512 total[T];
 #pragma GCC unroll 12
   for (int t = 0; t < T; ++t) {
@@ -87,8 +89,8 @@ template <int T, class Codes>
   for (int64_t k = k0; k < k1; ++g) {
     const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
     const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at =
-        Codes::kDecoded ? decoded + (k - k0) * 32 : block + (k - g * w.block.k) / 8 * Codes::kBytes;
+    const uint8_t* at = Codes::kDecoded ? decoded + (k - k0) * 32
+                                        : block + (k - g * w.block.k) / kColumns * Codes::kBytes;
     const auto zero = Codes::zero(w, block);
     __m512 acc[kSums][T];
 #pragma GCC unroll 4
@@ -108,26 +110,29 @@ template <int T, class Codes>
           }
         }
       } else {
-        __m512i v[4];
-        Codes::decode(at, zero, v);
+        for_parts<Codes::kParts>([&](auto part) __attribute__((always_inline)) {
+          __m512i v[4];
+          Codes::decode(at, zero, part, v);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 12
-          for (int t = 0; t < T; ++t) {
-            acc[i % kSums][t] = add_pairs(acc[i % kSums][t], v[i], xk + t * x.stride + i * 4);
+            for (int t = 0; t < T; ++t) {
+              const uint8_t* pair = xk + t * x.stride + (4 * part.kPart + i) * 4;
+              acc[i % kSums][t] = add_pairs(acc[i % kSums][t], v[i], pair);
+            }
           }
-        }
+        });
       }
     };
-    for (; k + 8 <= stop; k += 8, at += Codes::kBytes, xk += 16) {
+    for (; k + kColumns <= stop; k += kColumns, at += Codes::kBytes, xk += 2 * kColumns) {
 #pragma GCC unroll 4
       for (int64_t line = 0; line < Codes::kBytes; line += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
       }
       step(4);
     }
-    if (k < stop) {  // a block without groups ends where K does: codes are padded to 8 columns,
-                     // bf16 to 2
+    if (k < stop) {  // a block ends where K does: codes are padded to whole lines, bf16 to 2
+                     // columns
       if (w.format.kind == Kind::bf16) {
         for (; k < stop; k += 2, at += 64, xk += 4) step(1);
       } else {
@@ -183,22 +188,25 @@ static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_
 // Columns [k0, k1) of a panel as pairs of bf16, 64 bytes for two columns.
 template <class Codes>
 static inline void decode_pairs(const PairPanel& w, int64_t k0, int64_t k1, uint8_t* to) {
+  constexpr int64_t kColumns = 8 * Codes::kParts;
   int64_t g =
       k0 / w.block.k;  // once: a division in each group would be the chain that all wait for
   for (int64_t k = k0; k < k1; ++g) {
     const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
     const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at = block + (k - g * w.block.k) / 8 * Codes::kBytes;
+    const uint8_t* at = block + (k - g * w.block.k) / kColumns * Codes::kBytes;
     const auto zero = Codes::zero(w, block);
-    for (; k < stop; k += 8, at += Codes::kBytes, to += 256) {
-#pragma GCC unroll 2
+    for (; k < stop; k += kColumns, at += Codes::kBytes) {
+#pragma GCC unroll 3
       for (int64_t line = 0; line < Codes::kBytes; line += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
       }
-      __m512i v[4];
-      Codes::decode(at, zero, v);
+      for_parts<Codes::kParts>([&](auto part) __attribute__((always_inline)) {
+        __m512i v[4];
+        Codes::decode(at, zero, part, v);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * 64, v[i]);
+        for (int i = 0; i < 4; ++i, to += 64) _mm512_storeu_si512(to, v[i]);
+      });
     }
     k = stop;
   }

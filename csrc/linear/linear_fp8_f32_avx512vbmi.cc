@@ -34,6 +34,7 @@ alignas(64) constexpr ByteTables kE5m2 = tables_of(Kind::fp8_e5m2);
 
 struct Fp8 {
   static constexpr bool kDecoded = false;
+  static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 128;
   static constexpr uint32_t kOrder = 0x75643120;
   struct Zero {
@@ -59,7 +60,7 @@ struct Fp8 {
     v[1] =
         _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 8), high, _mm512_set1_epi16(-256), kOrAnd);
   }
-  static void decode(const uint8_t* at, const Zero& t, __m512i (&v)[4]) {
+  static void decode(const uint8_t* at, const Zero& t, Part<0>, __m512i (&v)[4]) {
     four(load_bytes(at), t, v);
     four(load_bytes(at + 64), t, v + 2);
   }

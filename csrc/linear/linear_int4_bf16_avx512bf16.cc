@@ -18,32 +18,14 @@ namespace {
 
 using namespace avx512;
 
-// Entry d mod 32 is d, from -16 to 15.
-constexpr PairTable difference_table() {
-  PairTable t = {};
-  for (int i = 0; i < 32; ++i) {
-    t.words[i] = static_cast<uint16_t>(float_bits(static_cast<float>(i < 16 ? i : i - 32)) >> 16);
-  }
-  return t;
-}
-alignas(64) constexpr PairTable kDifferences = difference_table();
-
-struct Differences {
+struct NibbleDifferences {
   static constexpr bool kDecoded = false;
+  static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = 0x75316420;
-  struct Zero {
-    __m512i table;
-    __m512i bytes;  // min(zero, 16) of each row, four times in its lane
-  };
-  static Zero zero(const PairPanel& w, const uint8_t* block) {
-    const __m128i zeros =
-        _mm_min_epu8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + w.block.zeros)),
-                     _mm_set1_epi8(16));
-    return {load_bytes(kDifferences.words),
-            _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(0x01010101))};
-  }
-  static void decode(const uint8_t* at, const Zero& zero, __m512i (&v)[4]) {
+  using Zero = Differences;
+  static Zero zero(const PairPanel& w, const uint8_t* block) { return differences(w, block); }
+  static void decode(const uint8_t* at, const Zero& zero, Part<0>, __m512i (&v)[4]) {
     const __m512i codes = load_bytes(at), low = _mm512_set1_epi8(15);
     const __m512i l = _mm512_sub_epi8(_mm512_and_si512(codes, low), zero.bytes);
     const __m512i h =
@@ -57,7 +39,7 @@ struct Differences {
 
 Status run(const LinearArgs& args, const Ctx& ctx) {
   return args.w.format.zero_type == ZeroType::none ? run_pairs<Nibbles>(args, ctx)
-                                                   : run_pairs<Differences>(args, ctx);
+                                                   : run_pairs<NibbleDifferences>(args, ctx);
 }
 
 }  // namespace

@@ -25,10 +25,11 @@ __m512 number_of(__m512i v, __m512 table) {
 }
 
 struct TableNumbers {
+  static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = 0x76543210;
   static __m512 zero(const PairPanel& w, const uint8_t*) { return _mm512_loadu_ps(w.table); }
-  static void widen(const uint8_t* at, __m512 table, __m512 (&v)[8]) {
+  static void widen(const uint8_t* at, __m512 table, Part<0>, __m512 (&v)[8]) {
     const __m512i codes = load_bytes(at);
     v[0] = number_of<0>(codes, table);
     v[1] = number_of<1>(codes, table);

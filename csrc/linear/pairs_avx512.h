@@ -1,9 +1,9 @@
 // Codes as pairs of bf16, whatever they are stored as: what the rows of bf16 products multiply, and
 // what the f32 rows widen.
 //
-// Codes is how a kind does it: kBytes of a panel are 8 columns of 16 rows; decode() makes of them
-// four vectors, in each lane of which stand two columns of a row; kOrder says which columns, in the
-// order of the words.
+// Codes is how a kind does it: kBytes of a panel are 8 columns of 16 rows, or kParts times as many;
+// decode(at, zero, Part<p>, v) makes of 8 columns four vectors, in each lane of which stand two
+// columns of a row; kOrder says which columns, in the order of the words.
 #pragma once
 
 #include "csrc/linear/panel_avx512.h"
@@ -18,6 +18,22 @@ struct PairPanel {
   Format format;
   const float* table;  // of kinds with tables: 16 numbers; else null
 };
+
+// Which 8 columns of a line of codes.
+template <int P>
+struct Part {
+  static constexpr int kPart = P;
+};
+// f(Part<p>) for each of 1, 2 or 4 parts.
+template <int kParts, class F>
+[[gnu::always_inline]] static inline void for_parts(const F& f) {
+  f(Part<0>());
+  if constexpr (kParts > 1) f(Part<1>());
+  if constexpr (kParts > 2) {
+    f(Part<2>());
+    f(Part<3>());
+  }
+}
 
 // Column of word i of 8 in an order of one hexadecimal digit each, lowest first.
 static constexpr int column_of(uint32_t order, int i) {
@@ -47,13 +63,14 @@ static inline __m512 odd_of(__m512i pairs) {
 // The pairs of Codes as eight vectors of f32.
 template <class Codes>
 struct Widened {
+  static constexpr int kParts = Codes::kParts;
   static constexpr int64_t kBytes = Codes::kBytes;
   static constexpr uint32_t kOrder = Codes::kOrder;
   static auto zero(const PairPanel& w, const uint8_t* block) { return Codes::zero(w, block); }
-  template <class Zero>
-  static void widen(const uint8_t* at, const Zero& zero, __m512 (&v)[8]) {
+  template <class Zero, class Part>
+  static void widen(const uint8_t* at, const Zero& zero, Part part, __m512 (&v)[8]) {
     __m512i pairs[4];
-    Codes::decode(at, zero, pairs);
+    Codes::decode(at, zero, part, pairs);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       v[2 * i] = even_of(pairs[i]);
@@ -86,24 +103,27 @@ template <int T, class Numbers, bool kZeros>
 #pragma GCC unroll 6
       for (int t = 0; t < T; ++t) acc[u][t] = _mm512_setzero_ps();
     }
-    for (; k < stop;
-         k += 8, at += Numbers::kBytes) {  // blocks are padded to 8 columns, x with zeros
-#pragma GCC unroll 2
+    // Blocks are padded to whole lines, x with zeros.
+    for (; k < stop; k += 8 * Numbers::kParts, at += Numbers::kBytes) {
+#pragma GCC unroll 3
       for (int64_t line = 0; line < Numbers::kBytes; line += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
       }
-      __m512 v[8];
-      Numbers::widen(at, tables, v);
+      for_parts<Numbers::kParts>([&](auto part) __attribute__((always_inline)) {
+        __m512 v[8];
+        Numbers::widen(at, tables, part, v);
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        const __m512 number = kZeros ? _mm512_sub_ps(v[i], zero) : v[i];
+        for (int i = 0; i < 8; ++i) {
+          const __m512 number = kZeros ? _mm512_sub_ps(v[i], zero) : v[i];
 #pragma GCC unroll 6
-        for (int t = 0; t < T; ++t) {
-          const float* at_x = x + t * x_stride + k + column_of(Numbers::kOrder, i);
-          __m512& sum = acc[i % kSums][t];
-          sum = _mm512_fmadd_ps(number, _mm512_set1_ps(*at_x), sum);
+          for (int t = 0; t < T; ++t) {
+            const int column = 8 * part.kPart + column_of(Numbers::kOrder, i);
+            const float* at_x = x + t * x_stride + k + column;
+            __m512& sum = acc[i % kSums][t];
+            sum = _mm512_fmadd_ps(number, _mm512_set1_ps(*at_x), sum);
+          }
         }
-      }
+      });
     }
     k = stop;
     const __m512 scale = load_scales(block + w.block.scales, w.format.scale_dtype);
@@ -127,7 +147,7 @@ struct TileScratch {
 };
 
 static inline size_t carve_tiles(const LinearArgs& args, int threads, void* base, TileScratch* s) {
-  const int64_t rows = stage_rows(args.x.shape[0]), k = round_up(args.w.k, 16);
+  const int64_t rows = stage_rows(args.x.shape[0]), k = round_up(args.w.k, 32);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->x_stride = (k / 16 | 1) * 16;  // an odd number of lines, so that rows do not share sets of L1
   s->x = take<float>(&at, rows * s->x_stride);
@@ -142,7 +162,7 @@ static inline size_t workspace_tiles(const LinearArgs& args, int threads) {
 }
 
 // tile(w, x, x_stride, rows, sums): sums(rows, 16) = x(rows, K) * the panel, for up to kTileRows
-// rows; x is padded with zeros to 8 columns.
+// rows; x is padded with zeros to 32 columns.
 template <class Tile>
 static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, const Tile& tile) {
   const int64_t m_all = args.x.shape[0], k = args.w.k, stage = stage_rows(m_all);
@@ -160,7 +180,7 @@ static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, const Til
       for (int64_t m = begin; m < end; ++m) {
         float* x = s.x + m * s.x_stride;
         s.scale[m] = stage_floats(args, first + m, x) * args.w.tensor_scale;
-        for (int64_t i = k; i < round_up(k, 8); ++i) x[i] = 0.0f;
+        for (int64_t i = k; i < round_up(k, 32); ++i) x[i] = 0.0f;
       }
     });
     for_blocks(args, ctx.pool, first, rows, kTileRows, s.scale, s.sums,
@@ -219,11 +239,32 @@ alignas(64) static constexpr PairTable kPlainCodes = code_table(0);
 alignas(64) static constexpr PairTable kSymmetricCodes = code_table(-8);
 alignas(64) static constexpr PairTable kE2m1Codes = e2m1_table();
 
+// Codes less integer zero points: bytes of min(zero, 16), four times in each row's lane, to take
+// off bytes of codes, and the table whose entry d mod 32 is d, from -16 to 15, for what is left.
+struct Differences {
+  __m512i table, bytes;
+};
+static constexpr PairTable difference_table() {
+  PairTable t = {};
+  for (int i = 0; i < 32; ++i) {
+    t.words[i] = static_cast<uint16_t>(float_bits(static_cast<float>(i < 16 ? i : i - 32)) >> 16);
+  }
+  return t;
+}
+alignas(64) static constexpr PairTable kDifferences = difference_table();
+static inline Differences differences(const PairPanel& w, const uint8_t* block) {
+  const __m128i zeros = _mm_min_epu8(
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + w.block.zeros)), _mm_set1_epi8(16));
+  return {load_bytes(kDifferences.words),
+          _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(0x01010101))};
+}
+
 // Positions in a table of numbers that bf16 holds exactly: int4 (code - 8, or the plain code where
 // zero points are stored) and the elements of mxfp4 and nvfp4. The tables of nf4 and its like are
 // not so.
 struct Nibbles {
   static constexpr bool kDecoded = false;
+  static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 64;
   // A word of 16 bits holds columns 2h, 4 + 2h, 2h + 1, 5 + 2h of 8, lowest bits first.
   static constexpr uint32_t kOrder = 0x75316420;
@@ -233,7 +274,7 @@ struct Nibbles {
                       : w.format.zero_type == ZeroType::none ? kSymmetricCodes.words
                                                              : kPlainCodes.words);
   }
-  static void decode(const uint8_t* at, const Zero& table, __m512i (&v)[4]) {
+  static void decode(const uint8_t* at, const Zero& table, Part<0>, __m512i (&v)[4]) {
     const __m512i codes = load_bytes(at);
     v[0] = _mm512_permutexvar_epi16(codes, table);
     v[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), table);
