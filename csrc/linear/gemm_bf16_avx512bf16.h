@@ -3,8 +3,9 @@
 //
 // x stands in scratch as rows of bf16, its columns in the order in which a kernel's codes fall out
 // of their vectors. Up to kInlineRows rows of x meet the codes as they are decoded, in registers: M
-// = 1 reads w at the speed of memory and the rows after it cost their products alone. With more
-// rows a slice of a panel is decoded once into L1 for all of them.
+// = 1 reads w at the speed of memory and the rows after it cost their products alone. More rows
+// are tiles of as many, which take a slice of K one after the other; decoding it again for each
+// costs less than storing it once.
 //
 // A group's products are summed apart and meet their scale in f32. Integer zero points from 0 to 16
 // are taken off the codes, which stay exact; what is left of larger ones goes with the sum of x.
@@ -19,7 +20,7 @@ inline constexpr int64_t kPairTile =
     12;  // rows of x a tile: 12 sums of a group and 12 of all groups in 32 registers
 inline constexpr int64_t kInlineRows =
     8;  // and four vectors of codes and the decoder's constants beside 2 * 8 sums
-inline constexpr int64_t kPairSlice = 512;  // columns: 16 KiB of bf16 panel, half of L1
+inline constexpr int64_t kPairSlice = 512;  // columns: 96 rows of x by so many are 96 KiB of L2
 
 // acc plus, in each lane, the products of w's two bf16 and the two at p. GCC 12 makes of the
 // intrinsic a broadcast, the product and copies of the sum; hence the instruction itself.
@@ -51,9 +52,9 @@ static inline PairScale pair_scale(const PairPanel& w, const uint8_t* block) {
   return s;
 }
 
-// Codes that are pairs of bf16 as they lie: a panel of bf16, or a decoded slice.
+// A panel of bf16: pairs as they lie.
 struct PairCodes {
-  static constexpr bool kDecoded = true;
+  static constexpr bool kPairs = true;
   static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 256;  // of 8 columns
   static constexpr uint32_t kOrder = 0x76543210;
@@ -71,11 +72,11 @@ struct PairX {
   int64_t sums_stride;
 };
 
-// sums(T, 16) (+)= x(T, k1 - k0) * columns [k0, k1) of the panel, k0 a multiple of 8. Decoded codes
-// begin at `decoded`. Not inlined, so that every tile has its sums in registers.
+// sums(T, 16) (+)= x(T, k1 - k0) * columns [k0, k1) of the panel, k0 a multiple of 32. Not inlined,
+// so that every tile has its sums in registers.
 template <int T, class Codes>
-[[gnu::noinline]] static void pair_tile(const PairPanel& w, const uint8_t* decoded, int64_t k0,
-                                        int64_t k1, const PairX& x, float* sums, bool add) {
+[[gnu::noinline]] static void pair_tile(const PairPanel& w, int64_t k0, int64_t k1, const PairX& x,
+                                        float* sums, bool add) {
   // The instruction waits 5 cycles and more for its own sum; few rows take several sums each.
   constexpr int kSums = T < 3 ? 4 : T < 6 ? 2 : 1;
   constexpr int64_t kColumns = 8 * Codes::kParts;
@@ -89,8 +90,7 @@ template <int T, class Codes>
   for (int64_t k = k0; k < k1; ++g) {
     const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
     const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at = Codes::kDecoded ? decoded + (k - k0) * 32
-                                        : block + (k - g * w.block.k) / kColumns * Codes::kBytes;
+    const uint8_t* at = block + (k - g * w.block.k) / kColumns * Codes::kBytes;
     const auto zero = Codes::zero(w, block);
     __m512 acc[kSums][T];
 #pragma GCC unroll 4
@@ -100,7 +100,7 @@ template <int T, class Codes>
     }
     const uint8_t* xk = x.data + k * 2;
     const auto step = [&](int pairs) __attribute__((always_inline)) {
-      if constexpr (Codes::kDecoded) {
+      if constexpr (Codes::kPairs) {
 #pragma GCC unroll 4
         for (int i = 0; i < pairs; ++i) {
           const __m512i v = load_bytes(at + i * 64);
@@ -158,12 +158,12 @@ template <int T, class Codes>
 }
 
 template <class Codes>
-static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_t k0, int64_t k1,
-                              const PairX& x, int64_t rows, float* sums, bool add) {
-  for_tiles(rows, Codes::kDecoded ? kPairTile : kInlineRows, [&](int64_t m, int64_t count) {
+static inline void pair_tiles(const PairPanel& w, int64_t k0, int64_t k1, const PairX& x,
+                              int64_t rows, float* sums, bool add) {
+  for_tiles(rows, Codes::kPairs ? kPairTile : kInlineRows, [&](int64_t m, int64_t count) {
     const PairX xm = {x.data + m * x.stride, x.stride, x.sums + m * x.sums_stride, x.sums_stride};
     float* to = sums + m * kBlockN;
-    const auto go = [&](auto* tile) { tile(w, decoded, k0, k1, xm, to, add); };
+    const auto go = [&](auto* tile) { tile(w, k0, k1, xm, to, add); };
     switch (count) {
       case 1: return go(pair_tile<1, Codes>);
       case 2: return go(pair_tile<2, Codes>);
@@ -174,7 +174,7 @@ static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_
       case 7: return go(pair_tile<7, Codes>);
       case 8: return go(pair_tile<8, Codes>);
     }
-    if constexpr (Codes::kDecoded) {
+    if constexpr (Codes::kPairs) {
       switch (count) {
         case 9: return go(pair_tile<9, Codes>);
         case 10: return go(pair_tile<10, Codes>);
@@ -185,40 +185,12 @@ static inline void pair_tiles(const PairPanel& w, const uint8_t* decoded, int64_
   });
 }
 
-// Columns [k0, k1) of a panel as pairs of bf16, 64 bytes for two columns.
-template <class Codes>
-static inline void decode_pairs(const PairPanel& w, int64_t k0, int64_t k1, uint8_t* to) {
-  constexpr int64_t kColumns = 8 * Codes::kParts;
-  int64_t g =
-      k0 / w.block.k;  // once: a division in each group would be the chain that all wait for
-  for (int64_t k = k0; k < k1; ++g) {
-    const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
-    const uint8_t* block = w.data + g * w.block.bytes;
-    const uint8_t* at = block + (k - g * w.block.k) / kColumns * Codes::kBytes;
-    const auto zero = Codes::zero(w, block);
-    for (; k < stop; k += kColumns, at += Codes::kBytes) {
-#pragma GCC unroll 3
-      for (int64_t line = 0; line < Codes::kBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch + line, _MM_HINT_T0);
-      }
-      for_parts<Codes::kParts>([&](auto part) __attribute__((always_inline)) {
-        __m512i v[4];
-        Codes::decode(at, zero, part, v);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i, to += 64) _mm512_storeu_si512(to, v[i]);
-      });
-    }
-    k = stop;
-  }
-}
-
 struct PairScratch {
-  uint8_t* x;      // (stage, x_stride)
-  float* x_sums;   // (stage, groups)
-  float* scale;    // (stage)
-  float* sums;     // (threads, kBlockM, kBlockN)
-  float* floats;   // (threads, K rounded up to 32)
-  uint8_t* slice;  // (threads, kPairSlice * 32)
+  uint8_t* x;     // (stage, x_stride)
+  float* x_sums;  // (stage, groups)
+  float* scale;   // (stage)
+  float* sums;    // (threads, kBlockM, kBlockN)
+  float* floats;  // (threads, K rounded up to 32)
   int64_t x_stride;
   int64_t groups;
 };
@@ -234,7 +206,6 @@ static inline size_t carve_pairs(const LinearArgs& args, int threads, void* base
   s->scale = take<float>(&at, rows);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   s->floats = take<float>(&at, threads * k);
-  s->slice = take<uint8_t>(&at, threads * kPairSlice * 32);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -269,6 +240,7 @@ static inline void sum_groups(const float* x, const LinearArgs& args, int64_t gr
 // Codes: how the kind's codes become pairs.
 template <class Codes>
 static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx) {
+  constexpr int64_t kTile = Codes::kPairs ? kPairTile : kInlineRows;
   const __m512i order = pair_order(Codes::kOrder);
   const int64_t m_all = args.x.shape[0], k = args.w.k, padded = round_up(k, 32);
   const int64_t stage = stage_rows(m_all);
@@ -287,22 +259,21 @@ static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx) {
       }
     });
     for_blocks(
-        args, ctx.pool, first, rows, kPairTile, s.scale, s.sums,
-        [&](int thread, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
+        args, ctx.pool, first, rows, kTile, s.scale, s.sums,
+        [&](int, int64_t n0, int64_t panels, int64_t m0, int64_t height, float* sums) {
           if (k == 0) {
             for (int64_t i = 0; i < height * kBlockN; ++i) sums[i] = 0.0f;
             return;
           }
-          uint8_t* slice = s.slice + thread * kPairSlice * 32;
           const PairX x = {s.x + m0 * s.x_stride, s.x_stride, s.x_sums + m0 * s.groups, s.groups};
           const auto panel = [&](int64_t p) -> PairPanel {
             return {args.w.data + (n0 / kPanel + p) * block.groups * block.bytes, block,
                     args.w.format, nullptr};
           };
-          if (height <= (Codes::kDecoded ? kPairTile : kInlineRows)) {
+          if (height <= kTile) {
             for (int64_t p = 0; p < panels; ++p) {
               const PairPanel w = panel(p);
-              pair_tiles<Codes>(w, w.data, 0, k, x, height, sums + p * kPanel, false);
+              pair_tiles<Codes>(w, 0, k, x, height, sums + p * kPanel, false);
             }
             return;
           }
@@ -310,12 +281,7 @@ static inline Status run_pairs(const LinearArgs& args, const Ctx& ctx) {
             const int64_t k1 = k0 + kPairSlice < k ? k0 + kPairSlice : k;
             for (int64_t p = 0; p < panels; ++p) {
               const PairPanel w = panel(p);
-              const uint8_t* decoded = w.data + k0 * 32;
-              if constexpr (!Codes::kDecoded) {
-                decode_pairs<Codes>(w, k0, k1, slice);
-                decoded = slice;
-              }
-              pair_tiles<PairCodes>(w, decoded, k0, k1, x, height, sums + p * kPanel, k0 > 0);
+              pair_tiles<Codes>(w, k0, k1, x, height, sums + p * kPanel, k0 > 0);
             }
           }
         });
