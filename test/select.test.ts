@@ -78,6 +78,26 @@ const named: [archs: string[], call: Omit<LinearCall, 'n' | 'k'>, row: string][]
   expect(selectLinear({ ...big, ...call }, { archs }).row).toBe(row)
 })
 
+const onGpus: [archs: string[], call: Omit<LinearCall, 'n' | 'k'>, row: string][] = [
+  [['sm75'], { m: 64, format: 'bf16', x: 'bf16' }, 'linear_simt_sm75'],
+  [['sm80'], { m: 64, format: 'bf16', x: 'bf16' }, 'linear_bf16_sm80'],
+  [['sm80'], { m: 64, format: 'bf16' }, 'linear_simt_sm75'],
+  [['sm89'], { m: 1, format: 'f16', x: 'f16' }, 'linear_f16_sm80'],
+  [['sm80'], { m: 7, format: 'int8', compute: 'int8' }, 'linear_int8_i8_sm80'],
+  [['sm80'], { m: 33, format: 'int4', groupSize: 32, x: 'f16' }, 'linear_int4_f16_sm80'],
+  [['sm80'], { m: 33, format: 'int4', groupSize: 128, x: 'bf16' }, 'linear_int4_bf16_sm80'],
+  [['sm80'], { m: 1, format: 'int4', zeroPoint: 'integer', x: 'bf16' }, 'linear_codes_bf16_sm80'],
+  [['sm80'], { m: 1, format: 'int4', zeroPoint: 'float', x: 'bf16' }, 'linear_simt_sm75'],
+  [['sm90a'], { m: 1, format: 'mxfp4', x: 'f16' }, 'linear_codes_f16_sm80'],
+  [['sm90a'], { m: 1, format: 'int8', groupSize: 128, x: 'bf16' }, 'linear_codes_bf16_sm80'],
+]
+;(gpuSets('linear').length > 0 ? test : test.skip).each(onGpus)(
+  '%j takes %j to its row',
+  (archs, call, row) => {
+    expect(selectLinear({ ...big, ...call }, { archs }).row).toBe(row)
+  },
+)
+
 interface LinearRow extends KernelRow {
   formats: Format[]
   layouts: Layout[]

@@ -35,7 +35,7 @@ Args = struct("Args", (Tensor, "x x_scale"), (Weight, "w"), (Tensor, "bias resid
 Spec = struct("Spec", (ctypes.c_uint32, "kinds layouts x computes"), (ctypes.c_bool, "zeros"),
               (i64, "m_max n_multiple k_multiple group_multiple m_min group_max"), (ctypes.c_bool, "float_zeros one_scale codes_only many_tables"))
 Kernel = struct("Kernel", (ctypes.c_char_p, "name"), (ctypes.c_uint32, "arch"), (Spec, "spec"), (ptr, "workspace run"))
-Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"))
+Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"), (ctypes.c_bool, "early"))
 Status = struct("Status", (i32, "code"), (ctypes.c_char * 244, "text"))
 Rows = struct("Rows", (ctypes.c_char_p, "op"), (ctypes.POINTER(ctypes.POINTER(Kernel)), "rows"), (i32, "count"))
 Api = struct("Api", (i32, "abi runtime"), (ctypes.POINTER(Rows), "ops"), (i32, "op_count"), (ptr, "error_text device_count device_info use"))
@@ -43,7 +43,7 @@ Api = struct("Api", (i32, "abi runtime"), (ctypes.POINTER(Rows), "ops"), (i32, "
 bf16, f16, f32, i8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 DTYPES = {f32: 0, f16: 1, bf16: 2, i8: 4, torch.float8_e4m3fn: 6}
 NONE = 9
-KINDS = {"f16": 1, "bf16": 2, "int8": 3, "int4": 4, "fp8_e4m3": 9}
+KINDS = {"f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 6, "fp8_e4m3": 9}
 LAYOUTS = {"rows": 0, "frag64": 3}
 COMPUTES = {"float": 0, "int8": 1, "fp8": 2}
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336), "square": (8192, 8192)}
@@ -74,10 +74,15 @@ def caller(row, x, x_scale, weight, out, compute):
     args = Args(x=tensor(x), x_scale=tensor(x_scale), w=weight, bias=tensor(None), residual=tensor(None), out=tensor(out),
                 out_scale=tensor(None), compute=COMPUTES[compute])
     context = Context(multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count)
+    scratch = None
+    if row.workspace:
+        size = ctypes.CFUNCTYPE(ctypes.c_size_t, ptr, i32)(row.workspace)(ctypes.addressof(args), 1)
+        scratch = torch.empty(size, device=GPU, dtype=torch.uint8)
+        context.scratch = scratch.data_ptr()
     status = Status()
     run = ctypes.CFUNCTYPE(None, ptr, ptr, ptr)(row.run)
 
-    def launch(keep=(x, x_scale, out)):
+    def launch(keep=(x, x_scale, out, scratch)):
         context.stream = torch.cuda.current_stream().cuda_stream
         run(ctypes.addressof(status), ctypes.addressof(args), ctypes.addressof(context))
         if status.code:
@@ -171,6 +176,22 @@ def int4(dtype, group):
     return make
 
 
+def saved(kind, bits, group):
+    """Weights as they are saved, codes in rows, for x in bf16."""
+    def make(row, m, n, k):
+        x = torch.randn(m, k, device=GPU).to(bf16)
+        codes = torch.randint(0, 256, (n, k * bits // 8), device=GPU, dtype=torch.uint8)
+        scales = (torch.rand(n, k // group, device=GPU) * 0.1 + 0.05).half()
+        block = torch.cat([codes.view(-1), scales.view(torch.uint8).view(-1)])
+        values = codes.view(i8) if bits == 8 else torch.stack([codes >> s & (1 << bits) - 1 for s in range(0, 8, bits)], 2)
+        middle = 0 if bits == 8 else 1 << bits - 1
+        w = ((values.reshape(n, k).float() - middle) * scales.float().repeat_interleave(group, 1)).to(bf16)
+        out = torch.empty(m, n, device=GPU, dtype=bf16)
+        own = caller(row, x, None, weight_of(kind, "rows", n, k, block, group, f16), out, "float")
+        return own, out, lambda: F.linear(x, w), {"cuBLAS 16 bits": lambda: F.linear(x, w)}, (block, w)
+    return make
+
+
 FEW, MANY = [1, 8, 16, 32, 64], [128, 256, 1024, 4096, 8192]
 CASES = [
     Case("bf16", "linear_bf16_sm90a", FEW + MANY, 16, 2048, dense(bf16, "bf16")),
@@ -180,6 +201,9 @@ CASES = [
     Case("int4 g128, x bf16", "linear_int4_bf16_sm90a", FEW + MANY, 4.125, 2048, int4(bf16, 128)),
     Case("int4 g128, x f16", "linear_int4_f16_sm90a", FEW + [4096], 4.125, 2048, int4(f16, 128)),
     Case("int4 g32, x f16", "linear_int4_f16_sm90a", [1, 16, 64, 1024], 4.5, 2048, int4(f16, 32)),
+    Case("saved int8 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 8.125, 2048, saved("int8", 8, 128)),
+    Case("saved int4 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 4.125, 2048, saved("int4", 4, 128)),
+    Case("saved int2 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 2.125, 2048, saved("int2", 2, 128)),
 ]
 
 
@@ -200,6 +224,7 @@ def main():
     parser.add_argument("--save", help="append the lines to this file")
     parser.add_argument("--case", help="only cases whose name begins so")
     parser.add_argument("--m", help="only these numbers of rows")
+    parser.add_argument("--sm80", action="store_true", help="the rows of sm_80 in place of those of sm_90a")
     parser.add_argument("--ms", type=float, default=15, help="of launches for each figure")
     options = parser.parse_args()
     torch.manual_seed(1)
@@ -216,6 +241,8 @@ def main():
     sink = open(options.save, "a") if options.save else sys.stdout
     wanted = [int(m) for m in options.m.split(",")] if options.m else None
     for case in CASES:
+        if options.sm80:
+            case.row = case.row.replace("sm90a", "sm80")
         if case.row not in rows or (options.case and not case.name.startswith(options.case)):
             continue
         for m in case.m_list:

@@ -34,25 +34,37 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a) {
   return r;
 }
 
+// A word of codes into the fragments of a step of 16 of K, less the numbers of two rows: the upper
+// row's in `upper`, the lower one's in `lower`, as minus_of() has them.
+template <bool kHalf>
+__device__ __forceinline__ void decode_step(uint32_t x, uint32_t upper, uint32_t lower,
+                                            uint32_t (&f)[4]) {
+  if constexpr (kHalf) {
+    const uint32_t y = x >> 8;
+    f[0] = subtract_f16(and_or<0x000F000F, 0x64006400>(x), upper);
+    f[1] = subtract_f16(and_or<0x00F000F0, 0x64006400>(x), lower);
+    f[2] = subtract_f16(and_or<0x000F000F, 0x64006400>(y), upper);
+    f[3] = subtract_f16(and_or<0x00F000F0, 0x64006400>(y), lower);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      f[i] = subtract_bf16(and_or<0x000F000F, 0x43004300>(x >> 4 * i), i % 2 == 0 ? upper : lower);
+    }
+  }
+}
+// Of a zero point, 0 to 16: 1024 + zero or 1024 + 16 * zero in f16, 128 + zero in bf16, twice.
+template <bool kHalf>
+__device__ __forceinline__ constexpr uint32_t minus_of(uint32_t zero, bool lower) {
+  return ((kHalf ? 0x6400u : 0x4300u) + (kHalf && lower ? 16 * zero : zero)) * 0x10001u;
+}
+
 // 32 codes of a thread into its fragments of four steps of 16 of K.
 template <bool kHalf>
 __device__ __forceinline__ void decode(const uint4& w, uint32_t (&f)[4][4]) {
   const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const uint32_t x = words[j];
-    if constexpr (kHalf) {
-      const uint32_t y = x >> 8;
-      f[j][0] = subtract_f16(and_or<0x000F000F, 0x64006400>(x), 0x64086408);  // 1024 + 8
-      f[j][1] = subtract_f16(and_or<0x00F000F0, 0x64006400>(x), 0x64806480);  // 1024 + 16 * 8
-      f[j][2] = subtract_f16(and_or<0x000F000F, 0x64006400>(y), 0x64086408);
-      f[j][3] = subtract_f16(and_or<0x00F000F0, 0x64006400>(y), 0x64806480);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // 128 + 8
-        f[j][i] = subtract_bf16(and_or<0x000F000F, 0x43004300>(x >> 4 * i), 0x43084308);
-      }
-    }
+    decode_step<kHalf>(words[j], minus_of<kHalf>(8, false), minus_of<kHalf>(8, true), f[j]);
   }
 }
 

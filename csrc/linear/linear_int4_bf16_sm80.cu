@@ -2,14 +2,14 @@
 // for 32 weights in place of 36.
 //
 // Measured  NOTES.md.
-#include "csrc/linear/few_int4_sm80.cuh"
+#include "csrc/linear/tile_int4_sm80.cuh"
 
 namespace lowbit {
 
 extern const LinearKernel linear_int4_bf16_sm80;
 const LinearKernel linear_int4_bf16_sm80 = {
-    "linear_int4_bf16_sm80", kArchSm80, few_int4_spec(DType::bf16), x_workspace,
-    run_few_int4<false>,
+    "linear_int4_bf16_sm80", kArchSm80, few_int4_spec(DType::bf16), tile_workspace,
+    run_int4_sm80<false>,
 };
 
 }  // namespace lowbit
