@@ -60,6 +60,8 @@ const tables = {
     ],
     // The best rival of each bar; the others are in the file and in the plot.
     wanted: (l) => l.best === true,
+    // In the README: what has a bar.
+    short: (l) => l.bar !== undefined,
     row: (l) => [
       l.case,
       `${l.n} x ${l.k}`,
@@ -161,7 +163,8 @@ if (write) {
     const last = lines.filter((line) => line.op === op).sort((a, b) => (a.date < b.date ? 1 : -1))[0]
     if (last === undefined) return all
     // Of one commit: rows that were measured in another one may be gone.
-    const own = ownOf(last.machine, op).filter(({ commit }) => commit === last.commit)
+    const { short = () => true } = tables[op]
+    const own = ownOf(last.machine, op).filter((line) => line.commit === last.commit && short(line))
     return `${begin}${titleOf(own)}\n\n${tableOf(op, own)}\n${end}`
   })
   fs.writeFileSync(file, made)
