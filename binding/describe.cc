@@ -121,6 +121,8 @@ static napi_value kernel_rows(napi_env env) {
              set_boolean(env, row, "zeros", s.zeros);
              set_boolean(env, row, "floatZeros", s.float_zeros);
              set_boolean(env, row, "oneScale", s.one_scale);
+             set_boolean(env, row, "blockScales", s.block_scales);
+             set_boolean(env, row, "fp8Sums", s.fp8_sums);
              set_boolean(env, row, "manyTables", s.many_tables);
              set_number(env, row, "mMin", static_cast<double>(s.m_min));
              set_number(env, row, "mMax", static_cast<double>(s.m_max));

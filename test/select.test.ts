@@ -112,6 +112,7 @@ interface LinearRow extends KernelRow {
   groupMultiple: number
   groupMax: number
   oneScale: boolean
+  blockScales: boolean
 }
 
 /** The rule of `fits`, from the words that a row says of itself. */
@@ -131,7 +132,9 @@ function admits(row: LinearRow, call: LinearCall, layout: string): boolean {
     n % row.nMultiple === 0 &&
     k % row.kMultiple === 0 &&
     (k > 0 || row.kMultiple === 1) &&
-    (!row.oneScale || (group >= k && (groupSize !== 'block' || n <= 128))) &&
+    (!row.oneScale ||
+      (group >= k && (groupSize !== 'block' || n <= 128)) ||
+      (row.blockScales && groupSize === 'block')) &&
     (group >= k || group % row.groupMultiple === 0) &&
     (row.groupMax === 0 || Math.min(group, k) <= row.groupMax)
   )

@@ -33,7 +33,8 @@ Weight = struct("Weight", (Format, "format"), (i32, "layout"), (i64, "n k"), (pt
                 (ctypes.c_float, "tensor_scale"))
 Args = struct("Args", (Tensor, "x x_scale"), (Weight, "w"), (Tensor, "bias residual out out_scale"), (i32, "activation compute"))
 Spec = struct("Spec", (ctypes.c_uint32, "kinds layouts x computes"), (ctypes.c_bool, "zeros"),
-              (i64, "m_max n_multiple k_multiple group_multiple m_min group_max"), (ctypes.c_bool, "float_zeros one_scale codes_only many_tables"))
+              (i64, "m_max n_multiple k_multiple group_multiple m_min group_max"),
+              (ctypes.c_bool, "float_zeros one_scale codes_only block_scales fp8_sums many_tables"))
 Kernel = struct("Kernel", (ctypes.c_char_p, "name"), (ctypes.c_uint32, "arch"), (Spec, "spec"), (ptr, "workspace run"))
 Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"), (ctypes.c_bool, "early"))
 Status = struct("Status", (i32, "code"), (ctypes.c_char * 244, "text"))
@@ -91,9 +92,9 @@ def caller(row, x, x_scale, weight, out, compute):
     return launch
 
 
-def weight_of(kind, layout, n, k, data, group_k=0, scale_dtype=None):
+def weight_of(kind, layout, n, k, data, group_k=0, scale_dtype=None, group_n=1):
     scale = NONE if scale_dtype is None else DTYPES[scale_dtype]
-    return Weight(Format(KINDS[kind], 1, group_k, scale, 0, 0), LAYOUTS[layout], n, k, data.data_ptr(), 1, 0, 1.0)
+    return Weight(Format(KINDS[kind], group_n, group_k, scale, 0, 0), LAYOUTS[layout], n, k, data.data_ptr(), 1, 0, 1.0)
 
 
 def fragments(codes, scales, group):
@@ -158,6 +159,22 @@ def fp8(row, m, n, k):
     return own, out, lambda: (x.float() @ w.float().t()) * xs[:, None] * ws, rivals, (w, block, ws)
 
 
+def fp8_blocks(row, m, n, k):
+    """Scales of 1 by 128 of x and 128 by 128 of w."""
+    e4m3 = torch.float8_e4m3fn
+    x, w = (torch.randn(m, k, device=GPU) * 40).to(e4m3), (torch.randn(n, k, device=GPU) * 40).to(e4m3)
+    xs, ws = torch.rand(m, k // 128, device=GPU) * 0.02 + 0.01, torch.rand(n // 128, k // 128, device=GPU) * 0.02 + 0.01
+    block = torch.cat([w.view(torch.uint8).view(-1), ws.view(torch.uint8).view(-1)])
+    out = torch.empty(m, n, device=GPU, dtype=bf16)
+    own = caller(row, x, xs, weight_of("fp8_e4m3", "rows", n, k, block, 128, f32, 128), out, "fp8")
+    more = max(0, 16 - m)
+    padded = torch.cat([x.view(torch.uint8), x.new_zeros(more, k).view(torch.uint8)]).view(e4m3)
+    scales = torch.cat([xs, xs.new_ones(more, k // 128)]).t().contiguous().t()  # rows of x innermost, as it wants them
+    want = lambda: (x.float() * xs.repeat_interleave(128, 1)) @ (w.float() * ws.repeat_interleave(128, 0).repeat_interleave(128, 1)).t()
+    rivals = {"_scaled_mm blocks": lambda: torch._scaled_mm(padded, w.t(), scales, ws.t(), out_dtype=bf16)}
+    return own, out, want, rivals, (w, block, ws)
+
+
 def int4(dtype, group):
     def make(row, m, n, k):
         x = torch.randn(m, k, device=GPU).to(dtype)
@@ -198,6 +215,7 @@ CASES = [
     Case("f16", "linear_f16_sm90a", [16, 4096], 16, 2048, dense(f16, "f16")),
     Case("int8", "linear_int8_i8_sm90a", FEW + MANY, 8, 4096, int8),
     Case("fp8", "linear_fp8_sm90a", FEW + MANY, 8, 4096, fp8),
+    Case("blocks fp8", "linear_fp8_sm90a", FEW + MANY, 8, 4096, fp8_blocks),
     Case("int4 g128, x bf16", "linear_int4_bf16_sm90a", FEW + MANY, 4.125, 2048, int4(bf16, 128)),
     Case("int4 g128, x f16", "linear_int4_f16_sm90a", FEW + [4096], 4.125, 2048, int4(f16, 128)),
     Case("int4 g32, x f16", "linear_int4_f16_sm90a", [1, 16, 64, 1024], 4.5, 2048, int4(f16, 32)),
@@ -222,6 +240,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library", nargs="?", default=os.path.join(root, "build", "Release", "liblowbit_cuda.so"))
     parser.add_argument("--save", help="append the lines to this file")
+    parser.add_argument("--commit", help="what the library was built from, where that is not this tree")
     parser.add_argument("--case", help="only cases whose name begins so")
     parser.add_argument("--m", help="only these numbers of rows")
     parser.add_argument("--sm80", action="store_true", help="the rows of sm_80 in place of those of sm_90a")
@@ -235,7 +254,7 @@ def main():
     plain = torch.zeros(1 << 30, device=GPU, dtype=torch.uint8).view(f32)
     read = plain.numel() * 4 / (quantiles(lambda: plain.sum(), 60)[0] * 1e-6)
     del plain
-    commit = subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = options.commit or subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     origin = {"machine": properties.name, "commit": commit, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     print(f"{properties.name}, torch {torch.__version__}, read {read / 1e12:.2f} TB/s", file=sys.stderr)
     sink = open(options.save, "a") if options.save else sys.stdout

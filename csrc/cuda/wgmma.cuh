@@ -32,6 +32,15 @@ struct MmaF16 {
 struct MmaE4m3 {
   static constexpr char form[] = "k32.f32.e4m3.e4m3", ss[] = ", 1, 1", rs[] = ", 1, 1";
 };
+struct MmaE4m3E5m2 {
+  static constexpr char form[] = "k32.f32.e4m3.e5m2", ss[] = ", 1, 1", rs[] = ", 1, 1";
+};
+struct MmaE5m2E4m3 {
+  static constexpr char form[] = "k32.f32.e5m2.e4m3", ss[] = ", 1, 1", rs[] = ", 1, 1";
+};
+struct MmaE5m2 {
+  static constexpr char form[] = "k32.f32.e5m2.e5m2", ss[] = ", 1, 1", rs[] = ", 1, 1";
+};
 struct MmaS8 {
   static constexpr char form[] = "k32.s32.s8.s8", ss[] = "", rs[] = "";
 };

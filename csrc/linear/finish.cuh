@@ -48,6 +48,16 @@ static inline Finish finish_of(const LinearArgs& a, const void* w_scale) {
   return f;
 }
 
+// Scales that change along K, one for each 128 of it: they multiply sums of 128 products, before
+// those are added up. Used by kernels that promote.
+struct Blocks {
+  const float* x;    // [M, k_blocks], or null: the scales of x are in Finish
+  int64_t x_stride;  // in elements
+  const void* w;     // [N / 128, k_blocks], or null: those of w are
+  int32_t k_blocks;
+  DType w_dtype;
+};
+
 // Nothing but scales and bias, in a 16-bit dtype: what tiles may store without this file's walk.
 static inline bool is_plain(const Finish& f) {
   return f.activation == Activation::none && f.residual == nullptr && f.out_dtype != DType::f32;
@@ -68,6 +78,10 @@ __device__ __forceinline__ float load_float(const void* base, DType dtype, int64
 __device__ __forceinline__ float w_scale_of(const Finish& f, int n) {
   if (f.w_scale == nullptr) return 1.0f;
   return load_float(f.w_scale, f.w_scale_dtype, f.group_n == 1 ? n : n / f.group_n);
+}
+__device__ __forceinline__ float w_block_of(const Blocks& b, int n_block, int k_block) {
+  if (b.w == nullptr) return 1.0f;
+  return load_float(b.w, b.w_dtype, int64_t{n_block} * b.k_blocks + k_block);
 }
 __device__ __forceinline__ float bias_of(const Finish& f, int n) {
   return f.bias == nullptr ? 0.0f : load_float(f.bias, f.bias_dtype, n);

@@ -8,7 +8,7 @@
 //
 // kPromote: the tensor cores add e4m3 products in about 14 bits. Every 128 of K the sum so far
 // moves to f32 registers, which leaves an error of 1.3e-4 of the result at any K; one group moves
-// while the other multiplies.
+// while the other multiplies. Scales of blocks of 128 enter there.
 #pragma once
 
 #include "csrc/cuda/cluster.cuh"
@@ -78,8 +78,8 @@ template <class G>
 __global__ void __launch_bounds__(384, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap map_x,
                 const __grid_constant__ CUtensorMap map_w,
-                const __grid_constant__ CUtensorMap map_out, const Finish f, const GemmShape shape,
-                const bool plain) {
+                const __grid_constant__ CUtensorMap map_out, const Finish f, const Blocks blocks,
+                const GemmShape shape, const bool plain) {
   extern __shared__ __align__(1024) uint8_t shared[];
   uint8_t* const sOut = shared + G::kStages * G::kStage;
   float* const sScale = reinterpret_cast<float*>(sOut + G::kOut);
@@ -163,7 +163,18 @@ __global__ void __launch_bounds__(384, 1)
 #pragma unroll
         for (int i = 0; i < G::kCols / 2; ++i) d[slab][i] = 0;
       }
+      const int first = row * G::kRows + g * G::kSlabs * 64 + warp * 16 + lane / 4;
       for (int kb = 0; kb < shape.k_blocks; ++kb) {
+        // Asked for before the stage is waited for.
+        float factor[G::kSlabs][2];
+        const float w_factor = w_block_of(blocks, col * G::kCols / 128, kb);
+#pragma unroll
+        for (int i = 0; i < 2 * G::kSlabs; ++i) {
+          float& v = factor[i / 2][i % 2];
+          v = w_factor;
+          const int m = first + i * 8 + i / 2 * 48;
+          if (blocks.x != nullptr) v *= m < shape.m ? blocks.x[m * blocks.x_stride + kb] : 0.0f;
+        }
         barrier_wait(&full[ring.slot], ring.parity);
         const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
         const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
@@ -178,7 +189,8 @@ __global__ void __launch_bounds__(384, 1)
           if (slab == G::kSlabs - 1 && t % 128 == 0) barrier_arrive(&empty[ring.slot]);
 #pragma unroll
           for (int i = 0; i < G::kCols / 2; ++i) {
-            d[slab][i] = __float_as_uint(__uint_as_float(d[slab][i]) + __uint_as_float(part[i]));
+            d[slab][i] = __float_as_uint(fmaf(__uint_as_float(part[i]), factor[slab][i / 2 % 2],
+                                              __uint_as_float(d[slab][i])));
           }
         }
         advance(ring);
@@ -282,7 +294,7 @@ __global__ void __launch_bounds__(384, 1)
 // Operands whose rows start at multiples of 16 bytes.
 template <class G>
 static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
-                               cudaStream_t stream) {
+                               cudaStream_t stream, const Blocks& blocks = {}) {
   CUtensorMap map_x, map_w, map_out = {};
   const bool plain =
       is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
@@ -305,7 +317,7 @@ static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f
   config.blockDim = dim3(384);
   config.dynamicSmemBytes = G::kShared;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, shape, plain);
+  return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, blocks, shape, plain);
 }
 
 }  // namespace

@@ -150,12 +150,13 @@ Status linear_check(const LinearArgs& a) {
   return ok();
 }
 
-// Scales of whole rows, none inside them.
-static bool has_one_scale(const LinearArgs& args) {
+// Scales of whole rows, none inside them; or, with `blocks`, of blocks of 128 columns.
+static bool has_one_scale(const LinearArgs& args, bool blocks) {
   const Format& f = args.w.format;
-  if (present(args.x_scale) && args.x_scale.rank == 2) return false;
+  if (!blocks && present(args.x_scale) && args.x_scale.rank == 2) return false;
   return !kind_row(f.kind).scaled ||
-         (f.group_k >= args.w.k && (f.group_n == 1 || f.group_n >= args.w.n));
+         (f.group_k >= args.w.k && (f.group_n == 1 || f.group_n >= args.w.n)) ||
+         (blocks && f.group_n == kScaleBlock && f.group_k == kScaleBlock);
 }
 
 // K = 0 goes to rows that take any K.
@@ -169,7 +170,8 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
          (spec.many_tables || f.table_type <= TableType::tensor) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
-         (args.w.k > 0 || spec.k_multiple <= 1) && (!spec.one_scale || has_one_scale(args)) &&
+         (args.w.k > 0 || spec.k_multiple <= 1) &&
+         (!spec.one_scale || has_one_scale(args, spec.block_scales)) &&
          (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple)) &&
          (spec.group_max == 0 || f.group_k <= spec.group_max || args.w.k <= spec.group_max);
 }

@@ -27,7 +27,8 @@
 //              in f32. Products of codes are exact, sums in f32 or better (exact within a group in
 //              the integer rows). x may already be i8 codes with one scale a row
 //   fp8        x is quantised per row to e4m3: scale = max(max|x| / 448, 1e-12); products and sums
-//              in f32 or better. x may already be e4m3 or e5m2 codes
+//              in f32 or better, but for rows with fp8_sums: there up to 128 products are added as
+//              the tensor cores for fp8 do it. x may already be e4m3 or e5m2 codes
 // Where x is quantised, a row that holds NaN or inf becomes NaN.
 #pragma once
 
@@ -77,6 +78,11 @@ struct LinearSpec {
   bool float_zeros = true;  // of `zeros`, those in f32 too
   bool one_scale = false;   // each row of w, and of x where it is codes, has one scale (w: or all)
   bool codes_only = false;  // linear_run quantises an x of floats before the row sees it
+  bool block_scales = false;  // with one_scale: or one for 128 columns (of w: by 128 rows)
+  // Runs of 128 products, cut at multiples of 128, are added 32 at a time in fixed point: 13 bits
+  // below the first bit of the largest product or of the sum so far; what is smaller is cut off.
+  // Sums of runs are added in f32.
+  bool fp8_sums = false;
   bool many_tables = true;  // tables for each row or group, not only one for the matrix
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }

@@ -97,7 +97,8 @@ struct Stream {
 template <class S>
 __global__ void __launch_bounds__(kStreamThreads, 2)
     stream_kernel(const __grid_constant__ CUtensorMap map_x,
-                  const __grid_constant__ CUtensorMap map_w, const Finish f, const int k_blocks) {
+                  const __grid_constant__ CUtensorMap map_w, const Finish f, const Blocks blocks,
+                  const int k_blocks) {
   extern __shared__ __align__(1024) uint8_t shared[];
   uint64_t* const full = reinterpret_cast<uint64_t*>(shared + S::kStages * S::kStage);
   uint64_t* const empty = full + S::kStages;
@@ -138,6 +139,19 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     for (uint32_t& v : d) v = 0;
     uint32_t last = 0;
     for (int kb = begin; kb < end; ++kb) {
+      // Scales of this block of K: the warp's columns 8j + 2 (lane % 4) and the next.
+      float factor[S::kPromote ? S::kTokens / 4 : 1];
+      if constexpr (S::kPromote) {
+        const float w_factor = w_block_of(blocks, tile, kb);
+#pragma unroll
+        for (int i = 0; i < S::kTokens / 4; ++i) {
+          factor[i] = w_factor;
+          const int m = i / 2 * 8 + t % 4 * 2 + i % 2;
+          if (blocks.x != nullptr) {
+            factor[i] *= m < f.m ? blocks.x[m * blocks.x_stride + kb] : 0.0f;
+          }
+        }
+      }
       barrier_wait(&full[ring.slot], ring.parity);
       const uint64_t w = wgmma_tile(shared + ring.slot * S::kStage + g * 64 * 128);
       const uint64_t x = wgmma_tile(shared + ring.slot * S::kStage + kStreamRows * 128);
@@ -151,7 +165,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
         if (t % 128 == 0) barrier_arrive(&empty[ring.slot]);
 #pragma unroll
         for (int i = 0; i < S::kTokens / 2; ++i) {
-          d[i] = __float_as_uint(__uint_as_float(d[i]) + __uint_as_float(part[i]));
+          d[i] = __float_as_uint(
+              fmaf(__uint_as_float(part[i]), factor[i / 4 * 2 + i % 2], __uint_as_float(d[i])));
         }
       } else {
         wgmma_fence();
@@ -197,7 +212,7 @@ static cudaError_t launch_stream(void (*kernel)(Params...), int tiles, int split
 
 template <class S>
 static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& f, int processors,
-                                cudaStream_t stream) {
+                                cudaStream_t stream, const Blocks& blocks = {}) {
   CUtensorMap map_x, map_w;
   cudaError_t e =
       tile_map({x.data, x.rows, x.columns, x.row_bytes, S::kElement, S::kTokens}, &map_x);
@@ -214,7 +229,7 @@ static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& 
   // blocks M = 64 lost a fifth to the exchange.
   return launch_stream(stream_kernel<S>, tiles,
                        stream_split(tiles, k_blocks, processors * 3 / 2, 4), S::kShared, stream,
-                       map_x, map_w, f, k_blocks);
+                       map_x, map_w, f, blocks, k_blocks);
 }
 
 }  // namespace

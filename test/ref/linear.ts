@@ -7,7 +7,7 @@ import { decodeFloat, encodeFloat, minifloats } from './floats'
 import { codeBits, mxElements, readCode, roundEven, scaleValue, tableOf } from './quantize'
 
 // jest runs tests in a context whose globals are looked up slowly.
-const { abs, ceil, exp, floor, fround, log2, max, min, PI: pi, SQRT1_2, sqrt, tanh } = Math
+const { abs, ceil, exp, floor, fround, log2, max, min, PI: pi, SQRT1_2, sqrt, tanh, trunc } = Math
 const { isFinite: finite, isNaN: isNan } = Number
 const { is: same } = Object
 const [inf, nan] = [Number.POSITIVE_INFINITY, Number.NaN]
@@ -242,6 +242,8 @@ export interface RefCall {
   readonly compute: Compute
   /** Whether products of codes are added exactly within a group, as integer rows do; else in float32. */
   readonly exact: boolean
+  /** Whether runs of 128 products are added as the tensor cores for fp8 do it (fp8_sums in csrc/linear/linear.h). */
+  readonly fp8Sums?: boolean
   readonly bias?: Float32Array | undefined
   readonly activation: Activation
   /** The shape of the result. */
@@ -301,6 +303,28 @@ export function linear64(call: RefCall): Float64Array {
 }
 
 /**
+ * A run of products of codes in the sums of fp8 tensor cores: 32 at a time in fixed point, 13 bits below the first bit of
+ * the largest product or of the sum so far; what is smaller is cut off.
+ */
+function fp8Run(x: Float32Array, w: Float32Array, from: number, at: number, count: number): number {
+  let sum = 0
+  for (let i = 0; i < count; i += 32) {
+    const end = min(i + 32, count)
+    let largest = abs(sum)
+    for (let j = i; j < end; j++) largest = max(largest, abs((x[from + j] as number) * (w[at + j] as number)))
+    if (largest === 0 || !finite(largest)) {
+      for (let j = i; j < end; j++) sum += (x[from + j] as number) * (w[at + j] as number)
+      continue
+    }
+    const unit = 2 ** (floor(log2(largest)) - 13)
+    sum = trunc(sum / unit)
+    for (let j = i; j < end; j++) sum += trunc(((x[from + j] as number) * (w[at + j] as number)) / unit)
+    sum *= unit
+  }
+  return sum
+}
+
+/**
  * The call by a plain loop: one float32 sum in the order of K, every product and sum rounded; the scale of a row of x
  * comes after its sums, those of blocks come before. Not yet rounded to the output's dtype.
  */
@@ -332,7 +356,14 @@ export function linear32(call: RefCall): Float32Array {
     }
     for (let j = 0; j < n; j++) {
       let sum = 0
-      if (exact) {
+      if (call.fp8Sums) {
+        for (let i = 0; i < k; i += scaleBlock) {
+          const run = fp8Run(x, codes, row * k + i, j * k + i, min(scaleBlock, k - i))
+          const xScale = byBlock ? (scales[row * blocks + i / scaleBlock] as number) : 1
+          const factor = f((w.scales[j * groups + floor(i / groupK)] as number) * xScale)
+          sum = f(sum + f(f(run) * factor))
+        }
+      } else if (exact) {
         for (let g = 0; g < groups; g++) {
           const end = min((g + 1) * groupK, k)
           let products = 0

@@ -1,0 +1,111 @@
+// linear_fp8_sm90a: out[M,N] = act(x[M,K] * deq(w)[N,K]^T + bias) + residual; fp8 weights, x as fp8
+// codes, e4m3 or e5m2 each; scales of rows, of the matrix, or of blocks of 128.
+//
+// Shapes    K a multiple of 16; any M and N. x of floats is quantised on the way (linear_run).
+// Layout    rows: w as it is saved, with a scale a row, one for all, or one for 128 rows by 128
+//           columns; x with a scale a row or one for 128 columns.
+// Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
+//           multiprocessor.
+// Method    stream_sm90a.cuh for M <= 64, gemm_sm90a.cuh beyond. The tensor cores keep 14 bits of a
+//           sum of fp8 products, so every 128 of K it moves to f32 registers, times the scales of
+//           blocks; tiles of two slabs of 128 columns leave room for both sums.
+// Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
+// Measured  NOTES.md.
+#include "csrc/linear/dense_sm90a.cuh"
+#include "csrc/quantize/rows.h"
+
+namespace lowbit {
+namespace {
+
+struct Call {
+  Matrix x, w;
+  Finish finish;
+  Blocks blocks;
+  int processors;
+  cudaStream_t stream;
+};
+
+template <class Mma, int kTokens>
+static cudaError_t few(const Call& c) {
+  return launch_tiles<Stream<Mma, kTokens, true>>(c.x, c.w, c.finish, c.processors, c.stream,
+                                                  c.blocks);
+}
+template <class Mma, int kSlabs, int kCols>
+static cudaError_t many(const Call& c) {
+  return launch_gemm<Gemm<Mma, kSlabs, kCols, true>>(c.x, c.w, c.finish, c.processors, c.stream,
+                                                     c.blocks);
+}
+
+// XW multiplies x by w, WX w by x: what streams w past has it on the left. kTiles: with tiles for
+// every size, which e4m3 on both sides has.
+template <class XW, class WX, bool kTiles>
+static cudaError_t launch_fp8(const Call& c) {
+  const int m = c.finish.m;
+  if constexpr (!kTiles) {
+    return m <= 64 ? few<WX, 64>(c) : many<XW, 1, 128>(c);
+  } else {
+    if (m <= 16) return few<WX, 16>(c);
+    if (m <= 32) return few<WX, 32>(c);
+    if (m <= 64) return few<WX, 64>(c);
+    const GemmShape shape = {m, c.finish.n, static_cast<int32_t>(ceil_div(c.x.columns, 128))};
+    const int64_t high = gemm_cost(shape, 128, c.processors, 256);
+    const int64_t wide = gemm_cost(shape, 128, c.processors);
+    const int64_t narrow = gemm_cost(shape, 64, c.processors);
+    if (high <= wide && high <= narrow) return many<XW, 2, 128>(c);
+    return wide <= narrow ? many<XW, 1, 128>(c) : many<XW, 1, 64>(c);
+  }
+}
+
+Status run(const LinearArgs& args, const Ctx& ctx) {
+  const Weight& w = args.w;
+  Matrix x;
+  LB_TRY(x_matrix(args, ctx, &x));
+  const uint8_t* scales = w.data + scale_at(w.layout, w.format, {w.n, w.k}, 0, 0);
+  Call c = {x,
+            {w.data, w.n, w.k, code_row_bytes(w.format.kind, w.k)},
+            finish_of(args, scales),
+            {},
+            ctx.multiprocessors,
+            static_cast<cudaStream_t>(ctx.stream)};
+  c.blocks.k_blocks = static_cast<int32_t>(ceil_div(w.k, kScaleBlock));
+  if (w.format.group_k == kScaleBlock && w.format.group_n == kScaleBlock) {
+    c.blocks.w = scales;
+    c.blocks.w_dtype = w.format.scale_dtype;
+    c.finish.w_scale = nullptr;
+  }
+  if (args.x_scale.rank == 2) {
+    c.blocks.x = c.finish.x_scale;
+    c.blocks.x_stride = args.x_scale.strides[0];
+    c.finish.x_scale = nullptr;
+  }
+  const bool x_wide = args.x.dtype == DType::e5m2, w_wide = w.format.kind == Kind::fp8_e5m2;
+  if (x_wide && w_wide) return launched(launch_fp8<MmaE5m2, MmaE5m2, false>(c));
+  if (x_wide) return launched(launch_fp8<MmaE5m2E4m3, MmaE4m3E5m2, false>(c));
+  if (w_wide) return launched(launch_fp8<MmaE4m3E5m2, MmaE5m2E4m3, false>(c));
+  return launched(launch_fp8<MmaE4m3, MmaE4m3, true>(c));
+}
+
+}  // namespace
+
+extern const LinearKernel linear_fp8_sm90a;
+const LinearKernel linear_fp8_sm90a = {
+    "linear_fp8_sm90a",
+    kArchSm90a,
+    {.kinds = bit(Kind::fp8_e4m3) | bit(Kind::fp8_e5m2),
+     .layouts = bit(Layout::rows),
+     .x = kFloats | bit(DType::e4m3) | bit(DType::e5m2),
+     .computes = bit(Compute::fp8),
+     .zeros = false,
+     .m_max = 0,
+     .n_multiple = 1,
+     .k_multiple = 16,
+     .group_multiple = 1,
+     .one_scale = true,
+     .codes_only = true,
+     .block_scales = true,
+     .fp8_sums = true},
+    x_workspace,
+    run,
+};
+
+}  // namespace lowbit
