@@ -16,6 +16,12 @@
 namespace lowbit {
 namespace {
 
+// Keys of a tile: eight kv heads of head_dim 128 and what follows them have room in an L2 of 1 MiB.
+// The key and the value as far ahead are asked for in the same breath as each is read, which comes
+// out as the order of memory, tile by tile, where heads of a token lie together; what comes after
+// an item is most often the next one's.
+constexpr int kStepKeys = 64;
+
 // Lane i: the sum over the lanes of x[i].
 inline __m512 add_across(__m512 (&x)[16]) {
 #pragma GCC unroll 8
@@ -44,7 +50,7 @@ inline __m512 add_across(__m512 (&x)[16]) {
 // s[r][j] = q[r] . k[j] for kRows rows and 16 / kRows keys; keys past the last one repeat it.
 template <int kRows>
 inline void score_keys(const Bf16* q, int64_t q_stride, const Bf16* k, int64_t k_stride, int left,
-                       int64_t head_dim, int64_t ahead, float* s) {
+                       int64_t head_dim, float* s) {
   constexpr int kKeys = 16 / kRows;
   const Bf16* key[kKeys];
 #pragma GCC unroll 16
@@ -59,7 +65,7 @@ inline void score_keys(const Bf16* q, int64_t q_stride, const Bf16* k, int64_t k
     for (int r = 0; r < kRows; ++r) a[r] = _mm512_loadu_si512(q + r * q_stride + d);
 #pragma GCC unroll 16
     for (int j = 0; j < kKeys; ++j) {
-      __builtin_prefetch(key[j] + d + ahead, 0, 2);
+      __builtin_prefetch(key[j] + kStepKeys * k_stride + d, 0, 2);  // the next tile's, into L2
       const __m512i x = _mm512_maskz_loadu_epi16(words, key[j] + d);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) acc[r * kKeys + j] = dot(acc[r * kKeys + j], a[r], x);
@@ -83,7 +89,7 @@ inline void score_keys(const Bf16* q, int64_t q_stride, const Bf16* k, int64_t k
 // parts of 32 dimensions, of which the last has `words`.
 template <int kRows, int kParts>
 inline void value_keys(const uint32_t* p, const float* shrink, const Bf16* v, int64_t v_stride,
-                       int count, __mmask32 words, int64_t ahead, float* o, int64_t o_stride) {
+                       int count, __mmask32 words, float* o, int64_t o_stride) {
   constexpr int kVectors = 2 * kParts;
   __m512 acc[kRows][kVectors];
 #pragma GCC unroll 4
@@ -94,16 +100,16 @@ inline void value_keys(const uint32_t* p, const float* shrink, const Bf16* v, in
       acc[r][i] = _mm512_mul_ps(_mm512_loadu_ps(o + r * o_stride + 16 * i), by);
     }
   }
-  for (int j = 0; j < count; j += 2) {
+  const auto add = [&](int j, __mmask32 of_next) {
     const Bf16 *row = v + j * v_stride, *next = row + v_stride;
     __m512i x[kVectors];
 #pragma GCC unroll 2
     for (int i = 0; i < kParts; ++i) {
       const __mmask32 here = i + 1 < kParts ? ~__mmask32{0} : words;
-      __builtin_prefetch(row + 32 * i + ahead, 0, 2);
-      __builtin_prefetch(next + 32 * i + ahead, 0, 2);
+      __builtin_prefetch(row + kStepKeys * v_stride + 32 * i, 0, 2);
+      __builtin_prefetch(next + kStepKeys * v_stride + 32 * i, 0, 2);
       const __m512i a = _mm512_maskz_loadu_epi16(here, row + 32 * i);
-      const __m512i b = _mm512_maskz_loadu_epi16(j + 1 < count ? here : 0, next + 32 * i);
+      const __m512i b = _mm512_maskz_loadu_epi16(here & of_next, next + 32 * i);
       x[2 * i] = _mm512_unpacklo_epi16(a, b);
       x[2 * i + 1] = _mm512_unpackhi_epi16(a, b);
     }
@@ -113,7 +119,10 @@ inline void value_keys(const uint32_t* p, const float* shrink, const Bf16* v, in
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) acc[r][i] = dot(acc[r][i], w, x[i]);
     }
-  }
+  };
+  int j = 0;
+  for (; j + 2 <= count; j += 2) add(j, ~__mmask32{0});
+  if (j < count) add(j, 0);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -124,7 +133,7 @@ inline void value_keys(const uint32_t* p, const float* shrink, const Bf16* v, in
 // The tile of one item. `low` and `high` are its limits for every row: all of its keys.
 struct StepTile {
   const Bf16 *k, *v;
-  int64_t k_stride, v_stride, k_ahead, v_ahead;  // ahead: elements to what is asked for meanwhile
+  int64_t k_stride, v_stride;
   int64_t first;
   int count;
   const int *low, *high;
@@ -139,7 +148,7 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
   const int end = (tile.count + 31) / 32 * 32;
   for (int j = 0; j < tile.count; j += 16 / kRows) {
     score_keys<kRows>(q, p.head_dim_pad, tile.k + j * tile.k_stride, tile.k_stride, tile.count - j,
-                      p.head_dim, tile.k_ahead, s + j);
+                      p.head_dim, s + j);
   }
   for (int r = 0; r < kRows && r0 + r < item.rows; ++r) {
     __m512i most = _mm512_setzero_si512();
@@ -158,11 +167,11 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
     float* o = t.o + r0 * p.head_dim_v_pad + d;
     if (left > 32) {
       value_keys<kRows, 2>(weights, t.shrink + r0, tile.v + d, tile.v_stride, tile.count,
-                           first_words(left - 32), tile.v_ahead, o, p.head_dim_v_pad);
+                           first_words(left - 32), o, p.head_dim_v_pad);
       d += 64;
     } else {
       value_keys<kRows, 1>(weights, t.shrink + r0, tile.v + d, tile.v_stride, tile.count,
-                           first_words(left), tile.v_ahead, o, p.head_dim_v_pad);
+                           first_words(left), o, p.head_dim_v_pad);
       d += 32;
     }
   }
@@ -173,8 +182,7 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
 void settle(const Call& c, const Item& item, const Scratch& t) {
   const AttentionArgs& a = *c.args;
   const Plan& p = c.plan;
-  const __m512i low =
-      _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   const __m512i sign = _mm512_set1_epi32(0x7fffffff);
   bool small = false;
@@ -208,7 +216,6 @@ void settle(const Call& c, const Item& item, const Scratch& t) {
 
 // Items of one position that differ in the kv head alone; `padded` is the room of each one's rows.
 void step_pairs(const Call& c, const Item* items, int count, int padded, const Scratch& t) {
-  constexpr int kKeys = 64;
   const AttentionArgs& a = *c.args;
   const Plan& p = c.plan;
   const int rows = items[0].rows;
@@ -235,23 +242,20 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
   tile.v_stride = token_stride(a.v);
   tile.low = t.low;
   tile.high = t.high;
-  for (int64_t first = keys.begin; first < keys.end; first += kKeys) {
+  for (int64_t first = keys.begin; first < keys.end; first += kStepKeys) {
     const int64_t left = keys.end - first;
     tile.first = first;
-    tile.count = left < kKeys ? static_cast<int>(left) : kKeys;
-    // What comes after the item is most often the next one's.
-    tile.k_ahead = kKeys * tile.k_stride;
-    tile.v_ahead = kKeys * tile.v_stride;
+    tile.count = left < kStepKeys ? static_cast<int>(left) : kStepKeys;
     for (int r = 0; r < padded; ++r) {
       t.low[r] = 0;
       t.high[r] = tile.count;
     }
     for (int i = 0; i < count; ++i) {
       const Item& item = items[i];
-      tile.k = static_cast<const Bf16*>(a.k.data) + item.s.k + item.kv_head * head_stride(a.k) +
-               first * tile.k_stride;
-      tile.v = static_cast<const Bf16*>(a.v.data) + item.s.v + item.kv_head * head_stride(a.v) +
-               first * tile.v_stride;
+      const Bf16* k = static_cast<const Bf16*>(a.k.data) + item.s.k + first * tile.k_stride;
+      const Bf16* v = static_cast<const Bf16*>(a.v.data) + item.s.v + first * tile.v_stride;
+      tile.k = k + item.kv_head * head_stride(a.k);
+      tile.v = v + item.kv_head * head_stride(a.v);
       const Scratch own = from_row(t, p, i * padded);
       for (int r = 0; r < rows; r += 4) {
         switch (rows - r) {
@@ -259,10 +263,7 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
           case 2: step_rows_of<2>(c, item, own, tile, r); break;
           default: step_rows_of<4>(c, item, own, tile, r); break;
         }
-        tile.k_ahead = tile.v_ahead = 0;
       }
-      tile.k_ahead = kKeys * tile.k_stride;
-      tile.v_ahead = kKeys * tile.v_stride;
     }
   }
   for (int i = 0; i < count; ++i) {
