@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { randomFloats, relativeError, repeatTo } from './numbers.mjs'
+import { attentionData, attentionError, randomFloats, relativeError, repeatTo } from './numbers.mjs'
 
 // [number in ggml.h, whether x86 has repacked kernels for it]
 const types = {
@@ -57,6 +57,10 @@ export function open() {
     write: base.func('void ggml_backend_tensor_set(void *, const void *, size_t, size_t)'),
     read: base.func('void ggml_backend_tensor_get(const void *, _Out_ void *, size_t, size_t)'),
     bytes: base.func('size_t ggml_nbytes(const void *)'),
+    cube: base.func('void *ggml_new_tensor_3d(void *, int, int64_t, int64_t, int64_t)'),
+    attend: base.func(
+      'void *ggml_flash_attn_ext(void *, void *, void *, void *, void *, float, float, float)',
+    ),
     multiply: base.func('void *ggml_mul_mat(void *, void *, void *)'),
     graph: base.func('void *ggml_new_graph(void *)'),
     expand: base.func('void ggml_build_forward_expand(void *, void *)'),
@@ -127,8 +131,67 @@ function weightsOf({ kind, n, k, coldBytes, ternary }) {
 
 let last
 
+/** Flash attention with q in f32, as llama.cpp has it; keys and values of a head lie together. */
+function prepareAttention(spec) {
+  const { kind, seqQ, seqKv, headDim, heads, kvHeads, threads, coldBytes } = spec
+  last?.()
+  const [type] = types[kind]
+  const data = attentionData(spec)
+  const context = g.context({ size: 8 << 20, buffer: null, noAlloc: true })
+  const made = () => [0, 1].map(() => g.cube(context, type, headDim, seqKv, kvHeads))
+  const caches = [made()]
+  const bytes = g.bytes(caches[0][0])
+  while (caches.length * 2 * bytes < coldBytes) caches.push(made())
+  const q = g.cube(context, f32, headDim, seqQ, heads)
+  const mask = seqQ > 1 ? g.matrix(context, types.f16[0], seqKv, seqQ) : null
+  const graph = g.graph(context)
+  const results = caches.map(([k, v]) => g.attend(context, q, k, v, mask, 1 / Math.sqrt(headDim), 0, 0))
+  for (const result of results) g.expand(graph, result)
+  const buffer = g.allocate(context, g.backend)
+  last = () => {
+    g.freeBuffer(buffer)
+    g.freeContext(context)
+    last = undefined
+  }
+  for (const [at, values] of [data.k, data.v].entries()) {
+    const codes = new Uint8Array(bytes)
+    g.quantize(type, values, codes, 0, values.length / headDim, headDim, null)
+    for (const cache of caches) g.write(cache[at], codes, 0, bytes)
+  }
+  const turned = new Float32Array(data.q.length) // heads outside
+  for (let h = 0; h < heads; h++) {
+    for (let i = 0; i < seqQ; i++) {
+      const from = (i * heads + h) * headDim
+      turned.set(data.q.subarray(from, from + headDim), (h * seqQ + i) * headDim)
+    }
+  }
+  g.write(q, turned, 0, turned.byteLength)
+  if (mask !== null) {
+    const minusInf = 0xfc00 // in f16
+    const seen = new Uint16Array(seqQ * seqKv)
+    for (let i = 0; i < seqQ; i++) seen.fill(minusInf, i * seqKv + seqKv - seqQ + i + 1, (i + 1) * seqKv)
+    g.write(mask, seen, 0, seen.byteLength)
+  }
+  g.setThreads(g.backend, threads)
+  return {
+    label: `ggml flash attention ${kind}`,
+    launches: caches.length,
+    bytes: 2 * bytes,
+    run: () => {
+      const status = g.compute(g.backend, graph)
+      if (status !== 0) throw new Error(`ggml_backend_graph_compute gave ${status}`)
+    },
+    error: () => {
+      const got = new Float32Array(seqQ * heads * headDim)
+      g.read(results.at(-1), got, 0, got.byteLength)
+      return attentionError((i, h, d) => got[(i * heads + h) * headDim + d], data, spec)
+    },
+  }
+}
+
 /** x in f32, as llama.cpp has it. */
 export function prepare(spec) {
+  if (spec.op === 'attention') return prepareAttention(spec)
   const { kind, m, n, k, threads } = spec
   last?.()
   const { tensors, bytes, exact } = weightsOf(spec)

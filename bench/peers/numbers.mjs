@@ -58,3 +58,46 @@ export function relativeError(got, x, w, { m, n, k }) {
   }
   return Math.sqrt(off / all)
 }
+
+/** q of a case of attention, [seqQ, heads, headDim], and k and v, [kvHeads, seqKv, headDim]. */
+export function attentionData({ seqQ, seqKv, headDim, heads, kvHeads }) {
+  const kvCount = kvHeads * seqKv * headDim
+  return {
+    q: randomFloats(seqQ * heads * headDim, 13),
+    k: randomFloats(kvCount, 11),
+    v: randomFloats(kvCount, 17),
+  }
+}
+
+/**
+ * As relativeError, of causal attention: first and last query, first and last head.
+ *
+ * @param got value of the result at (query, head, dimension)
+ */
+export function attentionError(got, { q, k, v }, { seqQ, seqKv, headDim, heads, kvHeads }) {
+  let off = 0
+  let all = 0
+  for (const i of new Set([0, seqQ - 1])) {
+    for (const h of new Set([0, heads - 1])) {
+      const base = Math.floor((h * kvHeads) / heads) * seqKv
+      const keys = seqKv - seqQ + i + 1
+      const scores = Float64Array.from({ length: keys }, (_, j) => {
+        let sum = 0
+        for (let d = 0; d < headDim; d++)
+          sum += q[(i * heads + h) * headDim + d] * k[(base + j) * headDim + d]
+        return sum / Math.sqrt(headDim)
+      })
+      const most = scores.reduce((a, b) => Math.max(a, b))
+      const weights = scores.map((s) => Math.exp(s - most))
+      const total = weights.reduce((a, b) => a + b)
+      for (let d = 0; d < headDim; d++) {
+        let exact = 0
+        for (let j = 0; j < keys; j++) exact += weights[j] * v[(base + j) * headDim + d]
+        exact /= total
+        off += (got(i, h, d) - exact) ** 2
+        all += exact ** 2
+      }
+    }
+  }
+  return Math.sqrt(off / all)
+}

@@ -1,7 +1,7 @@
 // onnxruntime-node: one graph with as many copies of the operator as make the weights cold, all reading the same x.
 // Weights are initializers, which a session prepacks when it is made.
 import { createRequire } from 'node:module'
-import { randomFloats, relativeError, repeatTo } from './numbers.mjs'
+import { attentionData, attentionError, randomFloats, relativeError, repeatTo } from './numbers.mjs'
 import { model, node, tensor, value } from './onnx.mjs'
 
 const ms = 'com.microsoft'
@@ -143,6 +143,14 @@ const kinds = {
   matMul: floats,
 }
 
+const sessionOptions = (threads) => ({
+  intraOpNumThreads: threads,
+  interOpNumThreads: 1,
+  executionMode: 'sequential',
+  graphOptimizationLevel: 'all',
+  logSeverityLevel: 3,
+})
+
 let layer
 
 /** A session for these weights; the last one is kept if it serves. M is open. */
@@ -161,18 +169,110 @@ async function layerOf(spec) {
     inputs: [value('x', ['M', spec.k], made.x)],
     outputs: each.map((c) => value(`y${c}`, ['M', spec.n], made.y)),
   })
-  const session = await ort.InferenceSession.create(bytes, {
-    intraOpNumThreads: spec.threads,
-    interOpNumThreads: 1,
-    executionMode: 'sequential',
-    graphOptimizationLevel: 'all',
-    logSeverityLevel: 3,
-  })
+  const session = await ort.InferenceSession.create(bytes, sessionOptions(spec.threads))
   layer = { key, session, made, copies }
   return layer
 }
 
+/** [kvHeads, seqKv, headDim] as [tokens, heads, headDim] for the tokens from `begin`, each head of k or v `times` over. */
+function tokensOf(values, { seqKv, headDim, kvHeads }, begin, times) {
+  const out = new Float32Array((seqKv - begin) * kvHeads * times * headDim)
+  for (let j = begin; j < seqKv; j++) {
+    for (let h = 0; h < kvHeads * times; h++) {
+      const from = (Math.floor(h / times) * seqKv + j) * headDim
+      out.set(values.subarray(from, from + headDim), ((j - begin) * kvHeads * times + h) * headDim)
+    }
+  }
+  return out
+}
+
+/** Causal attention in f32. Decode: the cache is an initializer, of which one token less than seqKv is there. */
+async function prepareAttention(spec) {
+  const { kind, seqQ, seqKv, headDim, heads, kvHeads } = spec
+  const data = attentionData(spec)
+  const past = seqKv - seqQ
+  const isGrouped = kind === 'groupQueryAttention'
+  const times = isGrouped ? 1 : heads / kvHeads
+  const width = kvHeads * times * headDim
+  const cached = (values, c) => {
+    const out = new Float32Array(kvHeads * past * headDim)
+    for (let h = 0; h < kvHeads; h++) {
+      out.set(values.subarray(h * seqKv * headDim, (h * seqKv + past) * headDim), h * past * headDim)
+    }
+    return distinct(out, c)
+  }
+  const bytes = 2 * seqKv * kvHeads * headDim * 4
+  const copies = Math.max(1, Math.ceil(spec.coldBytes / bytes))
+  const each = Array.from({ length: copies }, (_, c) => c)
+  const common = [
+    tensor('k', [1, seqQ, width], 'f32', tokensOf(data.k, spec, past, times)),
+    tensor('v', [1, seqQ, width], 'f32', tokensOf(data.v, spec, past, times)),
+    ...(isGrouped
+      ? [
+          tensor('seqlens', [1], 'i32', Int32Array.of(seqKv - 1)),
+          tensor('total', [], 'i32', Int32Array.of(seqKv)),
+        ]
+      : []),
+  ]
+  const nodeOf = (c) => {
+    if (!isGrouped) {
+      return node('MultiHeadAttention', ms, ['q', 'k', 'v'], [`y${c}`], {
+        num_heads: heads,
+        unidirectional: 1,
+      })
+    }
+    const caches = past > 0 ? [`pastK${c}`, `pastV${c}`] : ['', '']
+    return node(
+      'GroupQueryAttention',
+      ms,
+      ['q', 'k', 'v', ...caches, 'seqlens', 'total'],
+      [`y${c}`, `presentK${c}`, `presentV${c}`],
+      { num_heads: heads, kv_num_heads: kvHeads },
+    )
+  }
+  const caches = (c) =>
+    past > 0
+      ? [
+          tensor(`pastK${c}`, [1, kvHeads, past, headDim], 'f32', cached(data.k, c)),
+          tensor(`pastV${c}`, [1, kvHeads, past, headDim], 'f32', cached(data.v, c)),
+        ]
+      : []
+  await layer?.session.release()
+  layer = undefined
+  const session = await ort.InferenceSession.create(
+    model({
+      nodes: each.map(nodeOf),
+      tensors: [...common, ...each.flatMap(caches)],
+      inputs: [value('q', [1, seqQ, heads * headDim], 'f32')],
+      outputs: each.map((c) => value(`y${c}`, [1, seqQ, heads * headDim], 'f32')),
+    }),
+    sessionOptions(spec.threads),
+  )
+  layer = { session }
+  const q = new ort.Tensor('float32', data.q, [1, seqQ, heads * headDim])
+  const results = Object.fromEntries(
+    each.map((c) => [
+      `y${c}`,
+      new ort.Tensor('float32', new Float32Array(data.q.length), [1, seqQ, heads * headDim]),
+    ]),
+  )
+  let output
+  return {
+    label: spec.label,
+    launches: copies,
+    bytes,
+    run: async () => {
+      output = await session.run({ q }, results)
+    },
+    error: () => {
+      const y = output[`y${copies - 1}`].data
+      return attentionError((i, h, d) => y[(i * heads + h) * headDim + d], data, spec)
+    },
+  }
+}
+
 export async function prepare(spec) {
+  if (spec.op === 'attention') return prepareAttention(spec)
   const { m, n, k } = spec
   const { session, made, copies } = await layerOf(spec)
   let data = randomFloats(m * k, 7)

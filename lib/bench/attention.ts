@@ -65,7 +65,8 @@ function checkAttention(
   return undefined
 }
 
-function* caseOf(
+/** One shape in one dtype. */
+export function* attentionCaseOf(
   context: BenchContext,
   dtype: FloatDType,
   { name, shape }: Named<AttentionShape>,
@@ -120,6 +121,6 @@ export function* attentionCases(context: BenchContext): Generator<BenchCase> {
     shape: attentionShapes[name] as AttentionShape,
   }))
   for (const dtype of context.options.x ?? (['bf16'] as const)) {
-    for (const shape of context.options.attention ?? usual) yield* caseOf(context, dtype, shape)
+    for (const shape of context.options.attention ?? usual) yield* attentionCaseOf(context, dtype, shape)
   }
 }

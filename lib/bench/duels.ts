@@ -152,3 +152,28 @@ export const duels: Readonly<Record<string, Duel>> = {
     ],
   },
 }
+
+/** A shape of attention against rivals. */
+export interface AttentionDuel {
+  readonly fields: readonly Field[]
+  readonly percentBar?: number
+}
+
+const grouped = ort('groupQueryAttention', 'ORT GroupQueryAttention f32')
+const multiHead = ort('multiHeadAttention', 'ORT MultiHeadAttention f32')
+const prefillRivals = [ggml('f16'), grouped, multiHead]
+const decodeRivals = [ggml('f16'), ggml('bf16'), grouped]
+const prefill: AttentionDuel = { fields: [{ rivals: prefillRivals, bar: 2.5, barAll: 2.5 }] }
+const decode: AttentionDuel = { fields: [{ rivals: decodeRivals, bar: 3, barAll: 2.5 }] }
+
+/** By the name of a shape in cases.ts; q, k and v of ours in bf16, of rivals in what they have. */
+export const attentionDuels: Readonly<Record<string, AttentionDuel>> = {
+  'decode-64-2k': decode,
+  'decode-64-8k': { ...decode, percentBar: 70 },
+  'decode-128-2k': decode,
+  'decode-128-8k': { ...decode, percentBar: 70 },
+  'prefill-64-512': prefill,
+  'prefill-64-2k': prefill,
+  'prefill-128-512': prefill,
+  'prefill-128-2k': { ...prefill, percentBar: 65 },
+}

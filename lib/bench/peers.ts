@@ -9,10 +9,11 @@ import { openDevice } from '../device'
 import { LowbitError } from '../errors'
 import { description, native, root } from '../native'
 import { measurePeaks, type Peaks } from '../peaks'
+import { attentionCaseOf } from './attention'
 import { peakLines } from './bench'
 import { boundOf, ratesOf } from './bound'
-import { coldBytes, coldM } from './cases'
-import type { Duel, DuelM, Field, Rival } from './duels'
+import { type AttentionShape, attentionShapes, coldBytes, coldM } from './cases'
+import { type AttentionDuel, attentionDuels, type Duel, type Field, type Rival } from './duels'
 import { type BenchLine, type Origin, originOf, rounded } from './line'
 import { linearCasesOf } from './linear'
 import { Peers } from './peer'
@@ -40,12 +41,18 @@ interface Arena {
   readonly sink: BenchSink
 }
 
+/** What a rival is told of a case; `rows` are the rows of x or the queries, and few of them find their operands cold. */
+interface RivalSpec {
+  readonly rows: number
+  readonly [property: string]: string | number
+}
+
 /** The runner of a rival, checked; undefined where it is not there or wrong. */
 async function rivalRunner(
   arena: Arena,
   rival: Rival,
   own: BenchCase | undefined,
-  [m, n, k]: readonly [number, number, number],
+  spec: RivalSpec,
 ): Promise<RivalRunner | undefined> {
   const { context, peers, sink } = arena
   if (rival.peer === 'own') {
@@ -59,11 +66,13 @@ async function rivalRunner(
   const { peer: name, ...call } = rival
   const peer = await peers.get(name)
   if (peer === undefined) return undefined
-  const cold = m <= coldM && !context.options.hot ? coldBytes : 0
+  const { rows, ...sizes } = spec
+  const cold = rows <= coldM && !context.options.hot ? coldBytes : 0
   try {
     const { label, error } = await peer.prepare({
       ...call,
-      ...{ m, n, k, threads: context.threads, coldBytes: cold },
+      ...sizes,
+      ...{ threads: context.threads, coldBytes: cold },
     })
     if (!(error <= largestError)) {
       sink.note(`${label}: its result is ${(100 * error).toFixed(1)} % from the exact one: the call is wrong`)
@@ -122,14 +131,14 @@ function fieldLines(
   })
 }
 
-/** One number of rows of x. Returns how many lines it made. */
+/** One case. Returns how many lines it made. */
 async function fight(
   arena: Arena,
   name: string,
-  { m, fields, percentBar }: DuelM,
+  { fields, percentBar }: AttentionDuel,
   ours: BenchCase,
   own: BenchCase | undefined,
-  [n, k]: readonly [number, number],
+  spec: RivalSpec,
 ): Promise<number> {
   const { context, peaks, origin, sink } = arena
   const { device, threads, options } = context
@@ -142,7 +151,7 @@ async function fight(
   if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${label}: ${row} is wrong: ${wrong}`)
   const runners = new Map<Rival, RivalRunner>()
   for (const rival of new Set(fields.flatMap((field) => field.rivals))) {
-    const runner = await rivalRunner(arena, rival, own, [m, n, k])
+    const runner = await rivalRunner(arena, rival, own, spec)
     if (runner !== undefined) runners.set(rival, runner)
   }
   const me = ourRunner(row, device, ours.launch)
@@ -211,8 +220,9 @@ async function duelOf(
       const rival = own?.next().value ?? undefined
       const m = ms[at++]
       if (m === undefined) break
+      const [n, k] = shape.shape
       try {
-        lines += await fight(arena, name, m, ours, rival, shape.shape)
+        lines += await fight(arena, name, m, ours, rival, { rows: m.m, m: m.m, n, k })
       } catch (error) {
         if (!(error instanceof LowbitError && error.code === 'ERR_UNSUPPORTED')) throw error
         sink.note(`${name}: ${error.message}`)
@@ -253,6 +263,61 @@ async function cappedDuel(
   return lines
 }
 
+/** Runs `each` with a device for each number of threads, the peaks measured before. Returns how many lines were made. */
+async function inArenas(
+  wanted: readonly number[] | undefined,
+  options: BenchOptions,
+  sink: BenchSink,
+  each: (arena: Arena) => Promise<number>,
+): Promise<number> {
+  const origin = originOf()
+  const threads = threadsOf(wanted)
+  const peers = new Peers(sink)
+  let lines = 0
+  try {
+    sink.progress('peaks of the machine')
+    using widest = openDevice('cpu', { threads: Math.max(...threads) })
+    const peaks = await measurePeaks(widest, { seconds: Math.min(10, 2 * options.effort.seconds || 1e-3) })
+    sink.peaks(peaks, peakLines(peaks, origin))
+    for (const n of threads) {
+      using device = openDevice('cpu', { threads: n })
+      lines += await each({ context: { device, threads: n, options }, peaks, peers, origin, sink })
+    }
+  } finally {
+    await peers.close()
+  }
+  return lines
+}
+
+const threadsOf = (wanted: readonly number[] | undefined): number[] => [
+  ...new Set(wanted ?? [1, native.hostInfo().cores]),
+]
+
+/**
+ * Runs the duels of attention at these shapes of cases.ts.
+ *
+ * @returns how many lines it made.
+ */
+export async function runAttentionDuels(
+  names: readonly string[],
+  wanted: readonly number[] | undefined,
+  options: BenchOptions,
+  sink: BenchSink,
+): Promise<number> {
+  return inArenas(wanted, options, sink, async (arena) => {
+    let lines = 0
+    for (const name of names) {
+      const shape = attentionShapes[name] as AttentionShape
+      const { seqQ, seqKv, headDim, heads = 32, kvHeads = 8 } = shape
+      const spec = { rows: seqQ, op: 'attention', seqQ, seqKv, headDim, heads, kvHeads }
+      for (const ours of attentionCaseOf(arena.context, 'bf16', { name, shape })) {
+        lines += await fight(arena, name, attentionDuels[name] as AttentionDuel, ours, undefined, spec)
+      }
+    }
+    return lines
+  })
+}
+
 /**
  * Runs these duels with each number of threads.
  *
@@ -265,33 +330,20 @@ export async function runDuels(
   options: BenchOptions,
   sink: BenchSink,
 ): Promise<number> {
-  const origin = originOf()
-  const threads = [...new Set(wanted ?? [1, native.hostInfo().cores])]
-  const widest = Math.max(...threads)
-  const peers = new Peers(sink)
   const capped = ({ arch }: Duel): boolean => arch !== undefined && process.env.LB_ARCH !== arch
   const here = chosen.filter(([, duel]) => !capped(duel))
   let lines = 0
-  let peaks: Peaks | undefined
-  try {
-    for (const n of here.length > 0 ? threads : []) {
-      if (peaks === undefined) {
-        sink.progress('peaks of the machine')
-        using device = openDevice('cpu', { threads: widest })
-        peaks = await measurePeaks(device, { seconds: Math.min(10, 2 * options.effort.seconds || 1e-3) })
-        sink.peaks(peaks, peakLines(peaks, origin))
-      }
-      using device = openDevice('cpu', { threads: n })
-      const arena = { context: { device, threads: n, options }, peaks, peers, origin, sink }
+  if (here.length > 0) {
+    lines = await inArenas(wanted, options, sink, async (arena) => {
+      let made = 0
       for (const shape of shapes) {
-        for (const [name, duel] of here) lines += await duelOf(arena, name, duel, shape)
+        for (const [name, duel] of here) made += await duelOf(arena, name, duel, shape)
       }
-    }
-  } finally {
-    await peers.close()
+      return made
+    })
   }
   for (const duel of chosen) {
-    if (capped(duel[1])) lines += await cappedDuel(duel, threads, shapes, options, origin, sink)
+    if (capped(duel[1])) lines += await cappedDuel(duel, threadsOf(wanted), shapes, options, originOf(), sink)
   }
   return lines
 }

@@ -9,7 +9,7 @@ import {
   defaultLinearShapes,
   linearShapes,
 } from '../bench/cases'
-import { type Duel, duels } from '../bench/duels'
+import { attentionDuels, type Duel, duels } from '../bench/duels'
 import type { BenchLine } from '../bench/line'
 import type { BenchOptions, BenchSink } from '../bench/run'
 import type { Peaks, Rates } from '../peaks'
@@ -45,8 +45,9 @@ both as measured in the same run. Without an op all of them run, in under three 
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
   --checkpoint <f>   decode: a folder in Hugging Face's layout (default: test/checkpoints/small)
-  --peers            linear, decode: against rivals, which bench/peers has; see its README
-  --case <list>      with --peers: ${Object.keys(duels).join(', ')}
+  --peers            linear, attention, decode: against rivals, which bench/peers has; see its README
+  --case <list>      with --peers linear: ${Object.keys(duels).join(', ')};
+                     attention: ${Object.keys(attentionDuels).join(', ')}
   --hot              the same buffers again and again, instead of ones that no cache holds
   --rounds <n>       rounds that count, default 9
   --seconds <s>      length of a round, default 0.04; the peaks are measured twice as long
@@ -220,8 +221,8 @@ export async function run(argv: readonly string[]): Promise<number> {
     const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
     const groups = groupsOption(values.group)
     const peers = values.peers ?? false
-    if (peers && op !== 'linear' && op !== 'decode')
-      throw new UsageError('--peers goes with linear and decode')
+    if (peers && op !== 'linear' && op !== 'attention' && op !== 'decode')
+      throw new UsageError('--peers goes with linear, attention and decode')
     if (values.checkpoint !== undefined && op !== 'decode')
       throw new UsageError('--checkpoint goes with decode')
     if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')
@@ -286,6 +287,11 @@ export async function run(argv: readonly string[]): Promise<number> {
         if (values.checkpoint === undefined && !fs.existsSync(folder))
           throw new UsageError('name a --checkpoint')
         lines = await runDecode(folder, threads, options.effort, peers, printer)
+      } else if (peers && op === 'attention') {
+        const known = Object.keys(attentionDuels)
+        const names = wordsOption(values.case, 'case', known) ?? known
+        const { runAttentionDuels } = require('../bench/peers') as typeof import('../bench/peers')
+        lines = await runAttentionDuels(names, threads, options, printer)
       } else if (peers) {
         const names = wordsOption(values.case, 'case', Object.keys(duels)) ?? Object.keys(duels)
         const { runDuels } = require('../bench/peers') as typeof import('../bench/peers')
