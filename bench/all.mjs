@@ -23,6 +23,10 @@ const parts = {
     [...peers, '--case', 'w4a8,int8,int2,ternary', '--shape', 'o', '--m', '1,8,64', '--threads', '1'],
   ],
   'rivals-avx2': [[...peers, '--case', 'w4a8-avx2', '--threads', '1']],
+  'rivals-attention': [
+    ['attention', '--peers', '--threads', '1'],
+    ['attention', '--peers', '--threads', cores],
+  ],
   decode: [['decode', '--peers', '--seconds', '0.2']],
   bounds: [
     ['linear', '--rounds', '5'],

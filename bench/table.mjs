@@ -47,8 +47,8 @@ const tables = {
   peers: {
     head: [
       'case',
-      'N x K',
-      'M',
+      'N x K, or shape',
+      'M, or queries',
       'threads',
       'us',
       'GOP/s',
@@ -64,8 +64,8 @@ const tables = {
     short: (l) => l.bar !== undefined,
     row: (l) => [
       l.case,
-      `${l.n} x ${l.k}`,
-      l.m,
+      l.n === undefined ? l.shape : `${l.n} x ${l.k}`,
+      l.m ?? l.seqQ,
       l.threads,
       digits(l.us),
       digits(l.gops),

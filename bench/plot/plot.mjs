@@ -77,7 +77,10 @@ const familyOf = (peer) =>
 /** A bar for each rival of each case: how many times its time ours is as fast. The line at 1 is the rival itself. */
 function duels(machine, threads, lines) {
   const values = lines.map((l) => ({
-    label: `${l.case}, M = ${l.m}${l.n === l.k ? `, ${l.n} x ${l.k}` : ''} : ${l.peer}`,
+    label:
+      l.n === undefined
+        ? `${l.case} : ${l.peer}`
+        : `${l.case}, M = ${l.m}${l.n === l.k ? `, ${l.n} x ${l.k}` : ''} : ${l.peer}`,
     family: familyOf(l.peer),
     ratio: l.ratio,
     bar: l.bar,
