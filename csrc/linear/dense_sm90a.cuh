@@ -24,10 +24,6 @@ static cudaError_t launch_dense(const Matrix& x, const Matrix& w, const Finish& 
   if (f.m <= 16) return launch_tiles<Stream<Mma, 16>>(x, w, f, processors, stream);
   if (f.m <= 32) return launch_tiles<Stream<Mma, 32>>(x, w, f, processors, stream);
   if (f.m <= 64) return launch_tiles<Stream<Mma, 64>>(x, w, f, processors, stream);
-  // Tiles of 128 rows of x leave multiprocessors idle where w has few rows: there K is cut too.
-  if (f.m <= 128 && ceil_div(f.n, kStreamRows) * 2 <= processors) {
-    return launch_tiles<Stream<Mma, 128>>(x, w, f, processors, stream);
-  }
   constexpr int kK = Gemm<Mma, 1, 64>::kK;
   const GemmShape shape = {f.m, f.n, static_cast<int32_t>(ceil_div(x.columns, kK))};
   int best = 256;

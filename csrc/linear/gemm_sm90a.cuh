@@ -164,17 +164,25 @@ __global__ void __launch_bounds__(384, 1)
         for (int i = 0; i < G::kCols / 2; ++i) d[slab][i] = 0;
       }
       const int first = row * G::kRows + g * G::kSlabs * 64 + warp * 16 + lane / 4;
-      for (int kb = 0; kb < shape.k_blocks; ++kb) {
-        // Asked for before the stage is waited for.
-        float factor[G::kSlabs][2];
-        const float w_factor = w_block_of(blocks, col * G::kCols / 128, kb);
+      // Scales of blocks are asked for a stage ahead.
+      float w_next = 1.0f, x_next[2 * G::kSlabs];
+      const auto ask = [&](int kb) {
+        if (kb >= shape.k_blocks) return;
+        w_next = w_block_of(blocks, col * G::kCols / 128, kb);
 #pragma unroll
         for (int i = 0; i < 2 * G::kSlabs; ++i) {
-          float& v = factor[i / 2][i % 2];
-          v = w_factor;
           const int m = first + i * 8 + i / 2 * 48;
-          if (blocks.x != nullptr) v *= m < shape.m ? blocks.x[m * blocks.x_stride + kb] : 0.0f;
+          if (blocks.x != nullptr && m < shape.m) x_next[i] = blocks.x[m * blocks.x_stride + kb];
         }
+      };
+#pragma unroll
+      for (float& v : x_next) v = 1.0f;
+      ask(0);
+      for (int kb = 0; kb < shape.k_blocks; ++kb) {
+        float factor[G::kSlabs][2];
+#pragma unroll
+        for (int i = 0; i < 2 * G::kSlabs; ++i) factor[i / 2][i % 2] = w_next * x_next[i];
+        ask(kb + 1);
         barrier_wait(&full[ring.slot], ring.parity);
         const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
         const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);

@@ -6,7 +6,8 @@
 //           columns; x with a scale a row or one for 128 columns.
 // Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
-// Method    stream_sm90a.cuh for M <= 64, gemm_sm90a.cuh beyond. The tensor cores keep 14 bits of a
+// Method    stream_sm90a.cuh for M <= 64 (32 where x has blocks), gemm_sm90a.cuh beyond. The tensor
+// cores keep 14 bits of a
 //           sum of fp8 products, so every 128 of K it moves to f32 registers, times the scales of
 //           blocks; tiles of two slabs of 128 columns leave room for both sums.
 // Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
@@ -46,7 +47,8 @@ static cudaError_t launch_fp8(const Call& c) {
   } else {
     if (m <= 16) return few<WX, 16>(c);
     if (m <= 32) return few<WX, 32>(c);
-    if (m <= 64) return few<WX, 64>(c);
+    // Scales of blocks for 64 rows of x a stage are more loads than few() has registers for.
+    if (m <= 64 && c.blocks.x == nullptr) return few<WX, 64>(c);
     const GemmShape shape = {m, c.finish.n, static_cast<int32_t>(ceil_div(c.x.columns, 128))};
     const int64_t high = gemm_cost(shape, 128, c.processors, 256);
     const int64_t wide = gemm_cost(shape, 128, c.processors);

@@ -202,8 +202,8 @@ static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shap
   if (e != cudaSuccess) return e;
   const int tiles = static_cast<int>(ceil_div(f.n, kStreamRows) * ceil_div(f.m, S::kTokens));
   return launch_stream(stream_int4_kernel<S>, tiles,
-                       stream_split(tiles, shape.units, processors * 2, 8), S::kShared, stream,
-                       map_x, w, f, shape);
+                       stream_split(tiles, shape.units, processors, S::kTokens >= 64 ? 2 : 4),
+                       S::kShared, stream, map_x, w, f, shape);
 }
 
 }  // namespace

@@ -138,19 +138,31 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
 #pragma unroll
     for (uint32_t& v : d) v = 0;
     uint32_t last = 0;
-    for (int kb = begin; kb < end; ++kb) {
-      // Scales of this block of K: the warp's columns 8j + 2 (lane % 4) and the next.
-      float factor[S::kPromote ? S::kTokens / 4 : 1];
-      if constexpr (S::kPromote) {
-        const float w_factor = w_block_of(blocks, tile, kb);
+    // Scales of blocks, of columns 8j + 2 (lane % 4) and the next, are asked for a stage ahead
+    // where registers allow it.
+    constexpr bool kAhead = S::kTokens <= 32;
+    float w_next = 1.0f, x_next[S::kTokens / 4];
+    const auto ask = [&](int kb) {
+      if (kb >= end) return;
+      w_next = w_block_of(blocks, tile, kb);
 #pragma unroll
-        for (int i = 0; i < S::kTokens / 4; ++i) {
-          factor[i] = w_factor;
-          const int m = i / 2 * 8 + t % 4 * 2 + i % 2;
-          if (blocks.x != nullptr) {
-            factor[i] *= m < f.m ? blocks.x[m * blocks.x_stride + kb] : 0.0f;
-          }
-        }
+      for (int i = 0; i < S::kTokens / 4; ++i) {
+        const int m = i / 2 * 8 + t % 4 * 2 + i % 2;
+        if (blocks.x != nullptr && m < f.m) x_next[i] = blocks.x[m * blocks.x_stride + kb];
+      }
+    };
+    if constexpr (S::kPromote) {
+#pragma unroll
+      for (float& v : x_next) v = 1.0f;
+      if (kAhead) ask(begin);
+    }
+    for (int kb = begin; kb < end; ++kb) {
+      float factor[S::kTokens / 4];
+      if constexpr (S::kPromote) {
+        if (!kAhead) ask(kb);
+#pragma unroll
+        for (int i = 0; i < S::kTokens / 4; ++i) factor[i] = w_next * x_next[i];
+        if (kAhead) ask(kb + 1);
       }
       barrier_wait(&full[ring.slot], ring.parity);
       const uint64_t w = wgmma_tile(shared + ring.slot * S::kStage + g * 64 * 128);
@@ -225,11 +237,10 @@ static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& 
   if (e != cudaSuccess) return e;
   const int k_blocks = static_cast<int>((x.columns + S::kK - 1) / S::kK);
   const int tiles = (f.n + kStreamRows - 1) / kStreamRows;
-  // One to one and a half blocks a multiprocessor, and at most 4 a cluster: with 8 and twice the
-  // blocks M = 64 lost a fifth to the exchange.
-  return launch_stream(stream_kernel<S>, tiles,
-                       stream_split(tiles, k_blocks, processors * 3 / 2, 4), S::kShared, stream,
-                       map_x, map_w, f, blocks, k_blocks);
+  // At most a block a multiprocessor and 4 a cluster: what more blocks keep in flight is less than
+  // their exchange takes.
+  return launch_stream(stream_kernel<S>, tiles, stream_split(tiles, k_blocks, processors, 4),
+                       S::kShared, stream, map_x, map_w, f, blocks, k_blocks);
 }
 
 }  // namespace
