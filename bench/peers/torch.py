@@ -285,11 +285,16 @@ def main():
                         print(f"{rival}: {str(fault).splitlines()[0]}", file=sys.stderr)
                 count = n * k * case.bits / 8 + out.numel() * 2 + m * k * (2 if case.bits != 8 else 1)
                 arithmetic = 2.0 * m * n * k
-                bound = max(count / read, arithmetic / (2 * case.peak * properties.multi_processor_count * clock)) * 1e6
+                bounds = {"memory": count / read * 1e6,
+                          "arithmetic": arithmetic / (2 * case.peak * properties.multi_processor_count * clock) * 1e6}
+                limit = max(bounds, key=bounds.get)
+                bound = bounds[limit]
                 best = min(times, key=times.get) if times else None
-                line = {"op": "linear", "row": case.row, "case": name, "shape": f"M{m} {n}x{k} {case.name}", "m": m, "n": n, "k": k,
+                word = case.name.removeprefix("blocks ").removeprefix("saved ").split()[0]
+                line = {"op": "linear", "format": "fp8_e4m3" if word == "fp8" else word,
+                        "compute": "int8" if "_i8_" in case.row else "fp8" if "_fp8_" in case.row else "float", "row": case.row, "case": name, "shape": f"M{m} {n}x{k} {case.name}", "m": m, "n": n, "k": k,
                         "us": us, "p10": p10, "p90": p90, "gbs": count / us / 1e3, "gops": arithmetic / us / 1e3,
-                        "boundUs": bound, "percent": 100 * bound / us, "rivals": times}
+                        "bound": limit, "boundUs": bound, "percent": 100 * bound / us, "rivals": times}
                 if best:
                     line.update(peer=best, peerUs=times[best], ratio=times[best] / us)
                     ratios.append(times[best] / us)
