@@ -1,11 +1,12 @@
 // What happens to a row of sums before it is stored: scale of x, bias, activation or gate,
 // residual, dtype. One function for all rows; its choices are run time because it touches M * N
-// values and not M * N * K. F is f32 in kernels; double in the reference row, whose exp and erf are
-// the C library's.
+// values and not M * N * K. Kernels work on Lanes of f32; the reference row does it in
+// double, with the C library's exp and erf.
 #pragma once
 
 #include "csrc/linear/linear.h"
 #include "csrc/simd/convert.h"
+#include "csrc/simd/lanes.h"
 #include "csrc/simd/math.h"
 
 namespace lowbit {
@@ -44,27 +45,23 @@ static inline void activate(Activation activation, F* v, int64_t count) {
   }
 }
 
-static inline void widen(const float* from, int64_t count, float* to) {
-  std::memcpy(to, from, static_cast<size_t>(count) * 4);
-}
 static inline void widen(const float* from, int64_t count, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
-// v[0..count) holds the sums of row m of out for rows [n0, n0 + count) of w, without the scale of
-// x. n0 and count are even where the activation is gated. v is used up.
-template <class F>
+// For sums in double. v[0..count) holds the sums of row m of out for rows [n0, n0 + count) of w,
+// without the scale of x. n0 and count are even where the activation is gated. v is used up.
 static inline void epilogue(const LinearArgs& args, int64_t m, int64_t n0, int64_t count,
-                            F row_scale, F* v) {
+                            double row_scale, double* v) {
   constexpr int64_t kBlock = 64;  // columns at a time, so that the temporaries stay in L1
   const Tensor& out = args.out;
   const bool gated = is_gated(args.activation);
   float loaded[kBlock];
-  F a[kBlock], b[kBlock];
+  double a[kBlock], b[kBlock];
   for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
     int64_t width = count - i0 < kBlock ? count - i0 : kBlock;
-    F* block = v + i0;
-    if (row_scale != F(1)) {
+    double* block = v + i0;
+    if (row_scale != 1.0) {
       for (int64_t i = 0; i < width; ++i) block[i] *= row_scale;
     }
     if (present(args.bias)) {
@@ -95,5 +92,85 @@ static inline void epilogue(const LinearArgs& args, int64_t m, int64_t n0, int64
     store_floats(out.data, out.dtype, m * out.strides[0] + n, width, block);
   }
 }
+
+#if defined(__AVX2__)
+
+// Every second lane of a and b, beginning with the first or the second one.
+template <int kFirst>
+static inline Lanes every_second(Lanes a, Lanes b) {
+  constexpr int f = kFirst;
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14,
+                                 f + 16, f + 18, f + 20, f + 22, f + 24, f + 26, f + 28, f + 30);
+#else
+  return __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14);
+#endif
+}
+
+// For sums in f32, which stay as they are; the same arguments. Each step is a walk over 64 columns
+// in L1: with choices of dtype and tails between them, activations took twice the time.
+static inline void epilogue(const LinearArgs& args, int64_t m, int64_t n0, int64_t count,
+                            float row_scale, const float* v) {
+  constexpr int64_t kBlock = 64;
+  const Lanes scale = Lanes{} + row_scale;
+  const auto at = [](const Tensor& t, auto* type, int64_t first) {
+    return static_cast<decltype(type)>(t.data) + first;
+  };
+  float block[kBlock] = {}, gates[kBlock / 2], values[kBlock / 2];
+  for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
+    int64_t width = count - i0 < kBlock ? count - i0 : kBlock, n = n0 + i0;
+    if (present(args.bias)) {
+      with_float_type(args.bias.dtype, [&](auto* type) {
+        map_run(v + i0, at(args.bias, type, n), block, width,
+                [&](Lanes sum, Lanes bias) { return sum * scale + bias; });
+      });
+    } else {
+      map_run(v + i0, block, width, [&](Lanes sum) { return sum * scale; });
+    }
+    if (is_gated(args.activation)) {
+      width /= 2;
+      n /= 2;
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const Lanes a = load_lanes(block + 2 * i), b = load_lanes(block + 2 * i + kLanes);
+        store_lanes(gates + i, every_second<0>(a, b));
+        store_lanes(values + i, every_second<1>(a, b));
+      }
+      activate(args.activation, gates, width);
+      map_run(gates, values, block, width, [](Lanes gate, Lanes value) { return gate * value; });
+    } else {
+      activate(args.activation, block, width);
+    }
+    if (present(args.residual)) {
+      with_float_type(args.residual.dtype, [&](auto* type) {
+        map_run(block, at(args.residual, type, m * args.residual.strides[0] + n), block, width,
+                [](Lanes value, Lanes residual) { return value + residual; });
+      });
+    }
+    with_float_type(args.out.dtype, [&](auto* type) {
+      map_run(block, at(args.out, type, m * args.out.strides[0] + n), width,
+              [](Lanes value) { return value; });
+    });
+  }
+}
+
+// What the epilogue of rows [m, m + rows) and columns [n0, n0 + count) will read, into L2 while
+// the products are made: the weights that stream through have pushed it out.
+static inline void prefetch_epilogue(const LinearArgs& args, int64_t m, int64_t rows, int64_t n0,
+                                     int64_t count) {
+  const auto lines = [](const Tensor& t, int64_t first, int64_t width) {
+    const char* p = static_cast<const char*>(t.data) + first * dtype_bytes(t.dtype);
+    for (int64_t i = 0; i < width * dtype_bytes(t.dtype); i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+  };
+  if (present(args.bias)) lines(args.bias, n0, count);
+  if (!present(args.residual)) return;
+  if (is_gated(args.activation)) {
+    n0 /= 2;
+    count /= 2;
+  }
+  for (int64_t i = m; i < m + rows; ++i)
+    lines(args.residual, i * args.residual.strides[0] + n0, count);
+}
+
+#endif
 
 }  // namespace lowbit

@@ -183,8 +183,8 @@ static inline void for_amx_blocks(const LinearArgs& args, Pool* pool, int64_t m_
       const int64_t height = rows - m0 < b.rows ? rows - m0 : b.rows;
       block(thread, n0 / kPanel, ceil_div(width, kPanel), m0, height, sums, b.columns);
       for (int64_t m = 0; m < height; ++m) {
-        epilogue<float>(args, m_first + m0 + m, n0, width, scale == nullptr ? 1.0f : scale[m0 + m],
-                        sums + m * b.columns);
+        epilogue(args, m_first + m0 + m, n0, width, scale == nullptr ? 1.0f : scale[m0 + m],
+                 sums + m * b.columns);
       }
     }
   });

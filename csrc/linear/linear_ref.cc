@@ -91,7 +91,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
         for (int64_t m = 0; m < rows; ++m) {
           double sums[kPair];
           for (int64_t i = 0; i < count; ++i) sums[i] = dot(scratch.x + m * k, w + i * k, k);
-          epilogue<double>(args, m0 + m, n0, count, scratch.scale[m], sums);
+          epilogue(args, m0 + m, n0, count, scratch.scale[m], sums);
         }
       }
     });

@@ -51,10 +51,11 @@ static inline void for_blocks(const LinearArgs& args, Pool* pool, int64_t m_firs
       const int64_t n0 = i / m_blocks * kBlockN, m0 = i % m_blocks * mc;
       const int64_t width = args.w.n - n0 < kBlockN ? args.w.n - n0 : kBlockN;
       const int64_t height = rows - m0 < mc ? rows - m0 : mc;
+      prefetch_epilogue(args, m_first + m0, height, n0, width);
       block(thread, n0, ceil_div(width, kPanel), m0, height, sums);
       for (int64_t m = 0; m < height; ++m) {
-        epilogue<float>(args, m_first + m0 + m, n0, width, scale == nullptr ? 1.0f : scale[m0 + m],
-                        sums + m * kBlockN);
+        epilogue(args, m_first + m0 + m, n0, width, scale == nullptr ? 1.0f : scale[m0 + m],
+                 sums + m * kBlockN);
       }
     }
   });
