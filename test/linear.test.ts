@@ -114,8 +114,11 @@ function make(random: Random, wanted: Wanted) {
     bias: bias && tensor(bias, [n], wanted.bias),
     residual: residual && place(residual, columns, wanted.residual as FloatName),
   }
-  const ref = (exact: boolean, out: FloatName): RefCall => ({
-    ...{ m: rows, w: refWeight(q), x: coded ? coded.values : plain, compute, exact, activation, out },
+  const ref = (exact: boolean, out: FloatName, fp8Sums = false): RefCall => ({
+    m: rows,
+    w: refWeight(q),
+    x: coded ? coded.values : plain,
+    ...{ compute, exact, fp8Sums, activation, out },
     ...(coded
       ? { codes: { dtype: codes?.dtype as CodeDType, scales: coded.scales, per: codes?.per ?? 'row' } }
       : {}),
@@ -125,16 +128,18 @@ function make(random: Random, wanted: Wanted) {
   return { x, w: device.load(q), options, ref, columns }
 }
 
-/** Whether the row that ran adds products of codes as integers: the plain loop that judges it does so too. */
-function ranOnIntegers(): boolean {
+/** How the row that ran adds products of codes: the plain loop that judges it does so too. */
+function sumsOfRow(): { integers: boolean; fp8Sums: boolean } {
   const ran = native.chosenRow()
-  const row = description.kernels.find(({ name }) => name === ran) as unknown as { computes: Compute[] }
-  return row.computes.every((compute) => compute === 'int8')
+  const row = description.kernels.find(({ name }) => name === ran)
+  const { computes, fp8Sums } = row as unknown as { computes: Compute[]; fp8Sums: boolean }
+  return { integers: computes.every((compute) => compute === 'int8'), fp8Sums }
 }
 
 /** Holds a result against the reference. */
 function expectRight(made: ReturnType<typeof make>, m: number, y: Tensor, label: string): void {
-  const call = made.ref(ranOnIntegers(), y.dtype as FloatName)
+  const { integers, fp8Sums } = sumsOfRow()
+  const call = made.ref(integers, y.dtype as FloatName, fp8Sums)
   expect([label, y.shape]).toEqual([label, [m, columnsOf(call)]])
   const wrong = judge(call, m, Float32Array.from(read(y)))
   if (wrong !== undefined) throw new Error(`${label} on ${native.chosenRow()}: ${wrong}`)
