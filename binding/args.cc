@@ -48,15 +48,22 @@ bool Reader::own(DeviceHandle* device, const char* name) {
   return true;
 }
 
-TensorHandle* Reader::accept(TensorHandle* handle, napi_value value, const char* name) {
+// The handle, unless it is none, disposed or of another device.
+template <class Handle>
+Handle* Reader::accept_own(Handle* handle, napi_value value, const char* name,
+                           const char* expected) {
   if (handle == nullptr) {
-    fail_type(name, "a Tensor", value);
+    fail_type(name, expected, value);
   } else if (handle->storage == nullptr) {
     fail(error(Code::disposed, "%s: %s is disposed", op_, name));
   } else if (own(handle->device, name)) {
     return handle;
   }
   return nullptr;
+}
+
+TensorHandle* Reader::accept(TensorHandle* handle, napi_value value, const char* name) {
+  return accept_own(handle, value, name, "a Tensor");
 }
 
 TensorHandle* Reader::tensor(const char* name) {
@@ -67,16 +74,18 @@ TensorHandle* Reader::tensor(const char* name) {
 WeightHandle* Reader::weight_handle(const char* name) {
   napi_value value = next();
   if (failed_) return nullptr;
-  WeightHandle* handle = unwrap_weight(env_, value);
-  if (handle == nullptr) {
-    fail_type(name, "a Weight (what device.load() returns)", value);
-  } else if (handle->storage == nullptr) {
-    fail(error(Code::disposed, "%s: %s is disposed", op_, name));
-  } else if (own(handle->device, name)) {
-    return handle;
-  }
-  return nullptr;
+  return accept_own(unwrap_weight(env_, value), value, name,
+                    "a Weight (what device.load() returns)");
 }
+
+CacheHandle* Reader::cache_handle(const char* name) {
+  napi_value value = next();
+  if (failed_) return nullptr;
+  return accept_own(unwrap_cache(env_, value), value, name,
+                    "a KvCache (what device.kvCache() returns)");
+}
+
+bool Reader::at_cache() { return !failed_ && unwrap_cache(env_, peek()) != nullptr; }
 
 Tensor Reader::input(const char* name) {
   const TensorHandle* handle = tensor(name);
@@ -92,6 +101,13 @@ Weight Reader::weight(const char* name) {
   if (handle == nullptr) return {};
   read[reads++] = handle->storage;
   return handle->weight;
+}
+
+KvCache Reader::cache(const char* name, bool writes_it) {
+  const CacheHandle* handle = cache_handle(name);
+  if (handle == nullptr) return {};
+  (writes_it ? written[writes++] : read[reads++]) = handle->storage;
+  return handle->cache;
 }
 
 // Fills the slot from a Tensor or undefined and returns null; returns the object that is to become
@@ -137,6 +153,9 @@ DeviceHandle* Reader::device(const char* name) {
   if (failed_) return nullptr;
   if (TensorHandle* tensor = unwrap_tensor(env_, value)) {
     return accept(tensor, value, name) == nullptr ? nullptr : tensor->device;
+  }
+  if (CacheHandle* cache = unwrap_cache(env_, value)) {
+    return accept_own(cache, value, name, "") == nullptr ? nullptr : cache->device;
   }
   DeviceHandle* handle = unwrap_device(env_, value);
   if (handle == nullptr) fail_type(name, "a Device", value);

@@ -16,9 +16,11 @@ class Reader {
  public:
   Reader(napi_env env, napi_callback_info info, const char* op);
 
-  Tensor input(const char* name);     // a Tensor
-  Tensor optional(const char* name);  // a Tensor or undefined
-  Weight weight(const char* name);    // a Weight
+  Tensor input(const char* name);                // a Tensor
+  Tensor optional(const char* name);             // a Tensor or undefined
+  Weight weight(const char* name);               // a Weight
+  KvCache cache(const char* name, bool writes);  // a KvCache; whether the op writes it
+  bool at_cache();                               // whether the next one is a KvCache
   // A Tensor; an object without a handle, which the call fills with a new tensor as `infer` says;
   // or undefined.
   template <class Args>
@@ -37,9 +39,10 @@ class Reader {
   void agree(const char* name, const Tensor& given, const char* option, DType meant);
   void agree_scales(const char* name, const Tensor& given, const char* option, bool by_block);
 
-  DeviceHandle* device(const char* name);  // a Device, or a Tensor for its device
+  DeviceHandle* device(const char* name);  // a Device, or what has one
   TensorHandle* tensor(const char* name);
   WeightHandle* weight_handle(const char* name);
+  CacheHandle* cache_handle(const char* name);
   napi_value object(const char* name);  // an object without a handle, to be wrapped
   napi_value value();                   // whatever stands there
   napi_value peek();                    // the same, without passing over it
@@ -76,6 +79,8 @@ class Reader {
  private:
   napi_value next() { return at_ < count_ ? argv_[at_++] : undefined_; }
   bool own(DeviceHandle* device, const char* name);
+  template <class Handle>
+  Handle* accept_own(Handle* handle, napi_value value, const char* name, const char* expected);
   TensorHandle* accept(TensorHandle* handle, napi_value value, const char* name);
   napi_value existing_output(const char* name, Tensor* slot);
   void add_shell(Tensor* slot, napi_value object, Tensor made);

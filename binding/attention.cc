@@ -18,17 +18,23 @@ struct Attention {
     const Blame of = [](const void* args, int64_t at, int32_t value) {
       return attention_blame(*static_cast<const Args*>(args), at, value);
     };
-    return present(a.cu_seqlens_q) || present(a.kv_lens) ? of : nullptr;
+    return attention_has_values(a) ? of : nullptr;
   }
   static void read(Reader& r, AttentionArgs& args) {
     args.q = r.input("q");
-    args.k = r.input("k");
-    args.v = r.input("v");
+    const bool paged = r.at_cache();
+    if (paged) args.kv = r.cache("kv", false);
+    args.k = paged ? absent_tensor() : r.input("k");
+    args.v = paged ? r.optional("v") : r.input("v");
     args.cu_seqlens_q = r.optional("cuSeqlensQ");
     args.cu_seqlens_kv = r.optional("cuSeqlensKv");
     args.kv_lens = r.optional("kvLens");
     args.alibi_slopes = r.optional("alibiSlopes");
     args.sinks = r.optional("sinks");
+    args.bias = r.optional("bias");
+    args.page_table = r.optional("pageTable");
+    args.prefix_rows = r.optional("prefixRows");
+    args.prefix_lens = r.optional("prefixLens");
     args.softmax_scale = static_cast<float>(r.number("softmaxScale"));
     args.softcap = static_cast<float>(r.number("softcap"));
     args.window_left = r.integer("window[0]");

@@ -11,6 +11,7 @@
 #include "csrc/elementwise/elementwise.h"
 #include "csrc/embedding/embedding.h"
 #include "csrc/format/layout.h"
+#include "csrc/kv/kv.h"
 #include "csrc/linear/linear.h"
 #include "csrc/norm/norm.h"
 #include "csrc/quantize/quantize.h"
@@ -137,6 +138,14 @@ static napi_value kernel_rows(napi_env env) {
              set_dtypes(env, row, "dtypes", s.dtypes);
              set_number(env, row, "headDimMax", static_cast<double>(s.head_dim_max));
              set_number(env, row, "headDimMultiple", static_cast<double>(s.head_dim_multiple));
+             napi_value paged;
+             napi_create_array(env, &paged);
+             for (int i = 0; i < kKvFormatCount; ++i) {
+               if (has(s.paged, static_cast<KvFormat>(i)))
+                 push_text(env, paged, kKvFormats[i].name);
+             }
+             napi_set_named_property(env, row, "kvFormats", paged);
+             set_boolean(env, row, "bias", s.bias);
            });
   const QuantizeTable quantize = quantize_table();
   add_rows(env, rows, "quantize", quantize.rows, quantize.count,
@@ -146,6 +155,7 @@ static napi_value kernel_rows(napi_env env) {
            });
   add_row_op(env, rows, "norm", norm_table());
   add_row_op(env, rows, "rope", rope_table());
+  add_row_op(env, rows, "kv", kv_table());
   add_row_op(env, rows, "embedding", embedding_table());
   add_row_op(env, rows, "elementwise", elementwise_table());
   add_row_op(env, rows, "copy", copy_table());
@@ -171,6 +181,7 @@ napi_value describe(napi_env env, napi_callback_info info) {
   set_words(env, out, "activations", 8, [](int i) { return kActivationNames[i]; });
   set_words(env, out, "computes", 3, [](int i) { return kComputeNames[i]; });
   set_words(env, out, "scores", 2, [](int i) { return kScoreNames[i]; });
+  set_words(env, out, "kvFormats", kKvFormatCount, [](int i) { return kKvFormats[i].name; });
   set_words(env, out, "errorCodes", kCodes, [](int i) { return code_name(static_cast<Code>(i)); });
   set_words(env, out, "archs", kArchCount, [](int i) { return kArchs[i].name; });
   napi_set_named_property(env, out, "kernels", kernel_rows(env));

@@ -17,6 +17,8 @@ Callback tensor_info, tensor_disposed, tensor_dispose;
 Callback tensor_slice, tensor_reshape, tensor_transpose;
 Callback format_sizes, quantize_weight, dequantize_weight, check_weight;
 Callback load, unpack_weight, packed_bytes, weight_info, weight_disposed, weight_dispose;
+Callback kv_cache, cache_info, cache_disposed, cache_dispose;
+Callback kv_append, kv_read, kv_copy, kv_save, kv_restore;
 Callback add, silu_mul, gelu_mul, copy, embedding, rms_norm, layer_norm, rope;
 Callback softmax, argmax, cross_entropy;
 

@@ -5,6 +5,7 @@ namespace lowbit::binding {
 static constexpr napi_type_tag kDeviceTag = {0x6c6f776269740001, 0x8d1f0c52a7e34b01};
 static constexpr napi_type_tag kTensorTag = {0x6c6f776269740002, 0x8d1f0c52a7e34b02};
 static constexpr napi_type_tag kWeightTag = {0x6c6f776269740003, 0x8d1f0c52a7e34b03};
+static constexpr napi_type_tag kCacheTag = {0x6c6f776269740004, 0x8d1f0c52a7e34b04};
 
 template <class T>
 static T* unwrap(napi_env env, napi_value value, const napi_type_tag& tag) {
@@ -25,6 +26,9 @@ TensorHandle* unwrap_tensor(napi_env env, napi_value value) {
 WeightHandle* unwrap_weight(napi_env env, napi_value value) {
   return unwrap<WeightHandle>(env, value, kWeightTag);
 }
+CacheHandle* unwrap_cache(napi_env env, napi_value value) {
+  return unwrap<CacheHandle>(env, value, kCacheTag);
+}
 
 // External memory goes up once when a storage gets its first JavaScript object, and down once when
 // it loses its last.
@@ -43,6 +47,7 @@ static void dispose(napi_env env, T* handle) {
 }
 void dispose_tensor(napi_env env, TensorHandle* handle) { dispose(env, handle); }
 void dispose_weight(napi_env env, WeightHandle* handle) { dispose(env, handle); }
+void dispose_cache(napi_env env, CacheHandle* handle) { dispose(env, handle); }
 
 template <class T>
 static void finalize(napi_env env, void* data, void*) {
@@ -72,6 +77,10 @@ napi_status wrap_tensor(napi_env env, napi_value object, DeviceHandle* device, S
 napi_status wrap_weight(napi_env env, napi_value object, DeviceHandle* device, Storage* storage,
                         const Weight& weight) {
   return wrap(env, object, new WeightHandle{device, storage, weight}, kWeightTag);
+}
+napi_status wrap_cache(napi_env env, napi_value object, DeviceHandle* device, Storage* storage,
+                       const KvCache& cache) {
+  return wrap(env, object, new CacheHandle{device, storage, cache}, kCacheTag);
 }
 
 napi_status wrap_device(napi_env env, napi_value object, DeviceHandle* handle) {

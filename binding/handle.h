@@ -1,6 +1,6 @@
-// Handles: what the JavaScript objects Device, Tensor and Weight hold. Each object is wrapped with
-// a type tag of its own, so a handle can't be taken for another, nor an object of another addon for
-// a handle.
+// Handles: what the JavaScript objects Device, Tensor, Weight and KvCache hold. Each object is
+// wrapped with a type tag of its own, so a handle can't be taken for another, nor an object of
+// another addon for a handle.
 #pragma once
 
 #include <node_api.h>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding/env.h"
+#include "csrc/attention/cache.h"
 #include "csrc/base/device.h"
 #include "csrc/base/queue.h"
 #include "csrc/format/weight.h"
@@ -40,10 +41,17 @@ struct WeightHandle {
   Weight weight;
 };
 
+struct CacheHandle {
+  DeviceHandle* device;
+  Storage* storage;  // null once disposed
+  KvCache cache;
+};
+
 // The handle in `value`, or null if it holds none of that kind. Throws nothing.
 DeviceHandle* unwrap_device(napi_env env, napi_value value);
 TensorHandle* unwrap_tensor(napi_env env, napi_value value);
 WeightHandle* unwrap_weight(napi_env env, napi_value value);
+CacheHandle* unwrap_cache(napi_env env, napi_value value);
 
 // Ties a new handle to `object`, an instance of the matching class that holds none yet. Takes over
 // one count of the storage and reports its bytes to the garbage collector.
@@ -52,7 +60,10 @@ napi_status wrap_tensor(napi_env env, napi_value object, DeviceHandle* device, S
                         const Tensor& view);
 napi_status wrap_weight(napi_env env, napi_value object, DeviceHandle* device, Storage* storage,
                         const Weight& weight);
+napi_status wrap_cache(napi_env env, napi_value object, DeviceHandle* device, Storage* storage,
+                       const KvCache& cache);
 void dispose_tensor(napi_env env, TensorHandle* handle);
 void dispose_weight(napi_env env, WeightHandle* handle);
+void dispose_cache(napi_env env, CacheHandle* handle);
 
 }  // namespace lowbit::binding

@@ -1,6 +1,7 @@
+import { KvCache } from './cache'
 import { kindOf, LowbitTypeError, wordIndex } from './errors'
 import { native } from './native'
-import { type IntList, intTensor, outputOf, Tensor } from './tensor'
+import { type IntList, intTensor, outputOf, Tensor, withInts } from './tensor'
 import { type Score, scores } from './words'
 
 /** How many keys to the left and to the right of its own position a query sees; -1 or left out: all. */
@@ -8,8 +9,8 @@ export type AttentionWindow =
   | readonly [left: number, right: number]
   | { readonly left?: number; readonly right?: number }
 
-/** Options of {@link attention}. */
-export interface AttentionOptions {
+/** Options of {@link attention} that plain and paged keys share. */
+export interface ScoreOptions {
   /** Query i stands at position i + (seqKv - seqQ), so that the last query has the last key, and sees no later key. */
   readonly causal?: boolean | undefined
   /** How far a query sees from its own position. Default: without limit. */
@@ -20,23 +21,52 @@ export interface AttentionOptions {
   readonly alibiSlopes?: Tensor | undefined
   /** f32 [heads]: exp(sink) is added to each softmax's denominator. Not with 'sigmoid'. */
   readonly sinks?: Tensor | undefined
+  /**
+   * f32 [heads or 1, tokens, keys], added to the scores: its rows are counted as q's tokens, its columns from the first key
+   * of each sequence, which must have no more keys than there are columns. For batched q also [batch or 1, heads or 1,
+   * seqQ, keys].
+   */
+  readonly bias?: Tensor | undefined
   /** Factor of q·k, finite. 0 and default: 1 / sqrt(headDim). */
   readonly softmaxScale?: number | undefined
   /** 'softmax' (default), or 'sigmoid': 1 / (1 + exp(-score)), not normalised (Ramapuram et al., 2024). */
   readonly score?: Score | undefined
   /**
    * i32 [batch + 1]: where the sequences of packed q begin and end; from 0, never falling, to tokens. Default: one. Here
-   * and in the two below, a list is copied before the call returns; give a tensor where the same one serves many calls.
+   * and in the other lists of integers, an array is copied before the call returns; give a tensor where the same one
+   * serves many calls.
    */
   readonly cuSeqlensQ?: IntList | undefined
-  /** The same for packed k and v. Default: cuSeqlensQ. */
-  readonly cuSeqlensKv?: IntList | undefined
-  /** i32 [batch]: how many positions of batched k and v are there. Default: all. */
-  readonly kvLens?: IntList | undefined
   /** Receives the result: q's dtype or f32, memory of its own. Default: a new tensor in q's dtype. */
   readonly out?: Tensor | undefined
   /** Also give the log of each softmax's denominator. Not with 'sigmoid'. Default false. */
   readonly returnLse?: boolean | undefined
+}
+
+/** Options of {@link attention} on tensors. */
+export interface AttentionOptions extends ScoreOptions {
+  /** i32 [batch + 1]: where the sequences of packed k and v begin and end. Default: cuSeqlensQ. */
+  readonly cuSeqlensKv?: IntList | undefined
+  /** i32 [batch]: how many positions of batched k and v are there. Default: all. */
+  readonly kvLens?: IntList | undefined
+}
+
+/** Options of {@link attention} on a {@link KvCache}. */
+export interface PagedAttentionOptions extends ScoreOptions {
+  /**
+   * i32 [batch, pages]: position j of a sequence is token j % pageSize of the page that stands at j / pageSize in its row.
+   * A list of rows may have rows of any length.
+   */
+  readonly pageTable: Tensor | readonly (Int32Array | readonly number[])[]
+  /** i32 [batch]: how many positions each sequence has in the cache, those of q among them. */
+  readonly kvLens: IntList
+  /**
+   * i32 [batch]: the row of the cache's prefix region where a sequence has its first positions; -1: it has none there. The
+   * slots of its pages that stand for these positions are not read.
+   */
+  readonly prefixRows?: IntList | undefined
+  /** i32 [batch]: how many positions those are. Default: all tokens of a row. */
+  readonly prefixLens?: IntList | undefined
 }
 
 /** What {@link attention} gives with `returnLse`. */
@@ -57,18 +87,30 @@ function limitsOf(window: AttentionWindow): readonly [number, number] {
   return [left, right]
 }
 
+/** A page table as a tensor: rows of lists are filled up with -1. */
+function tableTensor(x: KvCache, table: readonly (Int32Array | readonly number[])[]): Tensor {
+  const where = 'attention: pageTable'
+  if (!Array.isArray(table) || !table.every((row) => row instanceof Int32Array || Array.isArray(row)))
+    throw new LowbitTypeError(`${where}: expected a Tensor or a list of rows but got ${kindOf(table)}`)
+  const width = table.reduce((most, row) => Math.max(most, row.length), 0)
+  const rows = table.flatMap((row) => [...row, ...new Array<number>(width - row.length).fill(-1)])
+  return intTensor(x, rows, where, [table.length, width])
+}
+
 /**
  * `softmax(softmaxScale * q kᵀ + masks) v`, tiled so that the scores are never stored (Dao, FlashAttention-2, 2023).
- * Scores are scaled, capped, given their ALiBi bias and masked, in this order; sums are float32.
+ * Scores are scaled, capped, given their ALiBi bias and their additive bias, and masked, in this order; sums are float32.
  *
  * @param q [tokens, heads, headDim] packed, several sequences with `cuSeqlensQ`; or [batch, seqQ, heads, headDim]. f32,
  *   f16 or bf16. Here and in k and v the last dimension is contiguous, the others may have any stride.
  * @param k [tokens, kvHeads, headDim] or [batch, seqKv, kvHeads, headDim], in q's dtype; kvHeads divides heads (GQA, MQA).
+ *   Or a {@link KvCache} of any format, which has the values too: then options come next, with `pageTable` and `kvLens`.
  * @param v like k, with a head dim of its own.
  * @returns like q, with v's head dim. A query that sees no key gives zeros (lse: -inf, or the sink). NaN and inf reach
  *   the queries that see them, and no other.
  * @throws LowbitError ERR_SHAPE, ERR_DTYPE, ERR_STRIDES, ERR_DEVICE, ERR_ARGUMENT, ERR_DISPOSED, ERR_MEMORY;
- *   LowbitTypeError. The wait for the result rejects with ERR_ARGUMENT if cuSeqlens or kvLens hold numbers out of range.
+ *   LowbitTypeError. The wait for the result rejects with ERR_ARGUMENT if cuSeqlens, kvLens, pageTable or prefixes hold
+ *   numbers out of range.
  * @see csrc/attention/attention.h for the exact arithmetic.
  */
 export function attention(
@@ -80,44 +122,56 @@ export function attention(
 export function attention(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Tensor
 export function attention(
   q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  options: AttentionOptions = {},
+  kv: KvCache,
+  options: PagedAttentionOptions & { returnLse: true },
+): AttentionResult
+export function attention(q: Tensor, kv: KvCache, options: PagedAttentionOptions): Tensor
+export function attention(
+  q: Tensor,
+  k: Tensor | KvCache,
+  third?: Tensor | PagedAttentionOptions,
+  fourth?: AttentionOptions,
 ): Tensor | AttentionResult {
-  const { score = 'softmax', returnLse = false } = options
+  const cache = k instanceof KvCache ? k : undefined
+  const options = ((cache === undefined ? fourth : third) ?? {}) as AttentionOptions &
+    Partial<PagedAttentionOptions>
+  const { score = 'softmax', returnLse = false, pageTable } = options
   const [left, right] = options.window === undefined ? [-1, -1] : limitsOf(options.window)
   const out = outputOf(options.out, 'attention')
   const lse = returnLse ? Tensor.shell() : undefined
-  const made: Tensor[] = []
-  const ints = (list: IntList | undefined, name: string): Tensor | undefined => {
-    if (list === undefined || list instanceof Tensor || !(q instanceof Tensor))
-      return list as Tensor | undefined
-    const tensor = intTensor(q, list, `attention: ${name}`)
-    made.push(tensor)
-    return tensor
-  }
-  try {
-    native.attention(
-      q,
-      k,
-      v,
-      ints(options.cuSeqlensQ, 'cuSeqlensQ'),
-      ints(options.cuSeqlensKv, 'cuSeqlensKv'),
-      ints(options.kvLens, 'kvLens'),
-      options.alibiSlopes,
-      options.sinks,
-      options.softmaxScale ?? 0,
-      options.softcap ?? 0,
-      left,
-      right,
-      options.causal ?? false,
-      wordIndex(scores, score, 'attention: score'),
-      out,
-      lse,
-    )
-  } finally {
-    // The queued op holds their memory until it has run.
-    for (const tensor of made) tensor.dispose()
-  }
+  // Lists go where q is; if q is no tensor, the call says so.
+  withInts(q, 'attention', (ints) => {
+    const lists = q instanceof Tensor
+    const made = cache === undefined || pageTable === undefined || pageTable instanceof Tensor || !lists
+    const table = made ? undefined : tableTensor(cache, pageTable)
+    const list = (name: 'cuSeqlensQ' | 'cuSeqlensKv' | 'kvLens' | 'prefixRows' | 'prefixLens') =>
+      lists ? ints(options[name], name) : undefined
+    try {
+      native.attention(
+        q,
+        k,
+        cache === undefined ? (third as Tensor) : undefined,
+        list('cuSeqlensQ'),
+        list('cuSeqlensKv'),
+        list('kvLens'),
+        options.alibiSlopes,
+        options.sinks,
+        options.bias,
+        table ?? (pageTable as Tensor | undefined),
+        list('prefixRows'),
+        list('prefixLens'),
+        options.softmaxScale ?? 0,
+        options.softcap ?? 0,
+        left,
+        right,
+        options.causal ?? false,
+        wordIndex(scores, score, 'attention: score'),
+        out,
+        lse,
+      )
+    } finally {
+      table?.dispose()
+    }
+  })
   return lse === undefined ? out : { out, lse }
 }

@@ -1,4 +1,5 @@
 import { backends, cudaBackends, cudaFiles, probeCuda } from './backends'
+import { KvCache, type KvCacheOptions } from './cache'
 import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
 import { Graph } from './graph'
 import { native, nativeError } from './native'
@@ -112,6 +113,16 @@ export class Device implements Disposable {
    */
   load(q: QuantizedWeight, options?: LoadOptions): Weight {
     return loadWeight(this, q, options)
+  }
+
+  /**
+   * Memory for keys and values in pages, which `attention` reads; see {@link KvCache}. Its contents are undefined until
+   * they are appended.
+   *
+   * @throws LowbitError ERR_ARGUMENT for sizes that no cache has, ERR_MEMORY; LowbitTypeError.
+   */
+  kvCache(options: KvCacheOptions): KvCache {
+    return KvCache.make(this, options)
   }
 
   /**

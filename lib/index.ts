@@ -1,7 +1,22 @@
 /** lowbit: low-precision GEMM and attention for Node.js. */
 
-export { type AttentionOptions, type AttentionResult, type AttentionWindow, attention } from './attention'
+export {
+  type AttentionOptions,
+  type AttentionResult,
+  type AttentionWindow,
+  attention,
+  type PagedAttentionOptions,
+  type ScoreOptions,
+} from './attention'
 export { type Backend, backends } from './backends'
+export {
+  type AppendOptions,
+  KvCache,
+  type KvCacheOptions,
+  type KvPrefix,
+  type KvRead,
+  type KvRope,
+} from './cache'
 export {
   Checkpoint,
   type CheckpointReadOptions,
@@ -86,6 +101,7 @@ export type {
   DType,
   ErrorCode,
   Format,
+  KvFormat,
   Layout,
   Score,
   ZeroPoint,

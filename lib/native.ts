@@ -5,7 +5,7 @@ import * as words from './words'
 
 const nodeGypBuild = require('node-gyp-build') as { resolve(folder: string): string }
 
-/** An object that native code has tied memory to, or is about to: a Tensor, a Weight or a Device. */
+/** An object that native code has tied memory to, or is about to: a Tensor, a Weight, a KvCache or a Device. */
 export type Handle = object
 type Settled = (code?: string, text?: string) => void
 type Typed = ArrayBufferView
@@ -93,6 +93,7 @@ export interface Description {
   activations: string[]
   computes: string[]
   scores: string[]
+  kvFormats: string[]
   errorCodes: string[]
   archs: string[]
   kernels: KernelRow[]
@@ -101,7 +102,7 @@ export interface Description {
 /**
  * Arguments stand by position, words as indices into the lists of words.ts. `out` is a Tensor, or an object of that
  * class without memory that the call fills; what `dtype` and `block` say must be true of a Tensor that is given, and
- * undefined says nothing. `device` may be a Device, or a Tensor for its device. `row` forces a kernel row by name (tests and benches).
+ * undefined says nothing. `device` may be a Device, or a Tensor or KvCache for its device. `row` forces a kernel row by name (tests and benches).
  */
 export interface Native {
   /** `library`: the file of the CUDA rows, which are listed where it loads; undefined leaves them out. */
@@ -189,6 +190,38 @@ export interface Native {
   weightInfo(weight: Handle): WeightInfo
   weightDisposed(weight: Handle): boolean
   weightDispose(weight: Handle): void
+  kvCache(
+    device: Handle,
+    cache: Handle,
+    format: number,
+    pages: number,
+    pageSize: number,
+    kvHeads: number,
+    headDim: number,
+    headDimV: number,
+    prefixRows: number,
+    prefixTokens: number,
+    prefixFormat: number,
+  ): void
+  /** `savedBytes`: of one token in what kvSave gives. */
+  cacheInfo(cache: Handle): { bytes: number; savedBytes: number }
+  cacheDisposed(cache: Handle): boolean
+  cacheDispose(cache: Handle): void
+  kvAppend(
+    cache: Handle,
+    k: Handle,
+    v: Handle,
+    slots: Handle,
+    cos: Handle | undefined,
+    sin: Handle | undefined,
+    positions: Handle | undefined,
+    pairing: number,
+    row?: string,
+  ): void
+  kvRead(cache: Handle, slots: Handle, k: Handle, v: Handle, row?: string): void
+  kvCopyPages(cache: Handle, from: Handle, to: Handle, row?: string): void
+  kvSave(cache: Handle, slots: Handle, bytes: Handle, row?: string): void
+  kvRestore(cache: Handle, bytes: Handle, slots: Handle, row?: string): void
   add(a: Handle, b: Handle, out: Handle, row?: string): void
   siluMul(gate: Handle, up: Handle, out: Handle, row?: string): void
   geluMul(gate: Handle, up: Handle, tanh: boolean, out: Handle, row?: string): void
@@ -249,15 +282,20 @@ export interface Native {
     row?: string,
   ): void
   dequantizeRows(codes: Handle, scales: Handle, dtype: number | undefined, out: Handle, row?: string): void
+  /** `k` may be a KvCache; then `v` is undefined. */
   attention(
     q: Handle,
     k: Handle,
-    v: Handle,
+    v: Handle | undefined,
     cuSeqlensQ: Handle | undefined,
     cuSeqlensKv: Handle | undefined,
     kvLens: Handle | undefined,
     alibiSlopes: Handle | undefined,
     sinks: Handle | undefined,
+    bias: Handle | undefined,
+    pageTable: Handle | undefined,
+    prefixRows: Handle | undefined,
+    prefixLens: Handle | undefined,
     softmaxScale: number,
     softcap: number,
     windowLeft: number,
@@ -305,6 +343,7 @@ export function contractDifference(found: Description): string | undefined {
     ['activations', words.activations],
     ['computes', words.computes],
     ['scores', words.scores],
+    ['kvFormats', words.kvFormats],
     ['errorCodes', words.nativeCodes],
   ]
   for (const [name, list] of expected) {

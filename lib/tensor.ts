@@ -1,5 +1,5 @@
 import { kindOf, LowbitError, LowbitTypeError, wordIndex } from './errors'
-import { native, nativeError, type TensorInfo } from './native'
+import { type Handle, native, nativeError, type TensorInfo } from './native'
 import { type DType, dtypes } from './words'
 
 /** The typed array that holds elements of a dtype in JavaScript. f16, bf16 and FP8 come as their bits. */
@@ -163,8 +163,35 @@ export function outputOf(out: Tensor | undefined, op: string, name = 'out'): Ten
 /** Whole numbers that an op reads: a tensor, or a list that the call makes one of. */
 export type IntList = Tensor | Int32Array | readonly number[]
 
+/**
+ * Calls `act` with a function that makes tensors of the lists among an op's arguments, in the memory of x's device. The
+ * queued op holds their memory until it has run.
+ */
+export function withInts<T>(
+  x: Handle,
+  op: string,
+  act: (ints: (list: IntList | undefined, name: string) => Tensor) => T,
+): T {
+  const made: Tensor[] = []
+  try {
+    return act((list, name) => {
+      if (list === undefined || list instanceof Tensor) return list as Tensor
+      const tensor = intTensor(x, list, `${op}: ${name}`)
+      made.push(tensor)
+      return tensor
+    })
+  } finally {
+    for (const tensor of made) tensor.dispose()
+  }
+}
+
 /** A list as an i32 tensor in the memory of x's device; whoever asked for it disposes it. */
-export function intTensor(x: Tensor, list: Int32Array | readonly number[], where: string): Tensor<'i32'> {
+export function intTensor(
+  x: Handle,
+  list: Int32Array | readonly number[],
+  where: string,
+  shape?: readonly number[],
+): Tensor<'i32'> {
   if (!(list instanceof Int32Array) && !Array.isArray(list))
     throw new LowbitTypeError(
       `${where}: expected a Tensor, an Int32Array or an array of whole numbers but got ${kindOf(list)}`,
@@ -180,6 +207,6 @@ export function intTensor(x: Tensor, list: Int32Array | readonly number[], where
       )
   }
   const tensor = Tensor.shell<'i32'>()
-  native.tensor(x, tensor, [numbers.length], dtypes.indexOf('i32'), numbers)
+  native.tensor(x, tensor, shape ?? [numbers.length], dtypes.indexOf('i32'), numbers)
   return tensor
 }

@@ -68,6 +68,11 @@ export const scores = ['softmax', 'sigmoid'] as const
 /** How attention turns scores into weights. */
 export type Score = (typeof scores)[number]
 
+/** Formats of a paged cache of keys and values. */
+export const kvFormats = ['f32', 'f16', 'bf16', 'fp8_e4m3', 'int8', 'int4'] as const
+/** What a cache stores: floats, or codes with a scale (int4: and a zero) for each token and head. */
+export type KvFormat = (typeof kvFormats)[number]
+
 /** Codes of native errors, in native order ('OK' is never thrown), then those that only TypeScript throws. */
 export const nativeCodes = [
   'OK',

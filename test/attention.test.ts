@@ -121,7 +121,8 @@ describe('the public function', () => {
     const out = outputOf(raw.out, 'attention')
     const score = scores.indexOf(raw.score ?? 'softmax')
     const none = undefined
-    native.attention(q, k, v, none, none, none, none, none, 0, 0, -1, -1, false, score, out, raw.lse, raw.row)
+    const list = [none, none, none, none, none, none, none, none, none] as const
+    native.attention(q, k, v, ...list, 0, 0, -1, -1, false, score, out, raw.lse, raw.row)
     return out
   }
 

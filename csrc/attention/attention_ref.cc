@@ -39,12 +39,36 @@ struct Row {
   int64_t i, h;
 };
 
-// Scratch of one thread: a score for each key, and the row of o.
-int64_t scratch_doubles(const AttentionArgs& a) { return seq_kv_bound(a) + head_dim_v_of(a); }
+// Scratch of one thread: a score for each key, the row of o, and a key or a value.
+int64_t scratch_doubles(const AttentionArgs& a) {
+  const int64_t d = head_dim_of(a), dv = head_dim_v_of(a);
+  return seq_kv_bound(a) + dv + (d > dv ? d : dv);
+}
 
 double option(const Tensor& t, int64_t h, double absent) {
   return present(t) ? static_cast<const float*>(t.data)[h] : absent;
 }
+
+// The keys and values that one head of a sequence reads, as tensors of T or in a cache.
+template <class T>
+struct Keys {
+  const AttentionArgs& a;
+  const Sequence& s;
+  int64_t kv_head;
+
+  void load(const Tensor& t, int64_t first, int64_t j, bool of_values, double* to) const {
+    const int64_t dim = of_values ? head_dim_v_of(a) : head_dim_of(a);
+    if (is_paged(a)) {
+      const KvRow row = kv_row_at(a.kv, key_slot(a, s, j), kv_head, of_values);
+      for (int64_t d = 0; d < dim; ++d) to[d] = kv_at<double>(row, dim, d);
+      return;
+    }
+    const int64_t at = first + kv_head * head_stride(t) + j * token_stride(t);
+    for (int64_t d = 0; d < dim; ++d) to[d] = value<T>(t.data, at + d);
+  }
+  void key(int64_t j, double* to) const { load(a.k, s.k, j, false, to); }
+  void value_of(int64_t j, double* to) const { load(a.v, s.v, j, true, to); }
+};
 
 template <class T>
 void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
@@ -52,8 +76,8 @@ void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
   const int64_t h = row.h, kv_head = h / (head_count(a) / kv_head_count(a));
   const int64_t head_dim = head_dim_of(a), head_dim_v = head_dim_v_of(a);
   const int64_t q = s.q + row.i * token_stride(a.q) + h * head_stride(a.q);
-  const int64_t k = s.k + kv_head * head_stride(a.k);
-  const int64_t v = s.v + kv_head * head_stride(a.v);
+  const Keys<T> source = {a, s, kv_head};
+  double* kv = o + head_dim_v;  // a key, then a value
   const double scale = a.softmax_scale != 0 ? static_cast<double>(a.softmax_scale)
                                             : 1 / std::sqrt(static_cast<double>(head_dim));
   const double softcap = a.softcap, slope = option(a.alibi_slopes, h, 0);
@@ -65,12 +89,12 @@ void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
   double max = sink;
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     double dot = 0;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      dot += value<T>(a.q.data, q + d) * value<T>(a.k.data, k + j * token_stride(a.k) + d);
-    }
+    source.key(j, kv);
+    for (int64_t d = 0; d < head_dim; ++d) dot += value<T>(a.q.data, q + d) * kv[d];
     double x = scale * dot;
     if (softcap > 0) x = softcap * std::tanh(x / softcap);
     if (present(a.alibi_slopes)) x += slope * static_cast<double>(j - position);
+    if (present(a.bias)) x += bias_row(a, s, row.i, h)[j];
     score[j] = x;
     if (x > max) max = x;  // a NaN is no maximum, but makes its own exp below NaN
   }
@@ -83,9 +107,8 @@ void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
     const double p =
         a.score == Score::sigmoid ? 1 / (1 + std::exp(-score[j])) : std::exp(score[j] - shift);
     sum += p;
-    for (int64_t d = 0; d < head_dim_v; ++d) {
-      o[d] += p * value<T>(a.v.data, v + j * token_stride(a.v) + d);
-    }
+    source.value_of(j, kv);
+    for (int64_t d = 0; d < head_dim_v; ++d) o[d] += p * kv[d];
   }
 
   const bool empty = keys.begin == keys.end;
@@ -133,7 +156,7 @@ Status run(const AttentionArgs& args, const Ctx& ctx) {
 
 extern const AttentionKernel attention_ref;
 const AttentionKernel attention_ref = {
-    "attention_ref", kArchCpu, {kFloats, 0, 1}, workspace, run,
+    "attention_ref", kArchCpu, {kFloats, 0, 1, kAllKvFormats, true}, workspace, run,
 };
 
 }  // namespace lowbit

@@ -57,7 +57,7 @@ static inline Plan make_plan(const AttentionArgs& a, const Blocking& blocking) {
   p.block_positions = blocking.rows / p.block_heads;
   p.mask = make_mask(a.causal, a.window_left, a.window_right);
 
-  const int64_t keys = (is_batched(a) ? a.k.shape[0] : 1) * seq_kv_bound(a);
+  const int64_t keys = keys_bound(a);
   const int64_t blocks = p.kv_heads * (p.head_blocks > 0 ? p.head_blocks : 1);
   const int64_t wanted = ceil_divide(kSplitItems, blocks);
   const int64_t split = ceil_divide(keys, wanted);

@@ -1,7 +1,8 @@
-// Sequence: the packed and the batched form of a call as one thing, for all rows.
+// Sequence: the packed, the batched and the paged form of a call as one thing, for all rows.
 //
 // Rows walk sequences 0 to sequence_count(), and each sequence's tokens and heads by strides; only
-// this header knows which form the caller used. Offsets and strides count elements.
+// this header knows which form the caller used. Offsets and strides count elements. Keys of a cache
+// are found by position: key_slot().
 #pragma once
 
 #include "csrc/attention/attention.h"
@@ -11,6 +12,9 @@ namespace lowbit {
 struct Sequence {
   int64_t q, k, v, o, lse;  // offset of the first token
   int64_t seq_q, seq_kv;
+  int64_t index, token;        // of the sequence, and of its first query as bias counts them
+  const int32_t* pages;        // paged: its row of the page table
+  int64_t prefix, prefix_len;  // paged: the row of the prefix region; 0 tokens: none
 };
 
 // The token and head strides of q, k, v or o, in either form.
@@ -19,48 +23,90 @@ static constexpr int64_t head_stride(const Tensor& t) { return t.strides[t.rank 
 
 static constexpr bool is_batched(const AttentionArgs& a) { return a.q.rank == 4; }
 static constexpr int64_t head_count(const AttentionArgs& a) { return a.q.shape[a.q.rank - 2]; }
-static constexpr int64_t kv_head_count(const AttentionArgs& a) { return a.k.shape[a.k.rank - 2]; }
+static constexpr bool is_paged(const AttentionArgs& a) { return present(a.kv); }
+static constexpr int64_t kv_head_count(const AttentionArgs& a) {
+  return is_paged(a) ? a.kv.kv_heads : a.k.shape[a.k.rank - 2];
+}
 static constexpr int64_t head_dim_of(const AttentionArgs& a) { return a.q.shape[a.q.rank - 1]; }
-static constexpr int64_t head_dim_v_of(const AttentionArgs& a) { return a.v.shape[a.v.rank - 1]; }
+static constexpr int64_t head_dim_v_of(const AttentionArgs& a) {
+  return is_paged(a) ? a.kv.head_dim_v : a.v.shape[a.v.rank - 1];
+}
 
 static constexpr int64_t sequence_count(const AttentionArgs& a) {
   if (is_batched(a)) return a.q.shape[0];
   return present(a.cu_seqlens_q) ? a.cu_seqlens_q.shape[0] - 1 : 1;
 }
 
+static constexpr int64_t entry(const Tensor& t, int64_t i) {
+  return static_cast<const int32_t*>(t.data)[i];
+}
+
 static constexpr Sequence sequence_at(const AttentionArgs& a, int64_t b) {
   Sequence s = {};
+  s.index = b;
+  if (is_paged(a)) {
+    s.pages = static_cast<const int32_t*>(a.page_table.data) + b * a.page_table.strides[0];
+    s.seq_kv = entry(a.kv_lens, b);
+    if (present(a.prefix_rows) && entry(a.prefix_rows, b) >= 0) {
+      s.prefix = entry(a.prefix_rows, b);
+      s.prefix_len = present(a.prefix_lens) ? entry(a.prefix_lens, b) : a.kv.prefix_tokens;
+    }
+  }
   if (is_batched(a)) {
     s.q = b * a.q.strides[0];
-    s.k = b * a.k.strides[0];
-    s.v = b * a.v.strides[0];
     s.o = b * a.o.strides[0];
     if (present(a.lse)) s.lse = b * a.lse.strides[0];
     s.seq_q = a.q.shape[1];
-    s.seq_kv = present(a.kv_lens) ? static_cast<const int32_t*>(a.kv_lens.data)[b] : a.k.shape[1];
+    if (is_paged(a)) return s;
+    s.k = b * a.k.strides[0];
+    s.v = b * a.v.strides[0];
+    s.seq_kv = present(a.kv_lens) ? entry(a.kv_lens, b) : a.k.shape[1];
     return s;
   }
-  int64_t q0 = 0, q1 = a.q.shape[0], kv0 = 0, kv1 = a.k.shape[0];
+  int64_t q1 = a.q.shape[0];
   if (present(a.cu_seqlens_q)) {
-    const auto* cu_q = static_cast<const int32_t*>(a.cu_seqlens_q.data);
-    const auto* cu_kv =
-        present(a.cu_seqlens_kv) ? static_cast<const int32_t*>(a.cu_seqlens_kv.data) : cu_q;
-    q0 = cu_q[b];
-    q1 = cu_q[b + 1];
-    kv0 = cu_kv[b];
-    kv1 = cu_kv[b + 1];
+    s.token = entry(a.cu_seqlens_q, b);
+    q1 = entry(a.cu_seqlens_q, b + 1);
   }
-  s.q = q0 * a.q.strides[0];
+  s.q = s.token * a.q.strides[0];
+  s.o = s.token * a.o.strides[0];
+  if (present(a.lse)) s.lse = s.token * a.lse.strides[1];
+  s.seq_q = q1 - s.token;
+  if (is_paged(a)) return s;
+  int64_t kv0 = s.token, kv1 = present(a.cu_seqlens_q) ? q1 : a.k.shape[0];
+  if (present(a.cu_seqlens_kv)) {
+    kv0 = entry(a.cu_seqlens_kv, b);
+    kv1 = entry(a.cu_seqlens_kv, b + 1);
+  }
   s.k = kv0 * a.k.strides[0];
   s.v = kv0 * a.v.strides[0];
-  s.o = q0 * a.o.strides[0];
-  if (present(a.lse)) s.lse = q0 * a.lse.strides[1];
-  s.seq_q = q1 - q0;
   s.seq_kv = kv1 - kv0;
   return s;
 }
 
-// An upper bound of seq_kv over the sequences, known from the shapes alone.
-static constexpr int64_t seq_kv_bound(const AttentionArgs& a) { return a.k.shape[a.k.rank - 3]; }
+// Paged: the slot of position j.
+static constexpr int64_t key_slot(const AttentionArgs& a, const Sequence& s, int64_t j) {
+  const KvCache& c = a.kv;
+  if (j < s.prefix_len) return kv_page_slots(c) + s.prefix * c.prefix_tokens + j;
+  return s.pages[j / c.page_size] * c.page_size + j % c.page_size;
+}
+
+// Where the bias of query i and head h begins.
+static constexpr const float* bias_row(const AttentionArgs& a, const Sequence& s, int64_t i,
+                                       int64_t h) {
+  const Tensor& t = a.bias;
+  int64_t at = (s.token + i) * t.strides[t.rank - 2];
+  if (t.shape[t.rank - 3] > 1) at += h * t.strides[t.rank - 3];
+  if (t.rank == 4 && t.shape[0] > 1) at += s.index * t.strides[0];
+  return static_cast<const float*>(t.data) + at;
+}
+
+// An upper bound of seq_kv over the sequences, known from the shapes alone, and of the sum of all.
+static constexpr int64_t seq_kv_bound(const AttentionArgs& a) {
+  return is_paged(a) ? a.page_table.shape[1] * a.kv.page_size : a.k.shape[a.k.rank - 3];
+}
+static constexpr int64_t keys_bound(const AttentionArgs& a) {
+  return (is_batched(a) || is_paged(a) ? sequence_count(a) : 1) * seq_kv_bound(a);
+}
 
 }  // namespace lowbit
