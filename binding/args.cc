@@ -155,7 +155,7 @@ DeviceHandle* Reader::device(const char* name) {
     return accept(tensor, value, name) == nullptr ? nullptr : tensor->device;
   }
   if (CacheHandle* cache = unwrap_cache(env_, value)) {
-    return accept_own(cache, value, name, "") == nullptr ? nullptr : cache->device;
+    return accept_own(cache, value, "the KvCache", "") == nullptr ? nullptr : cache->device;
   }
   DeviceHandle* handle = unwrap_device(env_, value);
   if (handle == nullptr) fail_type(name, "a Device", value);

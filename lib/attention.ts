@@ -88,7 +88,7 @@ function limitsOf(window: AttentionWindow): readonly [number, number] {
 }
 
 /** A page table as a tensor: rows of lists are filled up with -1. */
-function tableTensor(x: KvCache, table: readonly (Int32Array | readonly number[])[]): Tensor {
+function tableTensor(x: Tensor, table: readonly (Int32Array | readonly number[])[]): Tensor {
   const where = 'attention: pageTable'
   if (!Array.isArray(table) || !table.every((row) => row instanceof Int32Array || Array.isArray(row)))
     throw new LowbitTypeError(`${where}: expected a Tensor or a list of rows but got ${kindOf(table)}`)
@@ -143,7 +143,7 @@ export function attention(
   withInts(q, 'attention', (ints) => {
     const lists = q instanceof Tensor
     const made = cache === undefined || pageTable === undefined || pageTable instanceof Tensor || !lists
-    const table = made ? undefined : tableTensor(cache, pageTable)
+    const table = made ? undefined : tableTensor(q, pageTable)
     const list = (name: 'cuSeqlensQ' | 'cuSeqlensKv' | 'kvLens' | 'prefixRows' | 'prefixLens') =>
       lists ? ints(options[name], name) : undefined
     try {

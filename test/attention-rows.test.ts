@@ -1,8 +1,8 @@
 // Every kernel row of attention that this machine can run, forced by name, against the float64 reference.
-import type { Device } from 'lowbit'
+import type { Device, Tensor } from 'lowbit'
 import { description, native } from 'lowbit/native'
 import { scores } from 'lowbit/words'
-import { type RefAttention, type RefSequence, refAttention, sees } from './ref/attention'
+import { expectAttention, type RefAttention, type RefSequence, refAttention, sees } from './ref/attention'
 import { exact, expectClose, expectSame, type Float, floats, roundTo } from './ref/compare'
 import { openTest } from './ref/device'
 import { Random } from './ref/random'
@@ -31,6 +31,8 @@ interface Call extends RefAttention {
   readonly dtype: Float
   readonly outDtype: Float
   readonly placing: Placing
+  /** Whether all heads and sequences of the batched form have one bias. */
+  readonly sharedBias?: boolean
 }
 
 interface Sizes {
@@ -83,6 +85,29 @@ function callOf(random: Random, sizes: Sizes, options: Options = {}): Call {
 
 const vector = (device: Device, values: readonly number[] | undefined) =>
   values && device.tensor(Float32Array.from(values), [values.length])
+
+/** The bias of a call as a tensor: each sequence's own rows where they differ. */
+function biasTensor(device: Device, call: Call, queries: number): Tensor | undefined {
+  const { bias, heads, sequences, batchedKv, placing, sharedBias = false } = call
+  if (bias === undefined) return undefined
+  const columns = Math.max(0, ...sequences.map((s) => s.seqKv)) + 3
+  const shape =
+    batchedKv === undefined ? [heads, queries, columns] : [sequences.length, heads, queries, columns]
+  const values = new Array<number>(shape.reduce((a, b) => a * b, 1)).fill(nan)
+  for (const [b, { q0, seqQ, seqKv }] of sequences.entries()) {
+    for (let h = 0; h < heads; h++) {
+      for (let i = 0; i < seqQ; i++) {
+        const row = batchedKv === undefined ? h * queries + q0 + i : (b * heads + h) * queries + i
+        for (let j = 0; j < seqKv; j++) values[row * columns + j] = bias(b, i, h, j)
+      }
+    }
+  }
+  const { view } = place(device, values, shape, 'f32', placing === 'padded')
+  if (!sharedBias) return view
+  // One head, and in the batched form one sequence, serve all.
+  const one = view.slice(view.shape.length - 3, 0, Math.min(1, heads))
+  return batchedKv === undefined ? one : one.slice(0, 0, Math.min(1, sequences.length))
+}
 
 /** Runs a call on a row of the registry. Results as the reference has them: [tokens, heads, ...]. */
 function run(row: string, device: Device, call: Call, label = ''): { out: number[]; lse: number[] } {
@@ -140,7 +165,7 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
         ),
     vector(device, call.alibiSlopes),
     vector(device, call.sinks),
-    undefined,
+    biasTensor(device, call, packed ? tokensQ : seqQ),
     undefined,
     undefined,
     undefined,
@@ -168,21 +193,7 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
 
 /** Holds a call on a row against the reference. */
 function check(row: string, device: Device, call: Call, label: string): void {
-  const got = run(row, device, call, label)
-  const want = refAttention(call, exact)
-  // A row of bf16 products has its weights in bf16, as a plain loop in that dtype has.
-  const weight = row.includes('_bf16_') ? (x: number) => roundTo('bf16', x) : Math.fround
-  const forwards = refAttention(call, Math.fround, false, weight)
-  const backwards = refAttention(call, Math.fround, true, weight)
-  // A plain loop adds in some order; of two, the one that is worse at each place.
-  const worse = (a: number[], b: number[], w: number[]) =>
-    w.map((x, i) => {
-      const [p, q] = [a[i] as number, b[i] as number]
-      return Math.abs(p - x) > Math.abs(q - x) ? p : q
-    })
-  expectClose(got.out, want.out, worse(forwards.out, backwards.out, want.out), call.outDtype, `${label} out`)
-  if (call.sigmoid) return
-  expectClose(got.lse, want.lse, worse(forwards.lse, backwards.lse, want.lse), 'f32', `${label} lse`)
+  expectAttention(row, call, run(row, device, call, label), call.outDtype, label)
 }
 
 const describeCall = (call: Call, seed: number) => {
@@ -277,6 +288,40 @@ eachRow('attention', (row) => {
           check(row, two, call, describeCall(call, 2))
         }
       }
+    }
+  })
+
+  const biased = description.kernels.find(({ name }) => name === row)?.bias === true
+  ;(biased ? test : test.skip)('an additive bias, of all heads or of each, with everything else', () => {
+    for (let seed = 2000; seed < 2060; seed++) {
+      const random = new Random(seed)
+      const call = randomCall(random, dtypes)
+      const shared = random.next() < 0.4 && (call.batchedKv !== undefined || call.sequences.length === 1)
+      const masks = random.next() < 0.3
+      const known = new Map<string, number>()
+      const bias = (b: number, i: number, h: number, j: number) => {
+        const key = shared ? `0 ${i} 0 ${j}` : `${b} ${i} ${h} ${j}`
+        let value = known.get(key)
+        if (value === undefined) {
+          value = masks && random.next() < 0.2 ? minusInf : Math.fround(random.float(-3, 3))
+          known.set(key, value)
+        }
+        return value
+      }
+      // A batch that shares its bias needs columns for the longest of its sequences: make those up first.
+      const { batchedKv = 0, sequences } = call
+      for (const { seqQ } of sequences)
+        for (let i = 0; i < seqQ; i++) for (let j = 0; j < batchedKv; j++) bias(0, i, 0, j)
+      const longest = sequences.every(({ seqKv }) => seqKv === sequences[0]?.seqKv)
+      check(row, two, { ...call, bias, sharedBias: shared && longest }, describeCall(call, seed))
+    }
+    // More rows than a block, more keys than a split.
+    const random = new Random(2)
+    for (const lengths of [[[200, 200]], [[2, 1300]]] as const) {
+      const sizes = { lengths, heads: 4, kvHeads: 2 }
+      const call = makeCall(random, sizes, { causal: true })
+      const bias = (_: number, i: number, h: number, j: number) => Math.fround(Math.sin(i * 7 + h * 3 + j))
+      check(row, two, { ...call, bias }, `${lengths} seed 2`)
     }
   })
 

@@ -318,7 +318,10 @@ describe('the public class', () => {
     expect(String(kv)).toContain('disposed')
     expect(read(k)[0]).toBeCloseTo(0.5, 2)
     k.dispose()
-    expect(refusal(() => kv.read([0]).k)).toMatchObject({ code: 'ERR_DISPOSED' })
+    expect(refusal(() => kv.read([0]).k)).toMatchObject({
+      code: 'ERR_DISPOSED',
+      message: expect.stringContaining('the KvCache is disposed'),
+    })
   })
 
   test('lists and tensors of slots mean the same; results may be given', () => {

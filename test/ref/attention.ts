@@ -2,7 +2,7 @@
  * Attention from its formula: all scores of a row, their softmax or sigmoid, the weighted sum of values. Sequences end to
  * end, as in the packed form; the batched form is the same numbers with every sequence equally long.
  */
-import type { Round } from './compare'
+import { exact, expectClose, type Float, type Round, roundTo } from './compare'
 
 const { exp, log, max: larger, sqrt, tanh } = Math
 const { NEGATIVE_INFINITY: minusInf } = Number
@@ -32,6 +32,8 @@ export interface RefAttention {
   readonly softcap?: number
   readonly alibiSlopes?: readonly number[] | undefined
   readonly sinks?: readonly number[] | undefined
+  /** What is added to the score of query i and key j of a sequence. */
+  readonly bias?: ((sequence: number, i: number, h: number, j: number) => number) | undefined
   readonly softmaxScale?: number | undefined
   readonly sigmoid?: boolean
 }
@@ -56,14 +58,15 @@ export function refAttention(
   backwards = false,
   weight: Round = r,
 ): { out: number[]; lse: number[] } {
-  const { q, k, v, heads, kvHeads, headDim, headDimV, alibiSlopes, sinks, softcap = 0, sigmoid = false } = a
+  const { q, heads, kvHeads, headDim, headDimV, alibiSlopes, sinks, bias, softcap = 0, sigmoid = false } = a
+  const [k, v] = [a.k.map(r), a.v.map(r)]
   const tokens = a.sequences.reduce((most, s) => larger(most, s.q0 + s.seqQ), 0)
   const out = new Array<number>(tokens * heads * headDimV).fill(0)
   const lse = new Array<number>(tokens * heads).fill(0)
   const scale = a.softmaxScale ?? r(1 / sqrt(headDim))
   const order = (n: number) => Array.from({ length: n }, (_, i) => (backwards ? n - 1 - i : i))
   const dims = order(headDim)
-  for (const { q0, kv0, seqQ, seqKv } of a.sequences) {
+  for (const [b, { q0, kv0, seqQ, seqKv }] of a.sequences.entries()) {
     for (let i = 0; i < seqQ; i++) {
       const position = i + seqKv - seqQ
       const keys = order(seqKv).filter((j) => sees(a, position, j))
@@ -81,6 +84,7 @@ export function refAttention(
           let s = r(scale * dot)
           if (softcap > 0) s = r(softcap * r(tanh(r(s / softcap))))
           if (alibiSlopes !== undefined) s = r(s + r((alibiSlopes[h] as number) * (j - position)))
+          if (bias !== undefined) s = r(s + bias(b, i, h, j))
           return s
         })
         if (keys.length === 0) {
@@ -107,4 +111,28 @@ export function refAttention(
     }
   }
   return { out, lse }
+}
+
+/** Holds the results of a row of the registry against the reference by the error rule. */
+export function expectAttention(
+  row: string,
+  call: RefAttention,
+  got: { readonly out: number[]; readonly lse: number[] },
+  outDtype: Float,
+  label: string,
+): void {
+  const want = refAttention(call, exact)
+  // A row of bf16 products has its weights in bf16, as a plain loop in that dtype has.
+  const weight = row.includes('_bf16_') ? (x: number) => roundTo('bf16', x) : Math.fround
+  const forwards = refAttention(call, Math.fround, false, weight)
+  const backwards = refAttention(call, Math.fround, true, weight)
+  // A plain loop adds in some order; of two, the one that is worse at each place.
+  const worse = (a: number[], b: number[], w: number[]) =>
+    w.map((x, i) => {
+      const [p, q] = [a[i] as number, b[i] as number]
+      return Math.abs(p - x) > Math.abs(q - x) ? p : q
+    })
+  expectClose(got.out, want.out, worse(forwards.out, backwards.out, want.out), outDtype, `${label} out`)
+  if (call.sigmoid) return
+  expectClose(got.lse, want.lse, worse(forwards.lse, backwards.lse, want.lse), 'f32', `${label} lse`)
 }
