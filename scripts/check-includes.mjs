@@ -17,6 +17,7 @@ const rooms = {
 // Of another op, its public header alone; these are shared beside it, with the reason.
 const shared = new Map([
   ['csrc/attention/cache.h', 'kv fills the cache that attention reads'],
+  ['csrc/attention/decode.h', 'kv reads tokens as attention does'],
   ['csrc/quantize/rows.h', 'kernels that quantise x on the way round it as quantizeRows does'],
 ])
 // System headers that one room alone may include.

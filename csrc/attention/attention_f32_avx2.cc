@@ -112,7 +112,8 @@ struct Avx2 {
 
 extern const AttentionKernel attention_f32_avx2;
 const AttentionKernel attention_f32_avx2 = {
-    "attention_f32_avx2", kArchAvx2, {kFloats, 1024, 1}, flash_workspace<Avx2>, flash_run<Avx2>,
+    "attention_f32_avx2",  kArchAvx2,       {kFloats, 1024, 1, kAllKvFormats, true},
+    flash_workspace<Avx2>, flash_run<Avx2>,
 };
 
 }  // namespace lowbit

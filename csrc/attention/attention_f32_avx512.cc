@@ -19,7 +19,7 @@ namespace lowbit {
 
 extern const AttentionKernel attention_f32_avx512;
 const AttentionKernel attention_f32_avx512 = {
-    "attention_f32_avx512",  kArchAvx512,       {kFloats, 1024, 1},
+    "attention_f32_avx512",  kArchAvx512,       {kFloats, 1024, 1, kAllKvFormats, true},
     flash_workspace<Avx512>, flash_run<Avx512>,
 };
 

@@ -5,8 +5,7 @@
 
 #include <immintrin.h>
 
-#include "csrc/attention/state.h"
-#include "csrc/attention/tile.h"
+#include "csrc/attention/keys.h"
 
 namespace lowbit {
 
@@ -118,14 +117,10 @@ static void score_tile(const float* q, const float* k, int64_t head_dim, float* 
   }
 }
 
-template <class V, class T>
-static void run_block(const Call& c, const Item& item, const Scratch& t) {
+template <class V, class T, class Keys>
+static void run_block(const Call& c, const Item& item, const Keys& keys, const Scratch& t) {
   constexpr int kNR = 2 * V::kLanes, kSteps = V::kBlockRows / V::kMR;
-  const AttentionArgs& a = *c.args;
   const Plan& p = c.plan;
-  const int64_t k_stride = token_stride(a.k), v_stride = token_stride(a.v);
-  const T* k = static_cast<const T*>(a.k.data) + item.s.k + item.kv_head * head_stride(a.k);
-  const T* v = static_cast<const T*>(a.v.data) + item.s.v + item.kv_head * head_stride(a.v);
   const int steps = (item.rows + V::kMR - 1) / V::kMR, rows = steps * V::kMR;
   pack_q<V, T>(c, item, steps, t.q);
   start_states<V>(c, item, t);
@@ -143,8 +138,9 @@ static void run_block(const Call& c, const Item& item, const Scratch& t) {
       edges[i] = all ? Edges{0, 0, count, count}
                      : edges_of(t.low + i * V::kMR, t.high + i * V::kMR, V::kMR);
     }
-    pack_k<V>(k + first * k_stride, k_stride, count, p.head_dim, t.k);
-    pack_v<V>(v + first * v_stride, v_stride, count, p, t.v);
+    const auto from = keys.tile(first, count);
+    pack_k<V>(from.k, from.k_stride, count, p.head_dim, t.k);
+    pack_v<V>(from.v, from.v_stride, count, p, t.v);
     for (int j = 0; j < count; j += kNR) {
       for (int i = 0; i < steps; ++i) {
         if (j + kNR <= edges[i].begin || j >= edges[i].end) continue;

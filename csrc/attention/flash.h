@@ -1,12 +1,13 @@
 // flash: attention in one pass over tiles of keys, for any vector width. The rows of attention give
 // the vector type V and its tile sizes; masks, states and the order of work are the same for all.
 //
-// Two ways through a tile: block.h for many rows, step.h for few. tile.h and state.h are what they
-// share.
+// Two ways through a tile: block.h for many rows, step.h for few. tile.h, state.h and keys.h (where
+// keys come from) are what they share.
 //
 //   q   [rows / kMR][head_dim][kMR]           block, or [rows][head_dim_pad] in step
 //   k   [keys / kNR][head_dim][kNR]           block; kNR = two vectors
 //   v   [head_dim_v_pad / kNR][keys + 1][kNR] block; + 1: panels don't fall on the same cache sets
+//   tile_k, tile_v                            a tile of a cache's keys and values, rows of f32
 //   s   [rows][kBlockKeys]                    scores, then P in place
 //   o   [rows][head_dim_v_pad]                not normalised, relative to m
 //
@@ -36,12 +37,23 @@ static size_t flash_workspace(const AttentionArgs& args, int threads) {
          static_cast<size_t>(threads) * carve<V>(p, nullptr, nullptr);
 }
 
+template <class V, class T, class Keys>
+static void run_keys(const Call& c, const Item& item, const Scratch& t) {
+  const Keys keys(c, item, t);
+  if (item.rows <= V::kStepRows) {
+    run_step<V, T>(c, item, keys, t);
+  } else {
+    run_block<V, T>(c, item, keys, t);
+  }
+}
+
+// T is the type of q, and of k and v unless they are in a cache.
 template <class V, class T>
 static void run_item(const Call& c, const Item& item, const Scratch& t) {
-  if (item.rows <= V::kStepRows) {
-    run_step<V, T>(c, item, t);
+  if (c.plan.paged) {
+    run_keys<V, T, PagedKeys<V>>(c, item, t);
   } else {
-    run_block<V, T>(c, item, t);
+    run_keys<V, T, TensorKeys<T>>(c, item, t);
   }
 }
 
@@ -84,8 +96,8 @@ static Status flash_run(const AttentionArgs& args, const Ctx& ctx) {
   const float scale = args.softmax_scale != 0
                           ? args.softmax_scale
                           : static_cast<float>(1 / std::sqrt(static_cast<double>(p.head_dim)));
-  call.rule =
-      make_rule(scale, args.softcap, present(args.alibi_slopes), args.score == Score::sigmoid);
+  call.rule = make_rule(scale, args.softcap, present(args.alibi_slopes), present(args.bias),
+                        args.score == Score::sigmoid);
 
   const int64_t batch = sequence_count(args);
   auto* bytes = static_cast<char*>(ctx.scratch);

@@ -31,6 +31,7 @@ struct Plan {
   int64_t state_floats;  // one row of a split's state: o, then m, l and l for lse
   int64_t states_max;    // rows of state that a call may need
   Mask mask;
+  bool paged;
 };
 
 static inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -56,6 +57,7 @@ static inline Plan make_plan(const AttentionArgs& a, const Blocking& blocking) {
   p.head_blocks = ceil_divide(p.group, p.block_heads);
   p.block_positions = blocking.rows / p.block_heads;
   p.mask = make_mask(a.causal, a.window_left, a.window_right);
+  p.paged = is_paged(a);
 
   const int64_t keys = keys_bound(a);
   const int64_t blocks = p.kv_heads * (p.head_blocks > 0 ? p.head_blocks : 1);

@@ -91,6 +91,26 @@ static constexpr int64_t key_slot(const AttentionArgs& a, const Sequence& s, int
   return s.pages[j / c.page_size] * c.page_size + j % c.page_size;
 }
 
+// Paged: the block that has position j of a head, from which token on, and for how many positions,
+// `most` at most.
+struct KeyRun {
+  const uint8_t* block;
+  const KvBlock* form;
+  KvFormat format;
+  int64_t token;
+  int count;
+};
+static constexpr KeyRun key_run(const AttentionArgs& a, const Sequence& s, int64_t head, int64_t j,
+                                int most) {
+  const KvCache& c = a.kv;
+  const bool prefix = j < s.prefix_len;
+  const int64_t token = prefix ? j : j % c.page_size;
+  const int64_t left = prefix ? s.prefix_len - j : c.page_size - token;
+  const int count = left < most ? static_cast<int>(left) : most;
+  if (prefix) return {kv_prefix(c, s.prefix, head), &c.prefix, c.prefix_format, token, count};
+  return {kv_page(c, s.pages[j / c.page_size], head), &c.page, c.format, token, count};
+}
+
 // Where the bias of query i and head h begins.
 static constexpr const float* bias_row(const AttentionArgs& a, const Sequence& s, int64_t i,
                                        int64_t h) {

@@ -75,8 +75,8 @@ struct ScoreRule {
   float lowest;  // -127 / factor
 };
 
-static inline ScoreRule make_rule(float scale, float softcap, bool alibi, bool sigmoid) {
-  ScoreRule rule = {scale, softcap, alibi, sigmoid, softcap > 0 || alibi, 0, 0, 0};
+static inline ScoreRule make_rule(float scale, float softcap, bool alibi, bool bias, bool sigmoid) {
+  ScoreRule rule = {scale, softcap, alibi, sigmoid, softcap > 0 || alibi || bias, 0, 0, 0};
   // The maximum is taken in units of s, so a unit must be positive; a tiny one would overflow
   // `lowest`.
   if (!(scale > 0x1p-60f)) rule.transform = true;

@@ -14,9 +14,10 @@ namespace lowbit {
 // Scratch of one thread.
 struct Scratch {
   float *q, *k, *v, *s, *o;
-  float *m, *l, *shrink;  // [rows], [rows][kLanes], [rows]
-  float* lse_l;           // [rows][kLanes]: l where lse is meant; l itself unless P is rounded
-  int *low, *high;        // [rows]
+  float *tile_k, *tile_v;  // [kBlockKeys][head_dim_pad], [kBlockKeys][head_dim_v_pad] if paged
+  float *m, *l, *shrink;   // [rows], [rows][kLanes], [rows]
+  float* lse_l;            // [rows][kLanes]: l where lse is meant; l itself unless P is rounded
+  int *low, *high;         // [rows]
   // [rows], of rows whose P is rounded: nonzero for a row that f32 arithmetic must serve. finish()
   // writes the rows that have this flag as `wanted`; all of them where there are no flags.
   int32_t* exact;
@@ -36,6 +37,8 @@ static size_t carve(const Plan& p, float* at, Scratch* out) {
   s.q = take(rows * p.head_dim_pad + 8);
   s.k = take(V::kBlockKeys * p.head_dim_pad);
   s.v = take((V::kBlockKeys + 1) * (p.head_dim_v_pad / kNR) * kNR);
+  s.tile_k = take(p.paged ? V::kBlockKeys * p.head_dim_pad : 0);
+  s.tile_v = take(p.paged ? V::kBlockKeys * p.head_dim_v_pad : 0);
   s.s = take(rows * V::kBlockKeys);
   s.o = take(rows * p.head_dim_v_pad);
   s.m = take(rows);
@@ -84,6 +87,23 @@ static void start_states(const Call& c, const Item& item, const Scratch& t) {
   }
 }
 
+// Adds the bias of a row to its scores over the whole vectors of [begin, end); not one column past
+// the last is touched.
+template <class V>
+static void add_bias(const Call& c, const Item& item, int r, int64_t first, float* s, int begin,
+                     int end) {
+  const AttentionArgs& a = *c.args;
+  const float* bias =
+      bias_row(a, item.s, item.first + r / item.heads_here, item.head + r % item.heads_here) +
+      first;
+  const int64_t columns = a.bias.shape[a.bias.rank - 1] - first;
+  for (int j = begin; j < end; j += V::kLanes) {
+    const typename V::F x =
+        j + V::kLanes <= columns ? V::load(bias + j) : load_part<V>(bias + j, columns - j);
+    V::store(s + j, V::add(V::load(s + j), x));
+  }
+}
+
 // P of all rows from their scores; shrink for the products that follow.
 template <class V>
 static void score_rows(const Call& c, const Item& item, int64_t first, const Scratch& t) {
@@ -97,6 +117,7 @@ static void score_rows(const Call& c, const Item& item, int64_t first, const Scr
       const int64_t position = position_of(item.s, item.first + r / item.heads_here);
       const float slope = option_of(c.args->alibi_slopes, item.head + r % item.heads_here, 0);
       transform_scores<V>(c.rule, slope, static_cast<float>(first - position), s, begin, high);
+      if (present(c.args->bias)) add_bias<V>(c, item, r, first, s, begin, high);
     }
     if (c.rule.sigmoid) {
       sigmoid_row<V>(c.rule, s, begin, high);

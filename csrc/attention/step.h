@@ -1,9 +1,11 @@
-// Few rows (decode): K and V are read where they lie, once for all rows, and converted in
-// registers, because copying would cost more than the products. Scores are sums across lanes.
+// Few rows (decode): K and V of tensors are read where they lie, once for all rows, and converted
+// in registers, because copying would cost more than the products; those of a cache as keys.h has
+// decoded them. Scores are sums across lanes.
 #pragma once
 
-#include "csrc/attention/state.h"
-#include "csrc/attention/tile.h"
+#include <type_traits>
+
+#include "csrc/attention/keys.h"
 
 namespace lowbit {
 
@@ -85,14 +87,6 @@ static inline void prefetch_row(const T* row, int64_t n) {
   }
 }
 
-// The tile of one item whose keys are read in place.
-template <class T>
-struct Source {
-  const T *k, *v;  // the tile's first key and value
-  int64_t k_stride, v_stride;
-  int count;
-};
-
 // While the scores of a key are formed, the key and the value one tile ahead are on their way to
 // L2. (Into L1 there is room for fewer requests than it takes to hide the latency of memory, and
 // the tile would not stay: rows of a packed tensor fall on few cache sets.)
@@ -141,43 +135,47 @@ static void value_steps(const Plan& p, const Source<T>& from, const Edges& e, co
   }
 }
 
-template <class V, class T>
-static void run_step(const Call& c, const Item& item, const Scratch& t) {
-  using F = typename V::F;
-  const AttentionArgs& a = *c.args;
+// The queries as f32, in the order in which E, the type of the keys, comes in pairs.
+template <class V, class T, class E>
+static void load_queries(const Call& c, const Item& item, float* to) {
   const Plan& p = c.plan;
-  const T* k = static_cast<const T*>(a.k.data) + item.s.k + item.kv_head * head_stride(a.k);
-  const T* v = static_cast<const T*>(a.v.data) + item.s.v + item.kv_head * head_stride(a.v);
-  for (int r = 0; r < item.rows; ++r) {
+  for (int r = 0; r < item.rows; ++r, to += p.head_dim_pad) {
     const T* q = query_row<T>(c, item, r);
-    float* to = t.q + r * p.head_dim_pad;
     for (int64_t d = 0; d < p.head_dim_pad; d += 2 * V::kLanes) {
       const int64_t left = p.head_dim - d, pair = 2 * V::kLanes;
-      F x, y;
+      typename V::F x, y;
       load_pair<V, true>(q + d, static_cast<int>(left < pair ? left : pair), x, y);
       V::store(to + d, x);
       V::store(to + d + V::kLanes, y);
     }
+    if constexpr (!std::is_same_v<T, E>) unpair<V>(q, to, p.head_dim_pad);
   }
+}
+
+template <class V, class T, class Keys>
+static void run_step(const Call& c, const Item& item, const Keys& keys, const Scratch& t) {
+  using E = typename Keys::Element;
+  const Plan& p = c.plan;
+  load_queries<V, T, E>(c, item, t.q);
   start_states<V>(c, item, t);
 
+  constexpr bool ahead = Keys::kInPlace;
   const int groups = (item.rows + 3) / 4;  // of at most four rows, as even as can be
   for (int64_t first = item.keys.begin; first < item.keys.end; first += V::kBlockKeys) {
     const int64_t left = item.keys.end - first;
     const int count = left < V::kBlockKeys ? static_cast<int>(left) : V::kBlockKeys;
     set_limits(p, item, item.rows, first, count, t.low, t.high);
-    const Source<T> from = {k + first * token_stride(a.k), v + first * token_stride(a.v),
-                            token_stride(a.k), token_stride(a.v), count};
+    const Source<E> from = keys.tile(first, count);
     for (int g = 0; g < groups; ++g) {
       const int r = item.rows * g / groups, n = item.rows * (g + 1) / groups - r;
       const Edges e = edges_of(t.low + r, t.high + r, n);
       const float* q = t.q + r * p.head_dim_pad;
       float* s = t.s + r * V::kBlockKeys;
       switch (n) {
-        case 1: score_steps<V, 1>(p, from, e, q, g == 0, s); break;
-        case 2: score_steps<V, 2>(p, from, e, q, g == 0, s); break;
-        case 3: score_steps<V, 3>(p, from, e, q, g == 0, s); break;
-        default: score_steps<V, 4>(p, from, e, q, g == 0, s); break;
+        case 1: score_steps<V, 1>(p, from, e, q, ahead && g == 0, s); break;
+        case 2: score_steps<V, 2>(p, from, e, q, ahead && g == 0, s); break;
+        case 3: score_steps<V, 3>(p, from, e, q, ahead && g == 0, s); break;
+        default: score_steps<V, 4>(p, from, e, q, ahead && g == 0, s); break;
       }
     }
     score_rows<V>(c, item, first, t);
@@ -199,7 +197,7 @@ static void run_step(const Call& c, const Item& item, const Scratch& t) {
       }
     }
   }
-  unpair<V>(v, t.o, item.rows * p.head_dim_v_pad);
+  unpair<V>(static_cast<const E*>(nullptr), t.o, item.rows * p.head_dim_v_pad);
   finish<V>(c, item, t);
 }
 
