@@ -46,6 +46,7 @@ export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } f
 export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
 export { Graph } from './graph'
+export { type Growth, KvSequence, PagePool, type PagePoolOptions } from './kv/pool'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
 export type { LlamaConfig, RopeScaling } from './llama/config'
 export type { GeneratedToken, GenerateOptions } from './llama/generate'

@@ -104,11 +104,12 @@ export type BackendCode = (typeof backendCodes)[number]
 /**
  * What went wrong. ERR_TYPE: a JavaScript value of the wrong kind (a TypeError). ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_STRIDES:
  * tensors that do not belong together. ERR_ARGUMENT: a number or word out of range. ERR_DISPOSED: used after dispose.
- * ERR_UNSUPPORTED: legal, but no kernel serves it. ERR_MEMORY: out of memory. ERR_FILE: a file that is missing, damaged
- * or not what it claims. ERR_CONTRACT: the addon and the JavaScript do not belong to the same build. ERR_LOAD: no addon.
+ * ERR_UNSUPPORTED: legal, but no kernel serves it. ERR_MEMORY: out of memory. ERR_PAGES: too few pages of a
+ * KV cache are free. ERR_FILE: a file that is missing, damaged or not what it claims. ERR_CONTRACT: the addon and the JavaScript do not belong to the same build. ERR_LOAD: no addon.
  */
 export type ErrorCode =
   | Exclude<(typeof nativeCodes)[number], 'OK'>
+  | 'ERR_PAGES'
   | 'ERR_FILE'
   | 'ERR_CONTRACT'
   | 'ERR_LOAD'

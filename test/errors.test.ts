@@ -14,6 +14,7 @@ import {
   linear,
   openCheckpointSync,
   openDevice,
+  PagePool,
   quantize,
 } from 'lowbit'
 import { addonFile, native, nativeError } from 'lowbit/native'
@@ -83,6 +84,10 @@ const cases: Record<Exclude<ErrorCode, BackendCode | 'ERR_CUDA'>, [text: RegExp,
   ERR_MEMORY: [
     /^empty: out of memory: 4194304 bytes asked for, \d+ of the limit of 1048576 in use$/,
     () => device.empty([1 << 20]),
+  ],
+  ERR_PAGES: [
+    /^grow: 20 more tokens need 3 pages but 2 of 2 are free$/,
+    () => new PagePool({ pages: 2, pageSize: 8 }).open().grow(20),
   ],
   ERR_INTERNAL: [/^read: the array has 12 bytes$/, () => native.readSync(x(), 0, new Float32Array(3))],
   ERR_FILE: [
