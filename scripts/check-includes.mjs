@@ -18,6 +18,7 @@ const rooms = {
 const shared = new Map([
   ['csrc/attention/cache.h', 'kv fills the cache that attention reads'],
   ['csrc/attention/decode.h', 'kv reads tokens as attention does'],
+  ['csrc/attention/decode_sm75.cuh', 'the same on the device'],
   ['csrc/quantize/rows.h', 'kernels that quantise x on the way round it as quantizeRows does'],
 ])
 // System headers that one room alone may include.

@@ -2,14 +2,17 @@
 // fallback and what its other rows are held against.
 //
 // Shapes    head_dim and head_dim_v to 4096: q and o of one row stand in shared memory.
-// Layout    any strides that the contract allows.
+// Layout    any strides that the contract allows; caches of every format.
 // Bound     arithmetic, far off: each key is read once a query head.
 // Method    128 keys at a time: a thread takes the score of one key, q waits in shared memory; the
 //           block agrees on the maximum and the sum (online softmax); then a thread takes columns
-//           of v. f32 throughout. Lengths that make no sense are reported, their rows left alone.
+//           of v. f32 throughout. Where the values of a tile's keys stand in a cache is left in
+//           shared memory by the threads of their keys. Lengths and pages that make no sense are
+//           reported; rows are left alone, keys on such pages left out.
 // Source    Milakov and Gimelshein, Online normalizer calculation for softmax, 2018.
 // Measured  NOTES.md.
 #include "csrc/attention/attention.h"
+#include "csrc/attention/decode_sm75.cuh"
 #include "csrc/attention/mask.h"
 #include "csrc/attention/sequence.h"
 #include "csrc/cuda/elements.cuh"
@@ -23,6 +26,30 @@ namespace {
 constexpr int kThreads = 128;  // and keys at a time
 
 __device__ float add(float a, float b) { return a + b; }
+
+__device__ bool has_prefix_fault(const AttentionArgs& a, int64_t b) {
+  if (!present(a.prefix_rows) || entry(a.prefix_rows, b) == -1) return false;
+  if (entry(a.prefix_rows, b) < -1 || entry(a.prefix_rows, b) >= a.kv.prefix_rows) return true;
+  if (!present(a.prefix_lens)) return false;
+  return entry(a.prefix_lens, b) < 0 || entry(a.prefix_lens, b) > a.kv.prefix_tokens;
+}
+
+__device__ bool is_page(const AttentionArgs& a, int32_t page) {
+  return page >= 0 && page < a.kv.pages;
+}
+
+// Pages that hold positions from the prefix to kv_lens.
+__device__ void check_pages(const AttentionArgs& a, unsigned long long* check) {
+  const int64_t width = a.page_table.shape[1], size = a.kv.page_size;
+  for (int64_t i = threadIdx.x; i < sequence_count(a) * width; i += kThreads) {
+    const int64_t b = i / width, p = i - b * width;
+    if (has_prefix_fault(a, b)) continue;
+    const Sequence s = sequence_at(a, b);
+    const int64_t from = s.prefix_len > p * size ? s.prefix_len : p * size;
+    const int64_t end = s.seq_kv < (p + 1) * size ? s.seq_kv : (p + 1) * size;
+    if (from < end && !is_page(a, s.pages[p])) report(check, kOfPageTable + i, s.pages[p]);
+  }
+}
 
 // The checks of attention.cc, by all threads of one block.
 __device__ void check_lens(const AttentionArgs& a, unsigned long long* check) {
@@ -40,11 +67,26 @@ __device__ void check_lens(const AttentionArgs& a, unsigned long long* check) {
       report(check, place + kNotAllTokens + last, at[last]);
     }
   }
-  if (!present(a.kv_lens)) return;
-  const auto* lens = static_cast<const int32_t*>(a.kv_lens.data);
-  for (int64_t b = threadIdx.x; b < a.kv_lens.shape[0]; b += kThreads) {
-    if (lens[b] < 0 || lens[b] > a.k.shape[1]) report(check, kOfKvLens + b, lens[b]);
+  for (int64_t b = threadIdx.x; b < sequence_count(a); b += kThreads) {
+    bool good = true;
+    if (present(a.kv_lens) && (entry(a.kv_lens, b) < 0 || entry(a.kv_lens, b) > seq_kv_bound(a))) {
+      report(check, kOfKvLens + b, static_cast<int32_t>(entry(a.kv_lens, b)));
+      good = false;
+    }
+    if (is_paged(a) && has_prefix_fault(a, b)) {
+      const bool of_row =
+          entry(a.prefix_rows, b) >= a.kv.prefix_rows || entry(a.prefix_rows, b) < 0;
+      report(check, (of_row ? kOfPrefixRows : kOfPrefixLens) + b,
+             static_cast<int32_t>(entry(of_row ? a.prefix_rows : a.prefix_lens, b)));
+      good = false;
+    }
+    if (!good) continue;
+    const Sequence s = sequence_at(a, b);
+    if (present(a.bias) && s.seq_kv > a.bias.shape[a.bias.rank - 1]) {
+      report(check, kOfBias + b, static_cast<int32_t>(s.seq_kv));
+    }
   }
+  if (is_paged(a)) check_pages(a, check);
 }
 
 // The sequence of query `token` of all, and its index there; false where the lengths make no sense.
@@ -54,10 +96,6 @@ __device__ bool find(const AttentionArgs& a, int64_t token, Sequence* s, int64_t
   if (is_batched(a)) {
     b = token / a.q.shape[1];
     *index = token - b * a.q.shape[1];
-    if (present(a.kv_lens)) {
-      const int32_t length = static_cast<const int32_t*>(a.kv_lens.data)[b];
-      if (length < 0 || length > a.k.shape[1]) return false;
-    }
   } else if (present(a.cu_seqlens_q)) {
     const auto* cu = static_cast<const int32_t*>(a.cu_seqlens_q.data);
     int64_t low = 0, high = a.cu_seqlens_q.shape[0] - 1;  // the last b with cu[b] <= token
@@ -75,23 +113,40 @@ __device__ bool find(const AttentionArgs& a, int64_t token, Sequence* s, int64_t
     if (cu[b] < 0 || *index < 0 || token >= cu[b + 1] || cu[b + 1] > a.q.shape[0]) return false;
     const auto* kv = static_cast<const int32_t*>(present(a.cu_seqlens_kv) ? a.cu_seqlens_kv.data
                                                                           : a.cu_seqlens_q.data);
-    if (kv[b] < 0 || kv[b + 1] < kv[b] || kv[b + 1] > a.k.shape[0]) return false;
+    if (!is_paged(a) && (kv[b] < 0 || kv[b + 1] < kv[b] || kv[b + 1] > a.k.shape[0])) return false;
   }
+  if (is_paged(a) && has_prefix_fault(a, b)) return false;
   *s = sequence_at(a, b);
-  return true;
+  if (s->seq_kv < 0 || s->seq_kv > seq_kv_bound(a)) return false;
+  return !present(a.bias) || s->seq_kv <= a.bias.shape[a.bias.rank - 1];
 }
 
-__device__ float score_of(const AttentionArgs& a, const float* q, int64_t k, int64_t head_dim,
-                          float scale) {
+// The key or the value of position j of a kv head; those of tensors as rows of a float format.
+__device__ KvNumbers key_at(const AttentionArgs& a, const Sequence& s, int64_t kv_head, int64_t j,
+                            bool of_values) {
+  if (is_paged(a)) {
+    const bool paged = j >= s.prefix_len;
+    if (paged && !is_page(a, s.pages[j / a.kv.page_size])) return {};
+    return kv_numbers(kv_row_at(a.kv, key_slot(a, s, j), kv_head, of_values));
+  }
+  const Tensor& t = of_values ? a.v : a.k;
+  const int64_t at = (of_values ? s.v : s.k) + kv_head * head_stride(t) + j * token_stride(t);
+  const KvFormat format = t.dtype == DType::f32   ? KvFormat::f32
+                          : t.dtype == DType::f16 ? KvFormat::f16
+                                                  : KvFormat::bf16;
+  return {format, static_cast<const uint8_t*>(element(t.data, t.dtype, at)), 1.0f, 0.0f};
+}
+
+__device__ float score_of(const KvNumbers& k, const float* q, int64_t head_dim, float scale) {
   float sum[4] = {};
   int64_t d = 0;
   for (; d + kEight <= head_dim; d += kEight) {
     float v[kEight];
-    load_eight(a.k.data, a.k.dtype, k + d, kEight, v);
+    kv_eight(k, head_dim, d, kEight, v);
 #pragma unroll
     for (int i = 0; i < kEight; ++i) sum[i % 4] += q[d + i] * v[i];
   }
-  for (; d < head_dim; ++d) sum[0] += q[d] * load_f32(a.k.data, a.k.dtype, k + d);
+  for (; d < head_dim; ++d) sum[0] += q[d] * kv_number(k, head_dim, d);
   return scale * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
@@ -99,6 +154,7 @@ __global__ void __launch_bounds__(kThreads)
     attend(const __grid_constant__ AttentionArgs a, int64_t tokens, unsigned long long* check) {
   extern __shared__ float shared[];
   __shared__ float room[32];
+  __shared__ KvNumbers values[kThreads];
   const int64_t heads = head_count(a), head_dim = head_dim_of(a), head_dim_v = head_dim_v_of(a);
   float* q = shared;        // (head_dim)
   float* p = q + head_dim;  // (kThreads)
@@ -116,7 +172,6 @@ __global__ void __launch_bounds__(kThreads)
     if (!find(a, token, &s, &i)) continue;
     const int64_t kv_head = h / (heads / kv_head_count(a));
     const int64_t from = s.q + i * token_stride(a.q) + h * head_stride(a.q);
-    const int64_t k0 = s.k + kv_head * head_stride(a.k), v0 = s.v + kv_head * head_stride(a.v);
     const int64_t position = i + s.seq_kv - s.seq_q;
     const KeyRange keys = visible_keys(mask, position, s.seq_kv);
     const float slope =
@@ -133,10 +188,16 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t j0 = keys.begin; j0 < keys.end; j0 += kThreads) {
       const int64_t j = j0 + thread;
       float x = -INFINITY;
+      KvNumbers key = {};
       if (j < keys.end) {
-        x = score_of(a, q, k0 + j * token_stride(a.k), head_dim, scale);
+        key = key_at(a, s, kv_head, j, false);
+        values[thread] = key_at(a, s, kv_head, j, true);
+      }
+      if (key.codes != nullptr) {
+        x = score_of(key, q, head_dim, scale);
         if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
         if (present(a.alibi_slopes)) x += slope * static_cast<float>(j - position);
+        if (present(a.bias)) x += bias_row(a, s, i, h)[j];
       }
       float factor = 1.0f;
       if (!sigmoid_score) {
@@ -156,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
         // The first tile's factor is 0, and o is 0 then: no product of a NaN.
         float acc = 0.0f;
         for (int64_t t = 0; t < count; ++t) {
-          acc += p[t] * load_f32(a.v.data, a.v.dtype, v0 + (j0 + t) * token_stride(a.v) + d);
+          if (values[t].codes != nullptr) acc += p[t] * kv_number(values[t], head_dim_v, d);
         }
         o[d] = o[d] * factor + acc;
       }
@@ -193,6 +254,6 @@ Status run(const AttentionArgs& args, const Ctx& ctx) {
 
 extern const AttentionKernel attention_simt_sm75;
 const AttentionKernel attention_simt_sm75 = {
-    "attention_simt_sm75", kArchSm75, {kFloats, 4096, 1}, nullptr, run};
+    "attention_simt_sm75", kArchSm75, {kFloats, 4096, 1, kAllKvFormats, true}, nullptr, run};
 
 }  // namespace lowbit

@@ -6,6 +6,7 @@
 #include "csrc/copy/copy.h"
 #include "csrc/elementwise/elementwise.h"
 #include "csrc/embedding/embedding.h"
+#include "csrc/kv/kv.h"
 #include "csrc/linear/linear.h"
 #include "csrc/norm/norm.h"
 #include "csrc/peak/peak.h"
@@ -20,6 +21,9 @@ namespace lowbit {
 #undef KERNEL
 #define KERNEL(name) extern const AttentionKernel name;
 #include "csrc/attention/kernels.inc"
+#undef KERNEL
+#define KERNEL(name) extern const KvKernel name;
+#include "csrc/kv/kernels.inc"
 #undef KERNEL
 #define KERNEL(name) extern const QuantizeKernel name;
 #include "csrc/quantize/kernels.inc"
@@ -52,6 +56,9 @@ static constexpr const void* kLinear[] = {
 };
 static constexpr const void* kAttention[] = {
 #include "csrc/attention/kernels.inc"
+};
+static constexpr const void* kKv[] = {
+#include "csrc/kv/kernels.inc"
 };
 static constexpr const void* kQuantize[] = {
 #include "csrc/quantize/kernels.inc"
@@ -87,6 +94,7 @@ static constexpr CudaRows list(const char* op, const void* const (&rows)[kCount]
 const CudaRows kCudaOps[kCudaOpCount] = {
     list("linear", kLinear),
     list("attention", kAttention),
+    list("kv", kKv),
     list("quantize", kQuantize),
     list("norm", kNorm),
     list("rope", kRope),

@@ -5,7 +5,7 @@
 
 namespace lowbit {
 
-inline constexpr int32_t kCudaOpCount = 10;
+inline constexpr int32_t kCudaOpCount = 11;
 extern const CudaRows kCudaOps[kCudaOpCount];
 
 }  // namespace lowbit

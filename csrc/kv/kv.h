@@ -16,8 +16,9 @@
 // slots, to and positions are i32 [n], contiguous. The last dimensions of k, v, cos, sin and bytes
 // are contiguous, all other strides are free. All rows write the same bits. A slot or page that is
 // written is named once in a call, and pages that are copied are not written by it: else what such
-// a slot holds is one or the other. Numbers out of range are found when the op runs, before
-// anything is written: they poison the outputs.
+// a slot holds is one or the other. Numbers out of range are found when the op runs: on a
+// CPU before anything is written, on CUDA by the kernel, which leaves their tokens alone. They
+// poison the outputs.
 //
 // A saved token: the format as i32, 12 bytes of zeros, then head by head the codes of K and of V
 // and, where the format has them, scale and zero of K and of V; zeros up to kv_saved_bytes.
