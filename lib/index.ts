@@ -49,17 +49,17 @@ export { Graph } from './graph'
 export { type Growth, KvSequence, PagePool, type PagePoolOptions } from './kv/pool'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
 export type { LlamaConfig, RopeScaling } from './llama/config'
+export type { KvOptions } from './llama/decoder'
 export type { GeneratedToken, GenerateOptions } from './llama/generate'
 export {
   Llama,
   type LlamaOptions,
-  type LlamaSession,
-  type SessionOptions,
   type WeightUsage,
 } from './llama/model'
 export type { Perplexity, PerplexityOptions } from './llama/perplexity'
 export type { SampleOptions } from './llama/sample'
 export type { LlamaScheme } from './llama/scheme'
+export type { LlamaSession, SessionOptions } from './llama/session'
 export type { TextStream, Tokenizer } from './llama/tokenizer'
 export { layerNorm, type NormOptions, rmsNorm } from './norm'
 export { measurePeaks, type PeakOptions, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'

@@ -3,8 +3,10 @@
 import { LowbitError } from '../errors'
 import { argmax } from '../softmax'
 import type { Tensor } from '../tensor'
-import type { Llama, LlamaSession } from './model'
+import type { KvOptions } from './decoder'
+import type { Llama } from './model'
 import { type SampleOptions, Sampler } from './sample'
+import type { LlamaSession } from './session'
 
 // One call gives one token; `more` says that another one will be asked for.
 type Step = (more: boolean) => Promise<number>
@@ -51,7 +53,7 @@ function promptTokens(model: Llama, prompt: string | readonly number[]): readonl
 }
 
 /** Options of {@link generate}. */
-export interface GenerateOptions extends SampleOptions {
+export interface GenerateOptions extends SampleOptions, KvOptions {
   /** Tokens to make at most. Default: as many as the session holds, or the model was trained for. */
   readonly maxTokens?: number | undefined
   /** Go on after an end-of-text token. Default false: it is the last one that comes. */
@@ -102,7 +104,7 @@ export async function* generate(
   }
   if (maxTokens === 0) return
   const length = Math.min(config.maxPositions, tokens.length + maxTokens)
-  const session = options.session ?? keep(model.session({ length: Math.max(1, length) }))
+  const session = options.session ?? keep(model.session({ ...options, length: Math.max(1, length) }))
   const start = session.position + tokens.length
   const count = Math.min(maxTokens, session.length - start)
   let steps = 0

@@ -2,10 +2,11 @@
 
 import { LowbitError } from '../errors'
 import { crossEntropy } from '../softmax'
+import type { KvOptions } from './decoder'
 import type { Llama } from './model'
 
 /** Options of {@link perplexity}. */
-export interface PerplexityOptions {
+export interface PerplexityOptions extends KvOptions {
   /** Stops between two windows; the promise rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined
   /** Called with the windows that are done, at least once. */
@@ -46,7 +47,7 @@ export async function perplexity(
   const longest = windows.reduce((most, window) => Math.max(most, window.length), 0)
   const chunk = Math.min(longest, 512)
   const rows = Math.max(1, Math.min(chunk, Math.floor(pieceElements / config.vocabSize)))
-  using session = model.session({ length: longest, chunk })
+  using session = model.session({ ...options, length: longest, chunk })
   using logits = device.empty([rows, config.vocabSize], 'f32')
   let nll = 0
   let tokens = 0
