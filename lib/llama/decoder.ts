@@ -1,12 +1,12 @@
 // One pass of a Llama-family decoder over tokens of any number of sequences, written with lowbit's public ops alone.
 // Touvron et al., LLaMA, 2023. For each block:
 //
-//   x += o(attention(rope(q), cache))       q, k, v = qkv(rmsNorm(x)); rope(k) and v go into the cache
+//   x += o(attention(q, cache))             q, k, v = qkv(rmsNorm(x)); rope turns q and k; k and v go into the cache
 //   x += down(silu(gate) * up)              gate, up = gateUp(rmsNorm(x))
 //
 // Eight queued calls a block, none of which waits: additions ride along with o and down as `residual`, silu and the
-// product with gateUp as `swiglu`, the turn of k with its way into the cache. All buffers are made once. What a pass needs
-// to know of its sequences (positions, slots, lengths, pages) is one array of whole numbers, written once a pass.
+// product with gateUp as `swiglu`. All buffers are made once. What a pass needs to know of its sequences (positions, slots,
+// lengths, pages) is one array of whole numbers, written once a pass.
 
 import { attention } from '../attention'
 import type { KvCache } from '../cache'
@@ -81,7 +81,7 @@ interface Pass extends Numbers {
   readonly lastX: Tensor
   /** [rows, (heads + 2 kvHeads) * headDim] and parts of the same memory as heads. */
   readonly qkv: Tensor
-  readonly q: Tensor
+  readonly qk: Tensor
   readonly k: Tensor
   readonly v: Tensor
   /** q and the result of attention: batched where all sequences have as many tokens, else packed. */
@@ -231,7 +231,7 @@ export class Decoder implements Disposable {
       normed: cut(buffers.normed),
       lastX: view(buffers.lastX.slice(0, 0, batch)),
       qkv,
-      q: view(byHead.slice(1, 0, heads)),
+      qk: view(byHead.slice(1, 0, heads + kvHeads)),
       k: view(byHead.slice(1, heads, heads + kvHeads)),
       v: view(byHead.slice(1, heads + kvHeads, heads + 2 * kvHeads)),
       asked: view(inForm.slice(tokens.length, 0, heads)),
@@ -293,15 +293,14 @@ export class Decoder implements Disposable {
     const given = ids instanceof Int32Array ? ids : undefined
     this.write(pass, parts, given, width)
 
-    const { x, normed, qkv, q, k, v, attended, hidden, positions, kvLens, pageTable } = pass
+    const { x, normed, qkv, qk, k, v, attended, hidden, positions, kvLens, pageTable } = pass
     const { cos, sin } = this
     const compute = scheme.compute ?? 'float'
     const toNormed = { eps: config.normEps, out: normed }
     const toQkv = { compute, out: qkv }
     const toHidden = { compute, activation: 'swiglu', out: hidden } as const
     const addToX = { compute, residual: x, out: x }
-    const turn = { cos, sin, positions, pairing: 'half', out: q } as const
-    const append = { rope: { cos, sin, positions, pairing: 'half' } } as const
+    const turn = { cos, sin, positions, pairing: 'half', out: qk } as const
     const cuSeqlensQ = each === undefined ? pass.cuSeqlensQ : undefined
     const prefixRows = this.pool.prefixTokens > 0 ? pass.prefixRows : undefined
     const seen = { causal: true, pageTable, kvLens, cuSeqlensQ, prefixRows, out: pass.attendedHeads }
@@ -310,8 +309,8 @@ export class Decoder implements Disposable {
       const cache = this.caches[index] as KvCache
       rmsNorm(x, layer.attentionNorm, toNormed)
       project(normed, layer.qkv, toQkv)
-      rope(q, turn)
-      cache.append(k, v, pass.slots, append)
+      rope(qk, turn)
+      cache.append(k, v, pass.slots)
       attention(pass.asked, cache, seen)
       project(attended, layer.o, addToX)
       rmsNorm(x, layer.mlpNorm, toNormed)
