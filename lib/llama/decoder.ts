@@ -4,7 +4,7 @@
 //   x += o(attention(q, cache))             q, k, v = qkv(rmsNorm(x)); rope turns q and k; k and v go into the cache
 //   x += down(silu(gate) * up)              gate, up = gateUp(rmsNorm(x))
 //
-// Eight queued calls a block, none of which waits: additions ride along with o and down as `residual`, silu and the
+// Nine queued calls a block, none of which waits: additions ride along with o and down as `residual`, silu and the
 // product with gateUp as `swiglu`. All buffers are made once. What a pass needs to know of its sequences (positions, slots,
 // lengths, pages) is one array of whole numbers, written once a pass.
 
