@@ -82,12 +82,13 @@ for (const file of [...filesUnder('csrc'), ...filesUnder('binding')].filter((f) 
   }
 }
 
-// lib reaches the addon through lib/native.ts; checkpoint, llama, bench and cli know those below them. Files of lib itself know
+// lib reaches the addon through lib/native.ts; checkpoint, kv, llama, bench and cli know those below them. Files of lib itself know
 // checkpoint's files too, because a canonical weight is stored as one.
 const above = {
   '': ['checkpoint'],
   checkpoint: ['checkpoint'],
-  llama: ['llama', 'checkpoint'],
+  kv: ['kv'],
+  llama: ['llama', 'checkpoint', 'kv'],
   bench: ['bench', 'llama'],
   cli: ['cli', 'llama', 'checkpoint', 'bench'],
 }
