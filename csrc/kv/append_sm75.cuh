@@ -7,6 +7,8 @@
 // halves, and the nibbles of a byte of int4.
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/kv/encode.h"
@@ -17,12 +19,16 @@ namespace {
 
 constexpr unsigned kAppendThreads = 256;
 
-// Sizes in eights where they are lengths in memory.
+// Sizes in eights where they are lengths of tensors, in bytes where they are a cache's.
 struct Whole {
   unsigned items;  // tokens * heads
   unsigned heads, log_lanes, log_page;
   unsigned eights;  // of half a row: head_dim / 16
   int64_t k_token, k_head, v_token, v_head, cos, sin;
+  int32_t slots, page_slots;
+  int64_t page_bytes;  // of all heads
+  unsigned head_bytes, row_bytes;
+  unsigned v, scale[2], zero[2];  // parts of a block; those of K, then of V
 };
 
 __device__ float turned_first(float x1, float x2, float c, float s) {
@@ -136,20 +142,50 @@ inline constexpr DType kStoredDType = F == KvFormat::f32   ? DType::f32
                                       : F == KvFormat::f16 ? DType::f16
                                                            : DType::bf16;
 
-// One row to a block of format F.
+// kv_scale_of() for finite rows, the same bits with fewer instructions: a quotient is off by an ulp
+// at most before its remainder, which is exact, corrects it. Markstein, 1990. Where the range of
+// f32 would make it inexact the scale is 2^-24 either way.
+__device__ float quotient(float x, float by, float inverse) {
+  const float q = __fmul_rn(x, inverse);
+  return __fmaf_rn(__fmaf_rn(-by, q, x), inverse, q);
+}
 template <KvFormat F>
-__device__ void store_whole(const KvRow& row, const Whole& w, unsigned lane, const Span& span,
-                            const float (&low)[kEight], const float (&high)[kEight]) {
+__device__ KvScale scale_of(const Span& span) {
+  constexpr float kLimit = F == KvFormat::int4 ? 15.0f : F == KvFormat::int8 ? 127.0f : 448.0f;
+  const float wanted = quotient(span.most - span.least, kLimit, 1.0f / kLimit);
+  KvScale s = {};
+  s.scale = f32_to_half(fminf(wanted, 65504.0f));
+  if (s.scale == 0) s.scale = 1;
+  const float scale = half_to_f32(s.scale);
+  s.inverse = __frcp_rn(scale);
+  if (F == KvFormat::int4) {
+    s.zero = f32_to_half(fminf(quotient(-span.least, scale, s.inverse), 15.0f));
+    s.zero_point = half_to_f32(s.zero);
+  }
+  return s;
+}
+
+// One row of K (part 0) or V (part 1) to its token of a block.
+template <KvFormat F>
+__device__ void store_row(const Whole& w, uint8_t* block, unsigned token, int part, unsigned lane,
+                          unsigned group, const float (&low)[kEight], const float (&high)[kEight]) {
+  uint8_t* codes = block + (part == 1 ? w.v : 0u) + token * w.row_bytes;
+  const bool here = lane < w.eights;
   if constexpr (F < KvFormat::fp8_e4m3) {
     constexpr DType kTo = kStoredDType<F>;
-    put<kTo>(row.codes, lane, pack<kTo>(low));
-    put<kTo>(row.codes, w.eights + lane, pack<kTo>(high));
+    if (!here) return;
+    put<kTo>(codes, lane, pack<kTo>(low));
+    put<kTo>(codes, w.eights + lane, pack<kTo>(high));
   } else {
+    Span span = span_of<F>(low, high);
+    span_across<F>(span, 1u << w.log_lanes, group);
     const bool finite = span.most < INFINITY;
-    const KvScale s = kv_scale_of(F, span.least, span.most, finite);
+    KvScale s = scale_of<F>(span);
+    if (!finite) s.scale = 0x7e00, s.zero = 0;
+    if (!here) return;
     uint2 a = codes_of<F>(low, s), b = codes_of<F>(high, s);
     if (!finite) a = b = {0, 0};
-    auto* to = reinterpret_cast<uint2*>(row.codes);
+    auto* to = reinterpret_cast<uint2*>(codes);
     if constexpr (F == KvFormat::int4) {
       to[lane] = {a.x | b.x << 4, a.y | b.y << 4};
     } else {
@@ -157,40 +193,31 @@ __device__ void store_whole(const KvRow& row, const Whole& w, unsigned lane, con
       to[w.eights + lane] = b;
     }
     if (lane == 0) {
-      *reinterpret_cast<uint16_t*>(row.scale) = s.scale;
-      if (F == KvFormat::int4) *reinterpret_cast<uint16_t*>(row.zero) = s.zero;
+      reinterpret_cast<uint16_t*>(block + w.scale[part])[token] = s.scale;
+      if (F == KvFormat::int4) reinterpret_cast<uint16_t*>(block + w.zero[part])[token] = s.zero;
     }
   }
 }
 
-// K or V of one token and head. A slot of the prefix region has a format of its own.
-template <KvFormat F>
-__device__ void store_slot(const KvCache& c, const Whole& w, int32_t slot, unsigned head,
-                           bool of_values, unsigned lane, unsigned group,
-                           const float (&low)[kEight], const float (&high)[kEight]) {
-  const bool here = lane < w.eights;
-  if (slot < kv_page_slots(c)) {
-    Span span = {};
-    if constexpr (F >= KvFormat::fp8_e4m3) {
-      span = span_of<F>(low, high);
-      span_across<F>(span, 1u << w.log_lanes, group);
-    }
-    const int64_t page = slot >> w.log_page, token = slot & ((1 << w.log_page) - 1);
-    const KvRow row = kv_row(F, c.page, kv_page(c, page, head), token, c.head_dim, of_values);
-    if (here) store_whole<F>(row, w, lane, span, low, high);
-    return;
-  }
-  const KvRow row = kv_row_at(c, slot, head, of_values);
-  if (!here) return;
+// The same to the prefix region, which has a format of its own.
+__device__ void store_prefix(const KvRow& row, const Whole& w, unsigned lane,
+                             const float (&low)[kEight], const float (&high)[kEight]) {
+  if (lane >= w.eights) return;
+  const auto store = [&](auto dtype) {
+    constexpr DType kTo = decltype(dtype)::value;
+    put<kTo>(row.codes, lane, pack<kTo>(low));
+    put<kTo>(row.codes, w.eights + lane, pack<kTo>(high));
+  };
   switch (row.format) {
-    case KvFormat::f32: store_whole<KvFormat::f32>(row, w, lane, {}, low, high); break;
-    case KvFormat::f16: store_whole<KvFormat::f16>(row, w, lane, {}, low, high); break;
-    default: store_whole<KvFormat::bf16>(row, w, lane, {}, low, high); break;
+    case KvFormat::f32: return store(std::integral_constant<DType, DType::f32>());
+    case KvFormat::f16: return store(std::integral_constant<DType, DType::f16>());
+    default: return store(std::integral_constant<DType, DType::bf16>());
   }
 }
 
-template <DType T, KvFormat F>
-__global__ void __launch_bounds__(kAppendThreads)
+// Five blocks of a multiprocessor keep 48 registers a thread: what waits is memory.
+template <DType T, KvFormat F, bool kPrefix>
+__global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 3 : 5)
     append_whole(const __grid_constant__ KvArgs a, const __grid_constant__ Whole w,
                  unsigned long long* check) {
   wait_for_others();
@@ -209,7 +236,7 @@ __global__ void __launch_bounds__(kAppendThreads)
     raw[3] = fetch<T>(a.v.data, v + w.eights + lane);
   }
   const int32_t slot = static_cast<const int32_t*>(a.slots.data)[token];
-  if (slot < 0 || slot >= kv_slots(a.cache)) {
+  if (slot < 0 || slot >= w.slots) {
     if (slot != -1 && check != nullptr && lane == 0 && head == 0) report(check, token, slot);
     return;
   }
@@ -226,10 +253,19 @@ __global__ void __launch_bounds__(kAppendThreads)
     }
     if (lane < w.eights) turn_whole(a, w, position, lane, low, high);
   }
-  store_slot<F>(a.cache, w, slot, head, false, lane, group, low, high);
+  if (kPrefix && slot >= w.page_slots) {
+    store_prefix(kv_row_at(a.cache, slot, head, false), w, lane, low, high);
+    unpack<T>(raw[2], low);
+    unpack<T>(raw[3], high);
+    store_prefix(kv_row_at(a.cache, slot, head, true), w, lane, low, high);
+    return;
+  }
+  const unsigned in_page = slot & ((1u << w.log_page) - 1);
+  uint8_t* block = a.cache.data + (slot >> w.log_page) * w.page_bytes + head * w.head_bytes;
+  store_row<F>(w, block, in_page, 0, lane, group, low, high);
   unpack<T>(raw[2], low);
   unpack<T>(raw[3], high);
-  store_slot<F>(a.cache, w, slot, head, true, lane, group, low, high);
+  store_row<F>(w, block, in_page, 1, lane, group, low, high);
 }
 
 bool is_whole(const KvArgs& a) {
@@ -238,21 +274,23 @@ bool is_whole(const KvArgs& a) {
   return a.k.dtype == a.v.dtype && c.head_dim == c.head_dim_v && c.head_dim % 16 == 0 &&
          c.head_dim <= 512 && in_eights(a.k) && in_eights(a.v) &&
          (!turned || (2 * a.cos.shape[1] == c.head_dim && in_eights(a.cos) && in_eights(a.sin))) &&
-         a.slots.shape[0] * c.kv_heads * 32 < INT32_MAX;
+         a.slots.shape[0] * c.kv_heads * 32 < INT32_MAX && c.kv_heads * c.page.bytes < INT32_MAX;
 }
 
-template <DType T>
+template <DType T, KvFormat F>
 Status append_format(const KvArgs& a, const Whole& w, unsigned blocks, const Ctx& ctx) {
-  const auto go = [&](auto kernel) {
-    return launch(ctx, kernel, blocks, kAppendThreads, 0, a, w, ctx.check);
-  };
+  return launch(ctx, a.cache.prefix_rows > 0 ? append_whole<T, F, true> : append_whole<T, F, false>,
+                blocks, kAppendThreads, 0, a, w, ctx.check);
+}
+template <DType T>
+Status append_dtype(const KvArgs& a, const Whole& w, unsigned blocks, const Ctx& ctx) {
   switch (a.cache.format) {
-    case KvFormat::f32: return go(append_whole<T, KvFormat::f32>);
-    case KvFormat::f16: return go(append_whole<T, KvFormat::f16>);
-    case KvFormat::bf16: return go(append_whole<T, KvFormat::bf16>);
-    case KvFormat::fp8_e4m3: return go(append_whole<T, KvFormat::fp8_e4m3>);
-    case KvFormat::int8: return go(append_whole<T, KvFormat::int8>);
-    default: return go(append_whole<T, KvFormat::int4>);
+    case KvFormat::f32: return append_format<T, KvFormat::f32>(a, w, blocks, ctx);
+    case KvFormat::f16: return append_format<T, KvFormat::f16>(a, w, blocks, ctx);
+    case KvFormat::bf16: return append_format<T, KvFormat::bf16>(a, w, blocks, ctx);
+    case KvFormat::fp8_e4m3: return append_format<T, KvFormat::fp8_e4m3>(a, w, blocks, ctx);
+    case KvFormat::int8: return append_format<T, KvFormat::int8>(a, w, blocks, ctx);
+    default: return append_format<T, KvFormat::int4>(a, w, blocks, ctx);
   }
 }
 
@@ -271,12 +309,21 @@ Status run_whole(const KvArgs& a, const Ctx& ctx) {
   w.log_page = log_of(c.page_size);
   w.k_token = a.k.strides[0] / kEight, w.k_head = a.k.strides[1] / kEight;
   w.v_token = a.v.strides[0] / kEight, w.v_head = a.v.strides[1] / kEight;
+  w.slots = static_cast<int32_t>(kv_slots(c));
+  w.page_slots = static_cast<int32_t>(kv_page_slots(c));
+  w.page_bytes = c.kv_heads * c.page.bytes;
+  w.head_bytes = static_cast<unsigned>(c.page.bytes);
+  w.row_bytes = static_cast<unsigned>(kv_row_bytes(c.format, c.head_dim));
+  w.v = static_cast<unsigned>(c.page.v);
+  w.scale[0] = static_cast<unsigned>(c.page.k_scale);
+  w.scale[1] = static_cast<unsigned>(c.page.v_scale);
+  w.zero[0] = static_cast<unsigned>(c.page.k_zero);
+  w.zero[1] = static_cast<unsigned>(c.page.v_zero);
   if (present(a.cos)) w.cos = a.cos.strides[0] / kEight, w.sin = a.sin.strides[0] / kEight;
   const unsigned blocks = grid_for(int64_t{w.items} << w.log_lanes, kAppendThreads, INT32_MAX);
   Status status = ok();
-  with_dtype(a.k.dtype, [&](auto dtype) {
-    status = append_format<decltype(dtype)::value>(a, w, blocks, ctx);
-  });
+  with_dtype(a.k.dtype,
+             [&](auto dtype) { status = append_dtype<decltype(dtype)::value>(a, w, blocks, ctx); });
   return status;
 }
 

@@ -3,7 +3,8 @@
 // Shapes    all of kv.h.
 // Layout    any strides that the contract allows; 16-byte accesses where rows are aligned.
 // Bound     memory: k and v read once, their codes written once.
-// Method    append: append_sm75.cuh where rows are whole. Else a key or a value of one head is a group's
+// Method    append: append_sm75.cuh where rows are whole. Else a key or a value of one head is a
+// group's
 //           of up to 32 lanes, each with eight elements of the first half of the dimensions and the
 //           eight that stand as far in the second; partners of RoPE are read from memory. Range and
 //           finiteness go round the group by shuffles. What is not append is a loop over bytes or
