@@ -60,6 +60,10 @@ static constexpr bool has(KvFormatSet set, KvFormat f) {
 }
 inline constexpr KvFormatSet kAllKvFormats = (1u << kKvFormatCount) - 1;
 static constexpr bool is_float(KvFormat f) { return !kv_format_row(f).scales; }
+// Of a float format.
+static constexpr DType kv_dtype(KvFormat f) {
+  return f == KvFormat::f32 ? DType::f32 : f == KvFormat::f16 ? DType::f16 : DType::bf16;
+}
 
 inline constexpr int64_t kKvHeadDimMost = 1024;  // a head has room on the stack of a thread
 inline constexpr int64_t kKvPageLeast = 8, kKvPageMost = 256;

@@ -23,10 +23,6 @@ static inline __device__ KvNumbers kv_numbers(const KvRow& row) {
   return n;
 }
 
-static constexpr DType kv_float_dtype(KvFormat f) {
-  return f == KvFormat::f32 ? DType::f32 : f == KvFormat::f16 ? DType::f16 : DType::bf16;
-}
-
 static inline __device__ float kv_number(const KvNumbers& n, int64_t dim, int64_t d) {
   switch (n.format) {
     case KvFormat::fp8_e4m3: return n.scale * e4m3_to_f32(n.codes[d]);
@@ -36,7 +32,7 @@ static inline __device__ float kv_number(const KvNumbers& n, int64_t dim, int64_
       const int code = d < half ? n.codes[d] & 15 : n.codes[d - half] >> 4;
       return n.scale * (static_cast<float>(code) - n.zero);
     }
-    default: return load_f32(n.codes, kv_float_dtype(n.format), d);
+    default: return load_f32(n.codes, kv_dtype(n.format), d);
   }
 }
 
@@ -44,7 +40,7 @@ static inline __device__ float kv_number(const KvNumbers& n, int64_t dim, int64_
 static inline __device__ void kv_eight(const KvNumbers& n, int64_t dim, int64_t d, int count,
                                        float (&to)[kEight]) {
   if (n.format < KvFormat::fp8_e4m3) {
-    load_eight(n.codes, kv_float_dtype(n.format), d, count, to);
+    load_eight(n.codes, kv_dtype(n.format), d, count, to);
     return;
   }
   const int64_t half = dim / 2;

@@ -137,11 +137,6 @@ __device__ void span_across(Span& s, unsigned lanes, unsigned group) {
   }
 }
 
-template <KvFormat F>
-inline constexpr DType kStoredDType = F == KvFormat::f32   ? DType::f32
-                                      : F == KvFormat::f16 ? DType::f16
-                                                           : DType::bf16;
-
 // kv_scale_of() for finite rows, the same bits with fewer instructions: a quotient is off by an ulp
 // at most before its remainder, which is exact, corrects it. Markstein, 1990. Where the range of
 // f32 would make it inexact the scale is 2^-24 either way.
@@ -172,7 +167,7 @@ __device__ void store_row(const Whole& w, uint8_t* block, unsigned token, int pa
   uint8_t* codes = block + (part == 1 ? w.v : 0u) + token * w.row_bytes;
   const bool here = lane < w.eights;
   if constexpr (F < KvFormat::fp8_e4m3) {
-    constexpr DType kTo = kStoredDType<F>;
+    constexpr DType kTo = kv_dtype(F);
     if (!here) return;
     put<kTo>(codes, lane, pack<kTo>(low));
     put<kTo>(codes, w.eights + lane, pack<kTo>(high));

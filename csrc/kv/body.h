@@ -5,6 +5,8 @@
 //           decodes as attention does. Copies are memcpy's.
 #pragma once
 
+#include <cmath>
+
 #include "csrc/attention/decode.h"
 #include "csrc/base/rows.h"
 #include "csrc/kv/encode.h"
@@ -90,14 +92,16 @@ static inline bool scale_row(KvFormat format, const float* x, int64_t dim, KvSca
     high = v > high ? v : high;
     none += v * 0.0f;  // NaN once something is not finite
   }
-  float least = 0, most = 0, sum = 0;
-  for (int l = 0; l < kLanes; ++l) {
-    least = low[l] < least ? low[l] : least;
-    most = high[l] > most ? high[l] : most;
-    sum += none[l];
+  high = none == none ? high : Lanes{} + INFINITY;
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    const IntLanes other = lane_number(0, 0) ^ step;
+    const Lanes l = __builtin_shuffle(low, other), h = __builtin_shuffle(high, other);
+    low = l < low ? l : low;
+    high = h > high ? h : high;
   }
-  *scale = kv_scale_of(format, least, most, sum == 0);
-  return sum == 0;
+  const bool finite = high[0] < INFINITY;
+  *scale = kv_scale_of(format, low[0], high[0], finite);
+  return finite;
 }
 
 static inline Lanes between(Lanes v, float least, float most) {
@@ -123,12 +127,7 @@ static inline void store_codes(uint8_t* out, int64_t count, const F& f) {
 }
 
 static inline void encode_row(const float* x, int64_t dim, const KvRow& row) {
-  switch (row.format) {
-    case KvFormat::f32: return store_floats(row.codes, DType::f32, 0, dim, x);
-    case KvFormat::f16: return store_floats(row.codes, DType::f16, 0, dim, x);
-    case KvFormat::bf16: return store_floats(row.codes, DType::bf16, 0, dim, x);
-    default: break;
-  }
+  if (is_float(row.format)) return store_floats(row.codes, kv_dtype(row.format), 0, dim, x);
   KvScale s;
   const bool finite = scale_row(row.format, x, dim, &s);
   std::memcpy(row.scale, &s.scale, 2);
@@ -150,17 +149,24 @@ static inline void encode_row(const float* x, int64_t dim, const KvRow& row) {
 static inline void append_row(const KvArgs& a, int64_t token, int64_t head, int64_t slot,
                               bool of_values, float* x) {
   const Tensor& t = of_values ? a.v : a.k;
-  const int64_t dim = t.shape[2];
-  load_floats(t.data, t.dtype, token * t.strides[0] + head * t.strides[1], dim, x);
+  const int64_t dim = t.shape[2], from = token * t.strides[0] + head * t.strides[1];
+  const KvRow row = kv_row_at(a.cache, slot, head, of_values);
+  const bool turned = !of_values && present(a.cos);
+  if (!turned && is_float(row.format) && t.dtype == kv_dtype(row.format)) {
+    std::memcpy(row.codes, element(t.data, t.dtype, from),
+                static_cast<size_t>(kv_row_bytes(row.format, dim)));
+    return;
+  }
+  load_floats(t.data, t.dtype, from, dim, x);
   store_lanes(x + dim, Lanes{});
-  if (!of_values && present(a.cos)) turn_key(a, slot_of(a.positions, token), x);
-  encode_row(x, dim, kv_row_at(a.cache, slot, head, of_values));
+  if (turned) turn_key(a, slot_of(a.positions, token), x);
+  encode_row(x, dim, row);
 }
 
 static inline Status append_body(const KvArgs& args, const Ctx& ctx) {
   const KvArgs* a = &args;
   const int64_t heads = args.cache.kv_heads, tokens = args.slots.shape[0];
-  // 8192 numbers are a microsecond or two: a decode step's few tokens stay on one thread.
+  // 16384 numbers are some microseconds: a decode step's few tokens stay on one thread.
   const int64_t grain = row_grain(args.cache.head_dim + args.cache.head_dim_v, 16384);
   parallel_for(ctx.pool, tokens * heads, grain, [=](int64_t begin, int64_t end, int) {
     alignas(64) float x[kRowRoom];

@@ -36,10 +36,7 @@ void put_half(uint8_t* at, uint16_t bits) {
 
 void encode(const float* x, int64_t dim, const KvRow& row) {
   if (is_float(row.format)) {
-    const DType dtype = row.format == KvFormat::f32   ? DType::f32
-                        : row.format == KvFormat::f16 ? DType::f16
-                                                      : DType::bf16;
-    for (int64_t d = 0; d < dim; ++d) store_f32(row.codes, dtype, d, x[d]);
+    for (int64_t d = 0; d < dim; ++d) store_f32(row.codes, kv_dtype(row.format), d, x[d]);
     return;
   }
   float low = 0, high = 0;

@@ -110,7 +110,7 @@ __device__ void store_bytes(uint8_t* to, const uint8_t (&codes)[kEight], int cou
 __device__ void store_part(const KvRow& row, const Part& p, const KvScale& s, bool finite,
                            const float (&low)[kEight], const float (&high)[kEight]) {
   if (is_float(row.format)) {
-    const DType dtype = kv_float_dtype(row.format);
+    const DType dtype = kv_dtype(row.format);
     store_eight(row.codes, dtype, p.first, p.low, low);
     store_eight(row.codes, dtype, p.half + p.first, p.high, high);
     return;
