@@ -1,7 +1,9 @@
 // attention_bf16_avx512bf16: o = score(softmax_scale * q k^T + bias) v; bf16 in, products of bf16
 // pairs with f32 sums.
 //
-// Shapes    all of attention.h up to head_dim 1024, q, k and v in bf16.
+// Shapes    all of attention.h up to head_dim 1024, q, k and v in bf16, without bias; caches of
+// bf16,
+//           fp8_e4m3, int8 and int4.
 // Layout    any strides that the contract allows. In scratch, a dword being a pair of bf16:
 //             q  [step of up to 12 rows][head_dim / 2][rows]        pairs of dimensions
 //             k  [keys / 32][head_dim / 2][32]                      pairs of dimensions
@@ -15,7 +17,7 @@
 //           them passes the old one. P is rounded to bf16 and its sum l is that of the rounded
 //           numbers, so that weights add up to one; the sum for lse is that of P in f32. Decode
 //           takes the kv heads of a tile of keys together, in the order of memory, and asks for
-//           the next tile meanwhile.
+//           the next tile meanwhile. Tiles of a cache are decoded first: codes_avx512bf16.h.
 //           vdpbf16ps takes subnormals for zero, and P = 0 times inf is no number: rows that see
 //           a key or a value out of the ordinary are served by flash.h in f32. No other row's bits
 //           depend on it.
@@ -24,6 +26,7 @@
 // GCC 12 warns of its own header, whose _mm512_undefined functions read what nobody wrote.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include "csrc/attention/attention.h"
+#include "csrc/attention/codes_avx512bf16.h"
 #include "csrc/attention/pairs_avx512bf16.h"
 #include "csrc/attention/step_avx512bf16.h"
 
@@ -183,17 +186,21 @@ inline void score_panel(const uint32_t* q, const uint32_t* k, int64_t pairs, flo
   }
 }
 
-// o[r] = o[r] * shrink[r] + sum of p[r][j] * v[j] over the pairs [begin, end), for kRows rows and
-// a panel of 32 dimensions.
-template <int kRows>
-inline void value_panel(const uint32_t* p, const float* shrink, const uint32_t* v, int begin,
-                        int end, float* o, int64_t o_stride) {
+// o[r] = o[r] * shrink[r] - subtract[r] + sum of p[r][j] * v[j] over the pairs [begin, end), for
+// kRows rows and a panel of 32 dimensions; without kCodes nothing is subtracted.
+template <int kRows, bool kCodes>
+inline void value_panel(const uint32_t* p, const float* shrink, const float* subtract,
+                        const uint32_t* v, int begin, int end, float* o, int64_t o_stride) {
   __m512 acc[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const __m512 by = _mm512_set1_ps(shrink[r]);
     acc[r][0] = _mm512_mul_ps(_mm512_loadu_ps(o + r * o_stride), by);
     acc[r][1] = _mm512_mul_ps(_mm512_loadu_ps(o + r * o_stride + 16), by);
+    if constexpr (kCodes) {
+      acc[r][0] = _mm512_sub_ps(acc[r][0], _mm512_set1_ps(subtract[r]));
+      acc[r][1] = _mm512_sub_ps(acc[r][1], _mm512_set1_ps(subtract[r]));
+    }
   }
   for (int j = begin; j < end; ++j) {
     const __m512i v0 = _mm512_loadu_si512(v + j * 32), v1 = _mm512_loadu_si512(v + j * 32 + 16);
@@ -211,10 +218,16 @@ inline void value_panel(const uint32_t* p, const float* shrink, const uint32_t* 
   }
 }
 
+// What a tile of a cache's codes needs besides.
+struct Codes {
+  const TileScales* scales;
+  const float* q_sum;  // of the item's rows
+};
+
 // A step of kRows rows against the packed tile.
-template <int kRows>
+template <int kRows, bool kCodes>
 void run_rows(const Call& c, const Item& item, const Scratch& t, const int* low, const int* high,
-              int r0, const uint32_t* q, int64_t first) {
+              int r0, const uint32_t* q, int64_t first, const Codes& codes) {
   const Plan& p = c.plan;
   const Edges e = edges_of(low + r0, high + r0, kRows);
   if (e.begin == e.end) return;
@@ -226,10 +239,33 @@ void run_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
   for (int j = begin; j < end; j += 32) {
     score_panel<kRows>(q, k + j / 32 * 16 * p.head_dim_pad, (p.head_dim + 1) / 2, s + j);
   }
-  score_step_rows(c, item, t, low, high, r0, kRows, first, begin, end, s, weights);
+  float subtract[kRows];
+  if constexpr (kCodes) {
+    score_code_rows(c, item, t, low, high, r0, kRows, first, begin, end, *codes.scales, codes.q_sum,
+                    s, weights, subtract);
+  } else {
+    score_step_rows(c, item, t, low, high, r0, kRows, first, begin, end, s, weights);
+  }
   for (int64_t d = 0; d < p.head_dim_v_pad; d += 32) {
-    value_panel<kRows>(weights, t.shrink + r0, v + d / 32 * (kTile / 2 * 32), e.begin / 2,
-                       (e.end + 1) / 2, t.o + r0 * p.head_dim_v_pad + d, p.head_dim_v_pad);
+    value_panel<kRows, kCodes>(weights, t.shrink + r0, subtract, v + d / 32 * (kTile / 2 * 32),
+                               e.begin / 2, (e.end + 1) / 2, t.o + r0 * p.head_dim_v_pad + d,
+                               p.head_dim_v_pad);
+  }
+}
+
+// All steps of an item.
+template <bool kCodes>
+void run_steps(const Call& c, const Item& item, const Scratch& t, const int* low, const int* high,
+               int64_t first, const Codes& codes) {
+  const auto* q = reinterpret_cast<const uint32_t*>(t.q);
+  for (int r = 0; r < item.rows; r += kMR) {
+    const int n = step_rows(item.rows, r / kMR);
+    switch (n) {
+      case 4: run_rows<4, kCodes>(c, item, t, low, high, r, q, first, codes); break;
+      case 8: run_rows<8, kCodes>(c, item, t, low, high, r, q, first, codes); break;
+      default: run_rows<kMR, kCodes>(c, item, t, low, high, r, q, first, codes); break;
+    }
+    q += n * c.plan.head_dim_pad / 2;
   }
 }
 
@@ -256,12 +292,20 @@ void mark_keys(const Plan& p, const Item& item, const Scratch& t, const Bf16* k,
   }
 }
 
+// The tile of an item from key `first` on: in place, or decoded.
+Source<Bf16> tile_of(const Call& c, const Item& item, int64_t first, int count, const Scratch& t,
+                     TileScales* scales) {
+  if (c.plan.paged) return decode_pairs(c, item, first, count, t, scales);
+  return TensorKeys<Bf16>(c, item, t).tile(first, count);
+}
+
 // Items that differ in the kv head alone; `padded` is the room of each one's rows.
 void run_together(const Call& c, const Item* items, int count, int padded, const Scratch& t) {
-  const AttentionArgs& a = *c.args;
   const Plan& p = c.plan;
   const int rows = items[0].rows, tile = rows <= kMR ? kStepTile : kTile;
   const KeyRange keys = items[0].keys;
+  TileScales scales;
+  float q_sum[V::kBlockRows] = {};
   for (int i = 0; i < count; ++i) {
     const Scratch own = from_row(t, p, i * padded);
     Range range = no_range();
@@ -269,6 +313,9 @@ void run_together(const Call& c, const Item* items, int count, int padded, const
     for (int r = 0; r < padded; ++r) own.exact[r] = flag;
     pack_q(c, items[i], reinterpret_cast<uint32_t*>(own.q), range);
     if (!is_ordinary(range)) mark_queries(c, items[i], own.exact);
+    for (int r = 0; r < rows && p.paged; ++r) {
+      q_sum[i * padded + r] = sum_of(query_row<Bf16>(c, items[i], r), p.head_dim);
+    }
     start_states<V>(c, items[i], own);
     for (int64_t d = rows * p.head_dim_v_pad; d < padded * p.head_dim_v_pad; ++d) own.o[d] = 0;
   }
@@ -279,26 +326,21 @@ void run_together(const Call& c, const Item* items, int count, int padded, const
     for (int i = 0; i < count; ++i) {
       const Item& item = items[i];
       const Scratch own = from_row(t, p, i * padded);
-      const int64_t k_stride = token_stride(a.k), v_stride = token_stride(a.v);
-      const Bf16* k = static_cast<const Bf16*>(a.k.data) + item.s.k +
-                      item.kv_head * head_stride(a.k) + first * k_stride;
-      const Bf16* v = static_cast<const Bf16*>(a.v.data) + item.s.v +
-                      item.kv_head * head_stride(a.v) + first * v_stride;
+      const Source<Bf16> from = tile_of(c, item, first, here, t, &scales);
+      const int64_t ahead = p.paged ? 0 : tile;
       Range range = no_range();
-      pack_k(k, k_stride, here, tile * k_stride, p, reinterpret_cast<uint32_t*>(t.k), range);
-      pack_v(v, v_stride, here, tile * v_stride, p, reinterpret_cast<uint32_t*>(t.v), range);
+      pack_k(from.k, from.k_stride, here, ahead * from.k_stride, p,
+             reinterpret_cast<uint32_t*>(t.k), range);
+      pack_v(from.v, from.v_stride, here, ahead * from.v_stride, p,
+             reinterpret_cast<uint32_t*>(t.v), range);
       if (!is_ordinary(range)) {
-        mark_keys(p, item, own, k, k_stride, v, v_stride, here, t.low, t.high);
+        mark_keys(p, item, own, from.k, from.k_stride, from.v, from.v_stride, here, t.low, t.high);
       }
-      const auto* q = reinterpret_cast<const uint32_t*>(own.q);
-      for (int r = 0; r < rows; r += kMR) {
-        const int n = step_rows(rows, r / kMR);
-        switch (n) {
-          case 4: run_rows<4>(c, item, own, t.low, t.high, r, q, first); break;
-          case 8: run_rows<8>(c, item, own, t.low, t.high, r, q, first); break;
-          default: run_rows<kMR>(c, item, own, t.low, t.high, r, q, first); break;
-        }
-        q += n * p.head_dim_pad / 2;
+      const Codes codes = {&scales, q_sum + i * padded};
+      if (p.paged && c.args->kv.format != KvFormat::bf16) {
+        run_steps<true>(c, item, own, t.low, t.high, first, codes);
+      } else {
+        run_steps<false>(c, item, own, t.low, t.high, first, codes);
       }
     }
   }
@@ -313,7 +355,7 @@ void run_exact(const Call& c, const Item& item, Scratch t) {
 }
 
 void run_dots(const Call& c, const Item* items, int count, const Scratch& t) {
-  const bool in_place = items[0].positions == 1 && items[0].rows <= V::kStepRows;
+  const bool in_place = !c.plan.paged && items[0].positions == 1 && items[0].rows <= V::kStepRows;
   const int padded = (items[0].rows + 3) / 4 * 4, most = V::kBlockRows / padded;
   for (int i = 0; i < count; i += most) {
     const int n = count - i < most ? count - i : most;
@@ -338,7 +380,7 @@ void run_dots(const Call& c, const Item* items, int count, const Scratch& t) {
 
 extern const AttentionKernel attention_bf16_avx512bf16;
 const AttentionKernel attention_bf16_avx512bf16 = {
-    "attention_bf16_avx512bf16", kArchAvx512Bf16,        {bit(DType::bf16), 1024, 1},
+    "attention_bf16_avx512bf16", kArchAvx512Bf16,        {bit(DType::bf16), 1024, 1, kPairFormats},
     flash_workspace<V>,          flash_run<V, run_dots>,
 };
 

@@ -1,0 +1,193 @@
+// Keys and values of a cache for products of bf16 pairs: codes of 8 and 4 bits are whole numbers or
+// small floats that bf16 holds exactly, so a tile is decoded to rows of bf16 codes, and scales and
+// zeros meet scores and weights instead of keys and values:
+//
+//   score     ks[j] * (q . code[j] - kz[j] * (sum of q))
+//   values    w[j] = P[j] * vs[j] rounded to bf16;  sum of w[j] * code[j]  -  sum of w[j] * vz[j]
+//   sum l     of w[j] / vs[j], so that the weights add up to one
+//
+// int4's codes are taken less 8, and so are its zeros: what is subtracted is small then.
+// Tokens of a bf16 prefix have the scale 1 and the zero 0.
+#pragma once
+
+#include "csrc/attention/pairs_avx512bf16.h"
+
+namespace lowbit {
+namespace {
+
+// Scales and zeros of the keys of a tile. `inverse` and `value_zero` are in pair order: of each 32
+// keys the even ones, then the odd ones.
+struct TileScales {
+  alignas(64) float key[kTile], key_zero[kTile], value[kTile], inverse[kTile], value_zero[kTile];
+  bool zeros;  // whether any is not 0
+};
+
+constexpr KvFormatSet kPairFormats =
+    bit(KvFormat::bf16) | bit(KvFormat::fp8_e4m3) | bit(KvFormat::int8) | bit(KvFormat::int4);
+
+// 32 bytes of codes as bf16.
+inline __m512i bf16_of_int8(__m256i bytes) {
+  const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+  const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+  return to_pairs(a, b);
+}
+inline __m512i bf16_of_e4m3(__m256i bytes) {
+  return to_pairs(avx512::e4m3_16(_mm256_castsi256_si128(bytes)),
+                  avx512::e4m3_16(_mm256_extracti128_si256(bytes, 1)));
+}
+// Codes 0 to 15 less 8.
+inline __m512i bf16_of_int4(__m512i words) {
+  alignas(64) static constexpr uint16_t kTable[32] = {
+      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+  return _mm512_permutexvar_epi16(words, _mm512_load_si512(kTable));
+}
+
+inline void decode_codes(KvFormat format, const uint8_t* codes, int64_t dim, Bf16* out) {
+  if (format == KvFormat::bf16) {
+    std::memcpy(out, codes, static_cast<size_t>(2 * dim));
+    return;
+  }
+  const int64_t bytes = format == KvFormat::int4 ? dim / 2 : dim;
+  for (int64_t d = 0; d < bytes; d += 32) {
+    const __mmask32 there = first_words(bytes - d);
+    const __m256i x = _mm256_maskz_loadu_epi8(there, codes + d);
+    if (format == KvFormat::int4) {
+      const __m512i words = _mm512_cvtepu8_epi16(x), low = _mm512_set1_epi16(15);
+      _mm512_mask_storeu_epi16(out + d, there, bf16_of_int4(_mm512_and_si512(words, low)));
+      _mm512_mask_storeu_epi16(out + bytes + d, there, bf16_of_int4(_mm512_srli_epi16(words, 4)));
+    } else {
+      _mm512_mask_storeu_epi16(out + d, there,
+                               format == KvFormat::int8 ? bf16_of_int8(x) : bf16_of_e4m3(x));
+    }
+  }
+}
+
+// A token without a scale reads as NaN: its first code becomes one, its scale 1.
+inline float scale_or_mark(const KvTokens& from, int i, Bf16* row) {
+  if (is_float(from.format)) return 1.0f;
+  const float scale = f16_to_f32(kv_half(from.scales + 2 * i));
+  if (std::isfinite(scale) && scale > 0) return scale;
+  row[0].bits = 0x7fc0;
+  return 1.0f;
+}
+inline float zero_of(const KvTokens& from, int i) {
+  return from.format == KvFormat::int4 ? f16_to_f32(kv_half(from.zeros + 2 * i)) - 8.0f : 0.0f;
+}
+
+// Where key j of a tile stands in pair order.
+inline int pair_place(int j) { return j / 32 * 32 + j % 2 * 16 + j % 32 / 2; }
+
+// The keys [first, first + count) of an item; scales of what fills up the last panel are 1.
+inline Source<Bf16> decode_pairs(const Call& c, const Item& item, int64_t first, int count,
+                                 const Scratch& t, TileScales* scales) {
+  const Plan& p = c.plan;
+  auto* k = reinterpret_cast<Bf16*>(t.tile_k);
+  auto* v = reinterpret_cast<Bf16*>(t.tile_v);
+  scales->zeros = c.args->kv.format == KvFormat::int4;
+  for (int j = 0; j < count;) {
+    const KeyRun run = key_run(*c.args, item.s, item.kv_head, first + j, count - j);
+    const auto tokens = [&](int64_t dim, bool of_values) {
+      return kv_tokens(run.format, *run.form, run.block, run.token, run.count, dim, of_values);
+    };
+    const KvTokens keys = tokens(p.head_dim, false), values = tokens(p.head_dim_v, true);
+    const int64_t k_bytes = kv_row_bytes(run.format, p.head_dim);
+    const int64_t v_bytes = kv_row_bytes(run.format, p.head_dim_v);
+    for (int i = 0; i < run.count; ++i, ++j) {
+      Bf16 *to_k = k + j * p.head_dim_pad, *to_v = v + j * p.head_dim_v_pad;
+      decode_codes(run.format, keys.codes + i * k_bytes, p.head_dim, to_k);
+      decode_codes(run.format, values.codes + i * v_bytes, p.head_dim_v, to_v);
+      scales->key[j] = scale_or_mark(keys, i, to_k);
+      scales->key_zero[j] = zero_of(keys, i);
+      scales->value[j] = scale_or_mark(values, i, to_v);
+      scales->inverse[pair_place(j)] = 1.0f / scales->value[j];
+      scales->value_zero[pair_place(j)] = zero_of(values, i);
+    }
+  }
+  for (int j = count; j % 32 != 0; ++j) {
+    scales->key[j] = scales->value[j] = scales->inverse[pair_place(j)] = 1.0f;
+    scales->key_zero[j] = scales->value_zero[pair_place(j)] = 0.0f;
+  }
+  return {k, v, p.head_dim_pad, p.head_dim_v_pad, count};
+}
+
+// The sum of a query's numbers.
+inline float sum_of(const Bf16* q, int64_t n) {
+  const __m512i ones = _mm512_set1_epi16(0x3f80);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t d = 0; d < n; d += 32) {
+    sum = dot(sum, _mm512_maskz_loadu_epi16(first_words(n - d), q + d), ones);
+  }
+  return V::reduce_add(sum);
+}
+
+// Scores of codes become scores of keys, for the panels [begin, end).
+inline void scale_scores(const TileScales& scales, float q_sum, int begin, int end, float* s) {
+  const __m512 sum = _mm512_set1_ps(q_sum);
+  for (int j = begin; j < end; j += 16) {
+    __m512 x = _mm512_loadu_ps(s + j);
+    if (scales.zeros) x = _mm512_fnmadd_ps(_mm512_loadu_ps(scales.key_zero + j), sum, x);
+    _mm512_storeu_ps(s + j, _mm512_mul_ps(x, _mm512_loadu_ps(scales.key + j)));
+  }
+}
+
+// Weights of keys become weights of codes, for the panels [begin, end): p is overwritten from the
+// unrounded P in s. Returns what is to be subtracted from each value; *sum takes in the weights.
+inline float scale_weights(const TileScales& scales, int begin, int end, const float* s,
+                           uint32_t* p, __m512* sum) {
+  const __m512i high = _mm512_set1_epi32(-65536);
+  __m512 zeros = _mm512_setzero_ps();
+  for (int j = begin; j < end; j += 32) {
+    const __m512 a = _mm512_mul_ps(_mm512_loadu_ps(s + j), _mm512_loadu_ps(scales.value + j));
+    const __m512 b =
+        _mm512_mul_ps(_mm512_loadu_ps(s + j + 16), _mm512_loadu_ps(scales.value + j + 16));
+    const __m512i pairs = to_pairs(a, b);
+    _mm512_storeu_si512(p + j / 2, pairs);
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+    *sum = _mm512_fmadd_ps(even, _mm512_loadu_ps(scales.inverse + j), *sum);
+    *sum = _mm512_fmadd_ps(odd, _mm512_loadu_ps(scales.inverse + j + 16), *sum);
+    if (!scales.zeros) continue;
+    zeros = _mm512_fmadd_ps(even, _mm512_loadu_ps(scales.value_zero + j), zeros);
+    zeros = _mm512_fmadd_ps(odd, _mm512_loadu_ps(scales.value_zero + j + 16), zeros);
+  }
+  return scales.zeros ? V::reduce_add(zeros) : 0.0f;
+}
+
+// score_step_rows() for a tile of codes; `q_sum` has the sums of the step's queries. subtract[r] is
+// to be taken from each value of row r.
+void score_code_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
+                     const int* high, int r0, int rows, int64_t first, int begin, int end,
+                     const TileScales& scales, const float* q_sum, float* s, uint32_t* p,
+                     float* subtract) {
+  for (int r = 0; r < rows; ++r, s += kTile, p += kTile / 2) {
+    const int row = r0 + r, a = low[row], b = high[row];
+    t.shrink[row] = 1.0f;
+    subtract[r] = 0.0f;
+    if (row >= item.rows || a >= b) {
+      for (int j = begin; j < end; j += 32) {
+        _mm512_storeu_si512(p + j / 2, _mm512_setzero_si512());
+      }
+      continue;
+    }
+    scale_scores(scales, q_sum[row], begin, end, s);
+    if (c.rule.transform) {
+      const int64_t position = position_of(item.s, item.first + row / item.heads_here);
+      const float slope = option_of(c.args->alibi_slopes, item.head + row % item.heads_here, 0);
+      transform_scores<V>(c.rule, slope, static_cast<float>(first - position), s, begin, end);
+    }
+    float* l = t.l + row * V::kLanes;
+    if (c.rule.sigmoid) {
+      sigmoid_row<V>(c.rule, s, begin, end);
+    } else {
+      t.shrink[row] = softmax_row<V>(c.rule, s, a, b, t.m + row, t.lse_l + row * V::kLanes);
+    }
+    fill_outside(s, begin, end, a, b, 0.0f);
+    __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(l), _mm512_set1_ps(t.shrink[row]));
+    subtract[r] = scale_weights(scales, begin, end, s, p, &sum);
+    _mm512_storeu_ps(l, sum);
+  }
+}
+
+}  // namespace
+}  // namespace lowbit
