@@ -107,6 +107,29 @@ describe('lowbit eval', () => {
     }
   })
 
+  test('--kv: formats of the cache, and a prefix that is not rounded', () => {
+    const perplexities = (...args: string[]) => {
+      const { status, stdout, stderr } = lowbit('eval', own, '--json', ...args)
+      expect([status, stderr]).toEqual([0, ''])
+      return (JSON.parse(stdout) as Report).schemes.map(
+        ({ scheme, kv, perplexity }) => [`${scheme} ${kv}`, Number(perplexity)] as const,
+      )
+    }
+    const found = perplexities('--kv', 'bf16,fp8_e4m3,int8,int4')
+    expect(found.map(([name]) => name)).toEqual(['f32 bf16', 'f32 fp8_e4m3', 'f32 int8', 'f32 int4'])
+    const exact = Number(report.schemes[0]?.perplexity)
+    const [bf16 = 0, fp8 = 0, int8 = 0, int4 = 0] = found.map(([, value]) => Math.abs(value / exact - 1))
+    // Over so few tokens chance is larger than the loss, which is a tenth of these over a whole text.
+    expect(bf16).toBeLessThan(0.001)
+    expect(int8).toBeLessThan(0.005)
+    expect(fp8).toBeLessThan(0.03)
+    expect(int4).toBeLessThan(0.05)
+    expect(int4).toBeGreaterThan(int8)
+    // With all tokens in the prefix nothing is rounded.
+    const [whole] = perplexities('--kv', 'int4', '--kv-prefix', '48')
+    expect(Math.abs(Number(whole?.[1]) / exact - 1)).toBeLessThan(1e-5)
+  })
+
   test('the table, and perplexities held against expected.json', () => {
     const [f32, int4] = report.schemes.map(({ perplexity }) => Number(perplexity))
     fs.writeFileSync(join(own, 'expected.json'), JSON.stringify({ f32, 'int4-g64': int4 }))
@@ -117,9 +140,11 @@ describe('lowbit eval', () => {
     expect(good.stdout).toMatch(/\ndevice {6}cpu: .*threads/)
     expect(good.stdout).toMatch(/\ntext {8}2 windows of 48 tokens\n/)
     expect(good.stdout).toMatch(
-      /\nscheme +bits\/weight +MB +perplexity +expected +off by +prefill tok\/s +decode tok\/s\n/,
+      /\nscheme +KV +bits\/weight +MB +perplexity +expected +off by +prefill tok\/s +decode tok\/s\n/,
     )
-    expect(good.stdout).toMatch(/\nint4-g64 +4\.625 +\d+\.\d+ +\d+\.\d+ +\d+\.\d+ +[+-]0\.000 % +\d+ +\d+\n/)
+    expect(good.stdout).toMatch(
+      /\nint4-g64 +f32 +4\.625 +\d+\.\d+ +\d+\.\d+ +\d+\.\d+ +[+-]0\.000 % +\d+ +\d+\n/,
+    )
     expect(good.stdout).toContain('greedy continuation under f32 is the recorded one')
     expect(good.stdout).toContain('Sampled under int4-g64:\n\ndef fibonacci(n):')
 
@@ -148,7 +173,7 @@ describe('lowbit eval', () => {
     const plain = lowbit('eval', place, '--schemes', 'int8')
     expect(plain.status).toBe(0)
     expect(plain.stdout).toContain('none: speed only')
-    expect(plain.stdout).toMatch(/\nint8 +8\.111 +\d+\.\d+ +- +- +- +\d+ +\d+\n/)
+    expect(plain.stdout).toMatch(/\nint8 +f32 +8\.111 +\d+\.\d+ +- +- +- +\d+ +\d+\n/)
     const text = join(folder, 'text.py')
     fs.writeFileSync(text, 'import sys\n\n\ndef main(argv):\n    return len(argv)\n'.repeat(40))
     const read = lowbit('eval', place, '--schemes', 'int8', '--text', text, '--windows', '1', '--json')
@@ -159,6 +184,8 @@ describe('lowbit eval', () => {
   test('misuse: a sentence and an exit code, never a stack', () => {
     const cases: [string[], number, string][] = [
       [['eval', '--schemes', 'int5'], 2, '--schemes expects names out of f32, bf16'],
+      [['eval', '--kv', 'int2'], 2, '--kv expects f32, f16, bf16, fp8_e4m3, int8, int4 but got'],
+      [['generate', '--prompt', 'x', '--kv', 'int4,int8'], 2, '--kv expects one format'],
       [['eval', '--windows', '0'], 2, "--windows expects an integer of at least 1 but got '0'"],
       [['eval', '--threads', 'many'], 2, "--threads expects an integer from 1 to 1024 but got 'many'"],
       [['eval', '--fast'], 2, "Unknown option '--fast'"],

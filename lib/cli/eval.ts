@@ -5,10 +5,13 @@ import { join } from 'node:path'
 import { type Device, openDevice } from '../device'
 import { LowbitError } from '../errors'
 import { readJsonFile } from '../llama/config'
+import type { KvOptions } from '../llama/decoder'
 import { Llama } from '../llama/model'
 import { isSchemeName, type SchemeName, schemeList, schemeNames, schemeOf, schemes } from '../llama/scheme'
 import { Tokenizer } from '../llama/tokenizer'
 import { root } from '../native'
+import { type KvFormat, kvFormats } from '../words'
+import { wordsOption } from './lists'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
 const usage = `usage: lowbit eval [checkpoint] [options]
@@ -19,6 +22,9 @@ too, each perplexity is held against it, and the command fails if one is too far
 
   checkpoint         a folder in Hugging Face's layout (default: test/checkpoints/small)
   --schemes a,b      out of ${schemeList(21)} (default: all but the last line)
+  --kv a,b           formats of the KV cache, out of ${kvFormats.join(', ')}
+                     (default: the scheme's activations); with it the default of --schemes is f32
+  --kv-prefix n      first tokens of each text that the KV cache keeps as floats (default: 0)
   --windows n        windows of text to read (default: all)
   --text file        a text of one's own, in windows of 512 tokens
   --device name      auto, cpu, cuda, cuda:N (default: auto)
@@ -100,6 +106,8 @@ function readText(folder: string, file: string): number[][] {
 /** One line of the result. */
 interface SchemeResult {
   scheme: SchemeName
+  kv: KvFormat
+  kvPrefix: number
   bitsPerWeight: number
   blockBytes: number
   weightBytes: number
@@ -125,10 +133,14 @@ function someTokens(model: Llama, text: readonly number[] | undefined, count: nu
   return Array.from({ length: count }, (_, i) => text?.[i % text.length] ?? (i * 7919) % vocabSize)
 }
 
-async function measurePrefill(model: Llama, text: readonly number[] | undefined): Promise<number> {
+async function measurePrefill(
+  model: Llama,
+  text: readonly number[] | undefined,
+  kv: KvOptions,
+): Promise<number> {
   const count = Math.min(prefillTokens, model.config.maxPositions)
   const tokens = someTokens(model, text, count)
-  using session = model.session({ length: count, chunk: count })
+  using session = model.session({ ...kv, length: count, chunk: count })
   using out = model.device.empty([1, model.config.vocabSize], 'f32')
   const seconds: number[] = []
   const started = performance.now()
@@ -143,10 +155,14 @@ async function measurePrefill(model: Llama, text: readonly number[] | undefined)
   return count / median(seconds.length > 1 ? seconds.slice(1) : seconds)
 }
 
-async function measureDecode(model: Llama, text: readonly number[] | undefined): Promise<number> {
+async function measureDecode(
+  model: Llama,
+  text: readonly number[] | undefined,
+  kv: KvOptions,
+): Promise<number> {
   const room = model.config.maxPositions
   const prompt = someTokens(model, text, Math.min(decodePrompt, Math.ceil(room / 2)))
-  using session = model.session({ length: Math.min(room, prompt.length + decodeTokens) })
+  using session = model.session({ ...kv, length: Math.min(room, prompt.length + decodeTokens) })
   let tokens = 0
   let start = 0
   for await (const _ of model.generate(prompt, { session, maxTokens: decodeTokens, ignoreEos: true })) {
@@ -156,21 +172,27 @@ async function measureDecode(model: Llama, text: readonly number[] | undefined):
   return ((tokens - 1) * 1000) / (performance.now() - start)
 }
 
-async function continuation(model: Llama, prompt: readonly number[], count: number): Promise<number[]> {
+async function continuation(
+  model: Llama,
+  prompt: readonly number[],
+  count: number,
+  kv: KvOptions,
+): Promise<number[]> {
   const out: number[] = []
-  for await (const { token } of model.generate(prompt, { maxTokens: count })) out.push(token)
+  for await (const { token } of model.generate(prompt, { ...kv, maxTokens: count })) out.push(token)
   return out
 }
 
-async function sampleText(model: Llama, prompt: string): Promise<string> {
+async function sampleText(model: Llama, prompt: string, kv: KvOptions): Promise<string> {
   let text = ''
-  const options = { maxTokens: 64, temperature: 0.7, topP: 0.9, seed: 1 }
+  const options = { ...kv, maxTokens: 64, temperature: 0.7, topP: 0.9, seed: 1 }
   for await (const piece of model.generate(prompt, options)) text += piece.text
   return text
 }
 
 const columns: Column[] = [
   { title: 'scheme', width: 11 },
+  { title: 'KV', width: 10 },
   { title: 'bits/weight', width: 11 },
   { title: 'MB', width: 7 },
   { title: 'perplexity', width: 10 },
@@ -186,6 +208,7 @@ function resultRow(r: SchemeResult): string {
   const off = r.ratio === undefined ? '-' : `${r.ratio >= 1 ? '+' : ''}${((r.ratio - 1) * 100).toFixed(3)} %`
   return tableRow(columns, [
     r.scheme,
+    r.kvPrefix > 0 ? `${r.kv}+${r.kvPrefix}` : r.kv,
     fixed(r.bitsPerWeight, 3),
     fixed(r.weightBytes / 1e6, 2),
     fixed(r.perplexity, 4),
@@ -205,41 +228,46 @@ interface Job {
   readonly note: (what: string) => void
 }
 
-async function evaluate(
-  name: SchemeName,
-  job: Job,
-): Promise<{ result: SchemeResult; text: string | undefined; model: string }> {
-  const { folder, device, windows, reference, note } = job
-  const start = performance.now()
+function load(name: SchemeName, { folder, device, note }: Job): Promise<Llama> {
   note('loading')
-  using model = await Llama.load(folder, {
+  return Llama.load(folder, {
     device,
     scheme: schemeOf(name),
     onProgress: (done, total) => note(`layer ${done} of ${total}`),
   })
-  const loadSeconds = (performance.now() - start) / 1000
-  const found =
-    windows === undefined
-      ? undefined
-      : await model.perplexity(windows, { onProgress: (done, total) => note(`window ${done} of ${total}`) })
+}
+
+async function evaluate(
+  model: Llama,
+  name: SchemeName,
+  kv: KvOptions,
+  loadSeconds: number,
+  job: Job,
+): Promise<{ result: SchemeResult; text: string | undefined }> {
+  const { windows, reference, note } = job
+  const onProgress = (done: number, total: number) => note(`window ${done} of ${total}`)
+  const found = windows === undefined ? undefined : await model.perplexity(windows, { ...kv, onProgress })
   const expected = found === undefined ? undefined : job.expected.get(name === 'bf16' ? 'f32' : name)
   const ratio = found === undefined || expected === undefined ? undefined : found.perplexity / expected
   note('prefill and decode')
   const text = windows?.[0]
-  const prefillTokensPerSecond = await measurePrefill(model, text)
-  const decodeTokensPerSecond = await measureDecode(model, text)
+  const prefillTokensPerSecond = await measurePrefill(model, text, kv)
+  const decodeTokensPerSecond = await measureDecode(model, text, kv)
   let greedyTokensEqual: boolean | undefined
   const { promptTokens, greedyTokens } = reference ?? {}
-  if (name === 'f32' && promptTokens !== undefined && greedyTokens !== undefined) {
-    const made = await continuation(model, promptTokens, greedyTokens.length - promptTokens.length)
+  // Recorded are the perplexity of the scheme and the tokens of f32 with an exact cache.
+  const exact = kv.kv === undefined
+  if (name === 'f32' && exact && promptTokens !== undefined && greedyTokens !== undefined) {
+    const made = await continuation(model, promptTokens, greedyTokens.length - promptTokens.length, kv)
     greedyTokensEqual = [...promptTokens, ...made].join() === greedyTokens.join()
   }
   const prompt = reference?.prompt ?? 'The '
-  const sample = model.tokenizer === undefined ? undefined : await sampleText(model, prompt)
+  const sample = model.tokenizer === undefined ? undefined : await sampleText(model, prompt, kv)
   const usage = model.usage()
-  const { layers, hiddenSize } = model.config
   const result: SchemeResult = {
     scheme: name,
+    kv: kv.kv ?? model.scheme.activations ?? 'f32',
+    kvPrefix: kv.prefixTokens ?? 0,
     bitsPerWeight: usage.bitsPerWeight,
     blockBytes: usage.blockBytes,
     weightBytes: usage.deviceBytes,
@@ -248,17 +276,19 @@ async function evaluate(
     expected,
     ratio,
     allowed: allowed(name),
-    withinAllowed: ratio === undefined ? undefined : Math.abs(ratio - 1) <= allowed(name),
+    withinAllowed: ratio === undefined || !exact ? undefined : Math.abs(ratio - 1) <= allowed(name),
     greedyTokensEqual,
     prefillTokensPerSecond,
     decodeTokensPerSecond,
   }
+  return { result, text: sample === undefined ? undefined : prompt + sample }
+}
+
+function describe(model: Llama): string {
+  const { layers, hiddenSize } = model.config
+  const usage = model.usage()
   const millions = (count: number) => `${(count / 1e6).toFixed(1)} M`
-  return {
-    result,
-    text: sample === undefined ? undefined : prompt + sample,
-    model: `Llama, ${layers} layers of width ${hiddenSize}, ${millions(usage.parameters)} parameters (${millions(usage.blockParameters)} in the layers that are quantised)`,
-  }
+  return `Llama, ${layers} layers of width ${hiddenSize}, ${millions(usage.parameters)} parameters (${millions(usage.blockParameters)} in the layers that are quantised)`
 }
 
 function defaultCheckpoint(): string {
@@ -267,8 +297,8 @@ function defaultCheckpoint(): string {
   throw new UsageError('name a checkpoint: a folder with config.json and model.safetensors')
 }
 
-function schemesToRun(list: string | undefined): SchemeName[] {
-  if (list === undefined) return Object.keys(schemes) as SchemeName[]
+function schemesToRun(list: string | undefined, usual: readonly string[]): SchemeName[] {
+  if (list === undefined) return usual as SchemeName[]
   return list.split(',').map((entry) => {
     const name = entry.trim()
     if (isSchemeName(name)) return name
@@ -301,6 +331,8 @@ function complaints(results: readonly SchemeResult[]): string[] {
 export async function run(argv: string[]): Promise<number> {
   const options = {
     schemes: { type: 'string' },
+    kv: { type: 'string' },
+    'kv-prefix': { type: 'string' },
     windows: { type: 'string' },
     text: { type: 'string' },
     device: { type: 'string' },
@@ -308,7 +340,9 @@ export async function run(argv: string[]): Promise<number> {
     json: { type: 'boolean' },
   } as const
   return command(argv, usage, options, 1, async (values, [path]) => {
-    const names = schemesToRun(values.schemes)
+    const kvs = wordsOption<KvFormat>(values.kv, 'kv', kvFormats)
+    const prefixTokens = numberOption(values['kv-prefix'], 'kv-prefix', 0)
+    const names = schemesToRun(values.schemes, kvs === undefined ? Object.keys(schemes) : ['f32'])
     const count = numberOption(values.windows, 'windows', 1)
     const threads = numberOption(values.threads, 'threads', 1, 1024)
     const folder = path ?? defaultCheckpoint()
@@ -331,22 +365,28 @@ export async function run(argv: string[]): Promise<number> {
     try {
       for (const [index, name] of names.entries()) {
         const note = (what: string) => progress.show(`${name} (${index + 1} of ${names.length}): ${what}`)
-        const done = await evaluate(name, { folder, device, windows, expected, reference, note })
-        if (results.length === 0) {
-          const cpu = info.threads > 0 ? `, ${info.threads} threads` : ''
-          print(`checkpoint  ${folder}`)
-          print(`model       ${done.model}`)
-          print(`device      ${info.device}: ${info.name}${cpu}, ${info.archs.join(' ')}`)
-          print(
-            `text        ${windows === undefined ? 'none: speed only' : `${windows.length} windows of ${windows[0]?.length ?? 0} tokens`}`,
-          )
-          print(`\n${tableHead(columns)}`)
-        }
-        results.push(done.result)
-        print(resultRow(done.result))
-        if (textScheme === undefined || name === 'int4-g64') {
-          text = done.text
-          textScheme = name
+        const job = { folder, device, windows, expected, reference, note }
+        const start = performance.now()
+        using model = await load(name, job)
+        const loadSeconds = (performance.now() - start) / 1000
+        for (const kv of kvs ?? [undefined]) {
+          const done = await evaluate(model, name, { kv, prefixTokens }, loadSeconds, job)
+          if (results.length === 0) {
+            const cpu = info.threads > 0 ? `, ${info.threads} threads` : ''
+            print(`checkpoint  ${folder}`)
+            print(`model       ${describe(model)}`)
+            print(`device      ${info.device}: ${info.name}${cpu}, ${info.archs.join(' ')}`)
+            print(
+              `text        ${windows === undefined ? 'none: speed only' : `${windows.length} windows of ${windows[0]?.length ?? 0} tokens`}`,
+            )
+            print(`\n${tableHead(columns)}`)
+          }
+          results.push(done.result)
+          print(resultRow(done.result))
+          if (textScheme === undefined || name === 'int4-g64') {
+            text = done.text
+            textScheme = name
+          }
         }
       }
     } finally {

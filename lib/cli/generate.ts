@@ -6,6 +6,8 @@ import { openDevice } from '../device'
 import { Llama } from '../llama/model'
 import { isSchemeName, schemeList, schemeNames, schemeOf } from '../llama/scheme'
 import { root } from '../native'
+import { type KvFormat, kvFormats } from '../words'
+import { wordsOption } from './lists'
 import { command, numberOption, Progress, UsageError } from './terminal'
 
 const usage = `usage: lowbit generate [checkpoint] --prompt text [options]
@@ -17,6 +19,8 @@ Continues a prompt; the text streams to stdout, the speed goes to stderr where t
   --tokens n         tokens to make at most (default: 128)
   --scheme name      how the weights are stored (default: bf16); out of
                      ${schemeList(21)}
+  --kv format        how the KV cache keeps its numbers (default: as the scheme's activations); out of
+                     ${kvFormats.join(', ')}
   --temperature t    0 takes the likeliest token (default: 0.8)
   --top-k n          only the n likeliest tokens (default: all)
   --top-p p          only the likeliest tokens that make up p (default: 0.95)
@@ -31,6 +35,7 @@ export async function run(argv: string[]): Promise<number> {
     prompt: { type: 'string' },
     tokens: { type: 'string' },
     scheme: { type: 'string' },
+    kv: { type: 'string' },
     temperature: { type: 'string' },
     'top-k': { type: 'string' },
     'top-p': { type: 'string' },
@@ -53,6 +58,8 @@ export async function run(argv: string[]): Promise<number> {
       topP: numberOption(values['top-p'], 'top-p', Number.MIN_VALUE, 1, false) ?? 0.95,
       seed: numberOption(values.seed, 'seed', Number.MIN_SAFE_INTEGER) ?? 0,
     }
+    const [kv, ...others] = wordsOption<KvFormat>(values.kv, 'kv', kvFormats) ?? []
+    if (others.length > 0) throw new UsageError('--kv expects one format')
     const threads = numberOption(values.threads, 'threads', 1, 1024)
     const folder = path ?? join(root, 'test', 'checkpoints', 'small')
     if (path === undefined && !existsSync(folder)) throw new UsageError('name a checkpoint')
@@ -77,7 +84,7 @@ export async function run(argv: string[]): Promise<number> {
       })
       progress.clear()
       if (!values.json) process.stdout.write(prompt)
-      for await (const piece of model.generate(prompt, { ...sampling, signal: abort.signal })) {
+      for await (const piece of model.generate(prompt, { ...sampling, kv, signal: abort.signal })) {
         last = performance.now()
         if (tokens.length === 0) first = last
         tokens.push(piece.token)
@@ -97,6 +104,7 @@ export async function run(argv: string[]): Promise<number> {
         checkpoint: folder,
         device: device.info,
         scheme: schemeName,
+        kv,
         ...sampling,
         prompt,
         text,
