@@ -19,6 +19,7 @@
 #pragma once
 
 #include "csrc/linear/panels.h"
+#include "csrc/linear/words.h"
 
 namespace lowbit {
 
@@ -128,7 +129,7 @@ struct CodeKernel {
 };
 
 struct CodeScratch {
-  uint8_t* codes;          // (stage, columns): rows of codes, padded with zeros
+  uint8_t* codes;          // (stage, columns): rows of codes, padded with zeros, that x has not
   uint8_t* x;              // the same in tiles
   int32_t* x_sums;         // (stage, segments), by tiles
   float* scale;            // (stage)
@@ -146,6 +147,11 @@ static inline int64_t padded_columns(const Weight& w) {
   return round_up(round_up(w.k, unit) + (w.layout == Layout::trits16 ? unit : 0), 8);
 }
 
+// Codes may be read where x has them: no zeros have to stand behind a row of them.
+static inline bool reads_codes(const LinearArgs& args) {
+  return args.x.dtype == DType::i8 && padded_columns(args.w) == args.w.k;
+}
+
 // Segments whose codes are unpacked at a time.
 static inline int64_t unpacked_segments(const CodeKernel& kernel, const Segments& s) {
   const int64_t columns = kSliceBytes / 2 / (kPanel * kernel.unpacked_width);
@@ -158,7 +164,7 @@ static inline size_t carve_codes(const LinearArgs& args, const CodeKernel& kerne
   const Segments segments = segments_of(args.w, kernel.segment_k);
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->columns = padded_columns(args.w);
-  s->codes = take<uint8_t>(&at, rows * s->columns);
+  s->codes = take<uint8_t>(&at, reads_codes(args) ? 0 : rows * s->columns);
   s->x = take<uint8_t>(&at, rows * s->columns * kernel.width);
   s->x_sums = take<int32_t>(&at, rows * segments.count);
   s->scale = take<float>(&at, rows);
@@ -180,38 +186,49 @@ static inline size_t workspace_codes(const LinearArgs& args, const CodeKernel& k
   return carve_codes(args, kernel, threads, nullptr, &s);
 }
 
-// Segments [begin, end) of a tile of `rows` rows from m on: from rows of codes to the tile, and the
-// sums.
+struct CodeRows {
+  const uint8_t* data;
+  int64_t stride;
+};
+
+// Segments [begin, end) of a tile of `rows` rows from m on: from rows of codes, the first of which
+// is the tile's, to the tile, and the sums.
 static inline void arrange_tile(const CodeKernel& kernel, const Segments& segments,
-                                const CodeScratch& s, int32_t factor, int64_t m, int64_t rows,
-                                int64_t begin, int64_t end) {
+                                const CodeScratch& s, const CodeRows& from, int32_t factor,
+                                int64_t m, int64_t rows, int64_t begin, int64_t end) {
   const int64_t four = 4 * kernel.width;
   const int64_t k0 = segment_at(segments, begin).k;
   const int64_t k1 = end == segments.count ? s.columns : segment_at(segments, end).k;
-  for (int64_t t = 0; t < rows; ++t) {
-    const uint8_t* codes = s.codes + (m + t) * s.columns;
-    uint8_t* to = s.x + m * s.columns * kernel.width + t * four;
+  uint8_t* tile = s.x + m * s.columns * kernel.width;
+  int32_t* sums = s.x_sums + m * segments.count;
+  const bool plain = kernel.arrange == nullptr && kernel.arrange_columns == nullptr;
+  // Segments begin at multiples of four columns.
+  if (plain) {
+    interleave_words(from.data + k0, from.stride, rows, (k1 - k0) / 4, tile + k0 * rows);
+  }
+  for (int64_t t = 0; t < rows && !plain; ++t) {
+    const uint8_t* codes = from.data + t * from.stride;
     if (kernel.arrange_columns != nullptr) {
-      kernel.arrange_columns(codes + k0, k1 - k0, to + k0 * kernel.width);
+      kernel.arrange_columns(codes + k0, k1 - k0, tile + (k0 * rows + t * 4) * kernel.width);
+      continue;
     }
-    // Segments begin at multiples of four columns.
-    for (int64_t q = k0 / 4; kernel.arrange_columns == nullptr && q < k1 / 4; ++q) {
-      if (kernel.arrange == nullptr) {
-        std::memcpy(to + q * rows * four, codes + q * 4, 4);
-      } else {
-        kernel.arrange(codes + q * 4, to + q * rows * four);
-      }
+    for (int64_t q = k0 / 4; q < k1 / 4; ++q) {
+      kernel.arrange(codes + q * 4, tile + (q * rows + t) * four);
     }
-    int32_t* sums = s.x_sums + m * segments.count + t;
-    for (int64_t i = begin; i < end; ++i) {
-      const Segment segment = segment_at(segments, i);
-      // Over the columns that the kernel multiplies: those behind a group count nothing where
-      // their codes stand for zero (trits16), and are zeros of x everywhere else.
-      const int64_t width = round_up(segment.width, segments.unit);
-      const int8_t* from = reinterpret_cast<const int8_t*>(codes) + segment.k;
-      int32_t sum = 0;
-      for (int64_t j = 0; j < width; ++j) sum += from[j];
-      sums[i * rows] = sum * factor;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const Segment segment = segment_at(segments, i);
+    // Over the columns that the kernel multiplies: those behind a group count nothing where
+    // their codes stand for zero (trits16), and are zeros of x everywhere else.
+    const int64_t width = round_up(segment.width, segments.unit);
+    // Words behind k1 may not be in the tile yet.
+    if (plain && rows >= 8 && width % 4 == 0 && segment.k + width <= k1) {
+      sum_words(tile + segment.k * rows, rows, width / 4, factor, sums + i * rows);
+      continue;
+    }
+    for (int64_t t = 0; t < rows; ++t) {
+      const uint8_t* codes = from.data + t * from.stride + segment.k;
+      sums[i * rows + t] = sum_codes(reinterpret_cast<const int8_t*>(codes), width) * factor;
     }
   }
 }
@@ -221,15 +238,22 @@ static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Cod
                                const Segments& segments, const CodeScratch& s, int32_t factor,
                                int64_t first, int64_t rows, int64_t height) {
   const int64_t k = args.w.k;
-  parallel_for(
-      ctx.pool, rows, ceil_div(kStageTask, k + 1), [&](int64_t m0, int64_t m1, int thread) {
-        for (int64_t m = m0; m < m1; ++m) {
-          uint8_t* codes = s.codes + m * s.columns;
-          s.scale[m] =
-              stage_codes(args, first + m, s.floats + thread * k, reinterpret_cast<int8_t*>(codes));
-          std::memset(codes + k, 0, static_cast<size_t>(s.columns - k));
-        }
-      });
+  CodeRows from = {s.codes, s.columns};
+  if (reads_codes(args)) {
+    from.stride = args.x.strides[0];
+    from.data = static_cast<const uint8_t*>(args.x.data) + first * from.stride;
+    for (int64_t m = 0; m < rows; ++m) s.scale[m] = code_scale(args, first + m);
+  } else {
+    parallel_for(ctx.pool, rows, ceil_div(kStageTask, k + 1),
+                 [&](int64_t m0, int64_t m1, int thread) {
+                   for (int64_t m = m0; m < m1; ++m) {
+                     uint8_t* codes = s.codes + m * s.columns;
+                     s.scale[m] = stage_codes(args, first + m, s.floats + thread * k,
+                                              reinterpret_cast<int8_t*>(codes));
+                     std::memset(codes + k, 0, static_cast<size_t>(s.columns - k));
+                   }
+                 });
+  }
   if (k == 0) return;
   // By tiles and not by rows: the rows of a tile share cache lines. By columns too, for there may
   // be one tile only.
@@ -238,8 +262,9 @@ static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Cod
   parallel_for(ctx.pool, ceil_div(rows, height) * steps, 1, [&](int64_t i0, int64_t i1, int) {
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t m = i / steps * height, begin = i % steps * step;
-      arrange_tile(kernel, segments, s, factor, m, rows - m < height ? rows - m : height, begin,
-                   begin + step < segments.count ? begin + step : segments.count);
+      const CodeRows tile = {from.data + m * from.stride, from.stride};
+      arrange_tile(kernel, segments, s, tile, factor, m, rows - m < height ? rows - m : height,
+                   begin, begin + step < segments.count ? begin + step : segments.count);
     }
   });
 }

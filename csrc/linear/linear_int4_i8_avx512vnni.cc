@@ -12,9 +12,8 @@
 //           Tile of 16 rows of w by 12 rows of x: 12 int32 sums, 12 f32 sums, the codes and two
 //           constants in 32 registers.
 // Measured  2-core AMD EPYC (Zen 4), 4096 x 14336 in groups of 32, one thread, cold weights: M = 1
-// 76
-//           to 86 % of the read bandwidth of the same run, M = 4 326, 12 377, 512 369 GOP/s (78 %
-//           of vpdpbusd); see NOTES.md.
+//           76 to 86 % of the read bandwidth of the same run, M = 4 326, 12 377, 512 369 GOP/s
+//           (78 % of vpdpbusd); see NOTES.md.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
 #include "csrc/simd/avx512vnni.h"

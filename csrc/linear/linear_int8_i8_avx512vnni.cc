@@ -5,16 +5,14 @@
 // Layout    w in panel16: a lane of 4 bytes holds columns 4j .. 4j + 3 of its row; x in tiles of T
 //           rows (codes.h).
 // Bound     M = 1: memory at a byte a product. Large M: vpdpbusd, 64 products each, and in groups
-// of
-//           32 one product in nine that scales the sums.
+//           of 32 one product in nine that scales the sums.
 // Method    vpdpbusd takes one side unsigned: w xor 0x80 is w + 128, and sums begin at -128 times
 //           the sum of x, which makes up for it exactly. Few rows of x: one panel at a time, one
 //           stream from memory. More: two panels by 12 rows of x, 24 int32 sums in registers, each
 //           broadcast of x used twice; the f32 sums wait in L1.
 // Measured  2-core AMD EPYC (Zen 4), 4096 x 14336, a scale a row, one thread, cold weights: M = 1
-// 84
-//           to 95 % of the read bandwidth of the same run, M = 8 404, 64 430, 512 409 GOP/s (87 %
-//           of vpdpbusd); see NOTES.md.
+//           84 to 95 % of the read bandwidth of the same run, M = 8 404, 64 430, 512 409 GOP/s
+//           (87 % of vpdpbusd); see NOTES.md.
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
 #include "csrc/simd/avx512vnni.h"

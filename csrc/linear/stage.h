@@ -20,6 +20,11 @@ static inline bool is_plain_f32(const LinearArgs& args) {
   return args.x.dtype == DType::f32 && args.compute == Compute::floating;
 }
 
+// The scale of row m of an x of codes with one scale a row.
+static inline float code_scale(const LinearArgs& args, int64_t m) {
+  return static_cast<const float*>(args.x_scale.data)[m * args.x_scale.strides[0]];
+}
+
 // Row m of x into to[0..K) as f32, exactly: the values, or the codes that `compute` or x's dtype
 // makes of them. Returns the factor of the row.
 static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
@@ -29,9 +34,8 @@ static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
     if (args.compute == Compute::floating) return 1.0f;
     return round_span(to, k, args.compute == Compute::int8 ? DType::i8 : DType::e4m3);
   }
-  const float* scale = static_cast<const float*>(args.x_scale.data);
-  if (args.x_scale.rank == 1) return scale[m * args.x_scale.strides[0]];
-  scale += m * args.x_scale.strides[0];
+  if (args.x_scale.rank == 1) return code_scale(args, m);
+  const float* scale = static_cast<const float*>(args.x_scale.data) + m * args.x_scale.strides[0];
   for (int64_t k0 = 0; k0 < k; k0 += kScaleBlock) {
     const int64_t end = k0 + kScaleBlock < k ? k0 + kScaleBlock : k;
     const float s = scale[k0 / kScaleBlock];
@@ -47,7 +51,7 @@ static inline float stage_codes(const LinearArgs& args, int64_t m, float* floats
   if (args.x.dtype == DType::i8) {
     std::memcpy(to, static_cast<const int8_t*>(args.x.data) + m * args.x.strides[0],
                 static_cast<size_t>(k));
-    return static_cast<const float*>(args.x_scale.data)[m * args.x_scale.strides[0]];
+    return code_scale(args, m);
   }
   load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, floats);
   return quantize_span(floats, k, DType::i8, to);
