@@ -48,6 +48,13 @@ export { LowbitError, LowbitTypeError } from './errors'
 export { Graph } from './graph'
 export { type Growth, KvSequence, PagePool, type PagePoolOptions } from './kv/pool'
 export { type LinearOptions, type LinearQuantOptions, linear } from './linear'
+export {
+  Batch,
+  type BatchOptions,
+  type BatchRequest,
+  type RequestOptions,
+  type SharedPrompt,
+} from './llama/batch'
 export type { LlamaConfig, RopeScaling } from './llama/config'
 export type { KvOptions } from './llama/decoder'
 export type { GeneratedToken, GenerateOptions } from './llama/generate'

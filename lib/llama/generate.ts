@@ -41,15 +41,21 @@ function sampledSteps(session: LlamaSession, logits: Tensor<'f32'>, sampler: Sam
   }
 }
 
-function promptTokens(model: Llama, prompt: string | readonly number[]): readonly number[] {
-  if (typeof prompt !== 'string') return prompt
-  if (model.tokenizer === undefined) {
+/**
+ * The ids of a prompt; an empty one begins a new text where the model has a token for that.
+ *
+ * @throws LowbitError ERR_ARGUMENT for text where the model has no tokenizer
+ */
+export function promptTokens(model: Llama, prompt: string | readonly number[]): readonly number[] {
+  const { bosToken = model.config.eosTokens[0] } = model.config
+  if (typeof prompt === 'string' && model.tokenizer === undefined) {
     throw new LowbitError(
       'ERR_ARGUMENT',
       'generate: expected token ids, since the model has no tokenizer.json, but got text',
     )
   }
-  return model.tokenizer.encode(prompt)
+  const given = typeof prompt === 'string' ? (model.tokenizer?.encode(prompt) ?? []) : prompt
+  return given.length === 0 && bosToken !== undefined ? [bosToken] : given
 }
 
 /** Options of {@link generate}. */
@@ -94,9 +100,7 @@ export async function* generate(
       `generate: expected maxTokens to be at least 0 but got ${maxTokens}`,
     )
   }
-  const { bosToken = config.eosTokens[0] } = config
-  const given = promptTokens(model, prompt)
-  const tokens = given.length === 0 && bosToken !== undefined ? [bosToken] : given
+  const tokens = promptTokens(model, prompt)
   const made: Disposable[] = []
   const keep = <T extends Disposable>(thing: T): T => {
     made.push(thing)
