@@ -1,10 +1,11 @@
 // Batch: whatever runs beside a request, its tokens are those of a session of its own.
 import * as fs from 'node:fs'
 import { join } from 'node:path'
-import { Batch, type Device, Llama, LowbitError, type RequestOptions } from 'lowbit'
+import { Batch, type Device, Llama, type RequestOptions } from 'lowbit'
 import { schemeOf } from 'lowbit/llama/scheme'
 import { openTest } from './ref/device'
 import { Random } from './ref/random'
+import { rejection } from './ref/refusal'
 
 const small = join(process.cwd(), 'test/checkpoints/small')
 const { heldout_tokens: text, prompt_tokens: prompt } = JSON.parse(
@@ -26,16 +27,6 @@ async function tokensOf(from: AsyncIterable<{ token: number }>): Promise<number[
   const out: number[] = []
   for await (const { token } of from) out.push(token)
   return out
-}
-
-async function refusal(f: () => unknown): Promise<LowbitError> {
-  try {
-    await f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
 }
 
 // Prompts of many lengths, and what each is to make.
@@ -152,7 +143,7 @@ describe('shared prompts', () => {
     using batch = new Batch(model, { sequences: 2, pageSize: 8, pages: 8 })
     using shared = batch.share(text.slice(0, 50))
     const own = batch.add(text.slice(0, 30), { maxTokens: 2 })
-    const error = await refusal(() => tokensOf(own))
+    const error = await rejection(() => tokensOf(own))
     expect(error.code).toBe('ERR_PAGES')
     expect(error.message).toMatch(/needs more than the \d free of 8 pages of 8; shared prompts keep 7/)
     // The batch goes on.
@@ -205,8 +196,8 @@ describe('ends', () => {
     const runs = [1, 2, 3].map((n) => tokensOf(batch.add([n], { ignoreEos: true })))
     for (let i = 0; i < 20; i++) await device.sync()
     batch.close()
-    for (const run of runs) expect((await refusal(() => run)).code).toBe('ERR_DISPOSED')
-    expect((await refusal(() => batch.add([1]))).code).toBe('ERR_DISPOSED')
+    for (const run of runs) expect((await rejection(() => run)).code).toBe('ERR_DISPOSED')
+    expect((await rejection(() => batch.add([1]))).code).toBe('ERR_DISPOSED')
     await device.sync()
     expect(device.memoryUsage().used).toBe(before)
   })
@@ -235,7 +226,7 @@ describe('ends', () => {
       [() => new Batch(model, { pageSize: 12 }), 'ERR_ARGUMENT', 'pageSize'],
     ]
     for (const [f, code, sentence] of cases) {
-      const error = await refusal(f)
+      const error = await rejection(f)
       expect([error.code, error.message]).toEqual([code, expect.stringContaining(sentence)])
     }
     expect(await tokensOf(batch.add([1], { maxTokens: 2 }))).toHaveLength(2)

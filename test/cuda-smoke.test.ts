@@ -2,17 +2,8 @@ import { execFile, execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
-import {
-  add,
-  backends,
-  type Device,
-  embedding,
-  LowbitError,
-  openDevice,
-  rmsNorm,
-  softmax,
-  type Tensor,
-} from 'lowbit'
+import { add, backends, type Device, embedding, openDevice, rmsNorm, softmax, type Tensor } from 'lowbit'
+import { refusal } from './ref/refusal'
 
 // Memory, copies and their errors on a real GPU. Without one these tests are skipped, with the reason in their name.
 const rows = backends()
@@ -20,16 +11,6 @@ const first = rows.find((row) => row.device === 'cuda:0')
 const usable = first?.usable === true
 const onGpu = usable ? test : test.skip
 const where = usable ? first.name : `skipped, ${rows[0]?.code}: ${rows[0]?.reason}`
-
-function refusal(f: () => unknown): LowbitError {
-  try {
-    f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('expected an error')
-}
 
 describe(`cuda:0 (${where})`, () => {
   let device: Device

@@ -6,7 +6,6 @@ import {
   type GenerateOptions,
   Llama,
   type LlamaScheme,
-  LowbitError,
   parseSafetensors,
   type SafetensorsTensor,
   serializeSafetensors,
@@ -19,6 +18,7 @@ import { Tokenizer } from 'lowbit/llama/tokenizer'
 import { openTest } from './ref/device'
 import { RefLlama, refPerplexity, refSchemes } from './ref/llama'
 import { Random } from './ref/random'
+import { rejection } from './ref/refusal'
 
 const small = join(process.cwd(), 'test/checkpoints/small')
 const reference = JSON.parse(fs.readFileSync(join(small, 'reference.json'), 'utf8')) as {
@@ -44,17 +44,6 @@ afterAll(() => {
   device.close()
   fs.rmSync(folder, { recursive: true, force: true })
 })
-
-/** The LowbitError that `f` throws. */
-async function refusal(f: () => unknown): Promise<LowbitError> {
-  try {
-    await f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
-}
 
 async function tokensOf(
   prompt: string | number[],
@@ -158,8 +147,8 @@ describe('numbers on the small checkpoint', () => {
       each.reduce((sum, { nll }) => sum + nll, 0),
       3,
     )
-    expect((await refusal(() => model.perplexity([[1]]))).code).toBe('ERR_ARGUMENT')
-    expect((await refusal(() => model.perplexity([]))).code).toBe('ERR_ARGUMENT')
+    expect((await rejection(() => model.perplexity([[1]]))).code).toBe('ERR_ARGUMENT')
+    expect((await rejection(() => model.perplexity([]))).code).toBe('ERR_ARGUMENT')
     await expect(model.perplexity(windows, { signal: AbortSignal.abort() })).rejects.toThrow('aborted')
   })
 
@@ -252,7 +241,7 @@ describe('sessions', () => {
       [() => model.session({ length: 0 }), 'expected length to be a positive integer but got 0'],
     ]
     for (const [f, sentence] of cases) {
-      const error = await refusal(f)
+      const error = await rejection(f)
       expect(error.code).toBe('ERR_ARGUMENT')
       expect(error.message).toContain(sentence)
     }
@@ -313,7 +302,7 @@ describe('generation', () => {
     using session = model.session({ length: prompt.length + 3 })
     expect(await tokensOf(prompt, { session, ignoreEos: true })).toHaveLength(3)
     session.rewind(0)
-    const tooLong = await refusal(() => tokensOf([...prompt, 1, 2, 3], { session }))
+    const tooLong = await rejection(() => tokensOf([...prompt, 1, 2, 3], { session }))
     expect(tooLong.message).toContain(`expected a prompt of fewer than ${prompt.length + 3} tokens`)
     expect(await tokensOf(prompt, { maxTokens: 0 })).toEqual([])
     // The empty prompt begins a new text.
@@ -331,7 +320,7 @@ describe('generation', () => {
       [{ maxTokens: -1 }, 'expected maxTokens to be at least 0 but got -1'],
     ]
     for (const [options, sentence] of cases) {
-      const error = await refusal(() => tokensOf(prompt, options))
+      const error = await rejection(() => tokensOf(prompt, options))
       expect(error.code).toBe('ERR_ARGUMENT')
       expect(error.message).toContain(sentence)
     }
@@ -422,9 +411,9 @@ describe('tokenizer', () => {
 
   test('a file that is no tokenizer', async () => {
     fs.writeFileSync(join(folder, 'tokenizer.json'), '{"model":{}}')
-    expect((await refusal(() => Tokenizer.read(folder))).code).toBe('ERR_FILE')
+    expect((await rejection(() => Tokenizer.read(folder))).code).toBe('ERR_FILE')
     fs.writeFileSync(join(folder, 'tokenizer.json'), '{')
-    expect((await refusal(() => Tokenizer.read(folder))).message).toContain('not JSON')
+    expect((await rejection(() => Tokenizer.read(folder))).message).toContain('not JSON')
     fs.rmSync(join(folder, 'tokenizer.json'))
     expect(Tokenizer.read(folder)).toBeUndefined()
   })
@@ -509,14 +498,14 @@ describe('config.json', () => {
   ]
   test.each(cases)('refused: %s', async (_, fields, sentence) => {
     const json = Array.isArray(fields) ? fields : { ...configJson, ...fields }
-    const error = await refusal(() => parseConfig(json, 'config.json'))
+    const error = await rejection(() => parseConfig(json, 'config.json'))
     expect(error.code).toBe('ERR_FILE')
     expect(error.message).toContain('config.json: ')
     expect(error.message).toContain(sentence)
   })
 
   test('folders that hold no model', async () => {
-    const load = (place: string) => refusal(() => Llama.load(place, { device }))
+    const load = (place: string) => rejection(() => Llama.load(place, { device }))
     expect((await load(join(folder, 'nowhere'))).message).toContain('config.json: there is no such file')
     const place = fs.mkdtempSync(join(folder, 'broken-'))
     fs.writeFileSync(join(place, 'config.json'), '{')
@@ -695,7 +684,7 @@ describe('other shapes of Llama', () => {
       using logits = session.logits(session.forward(list))
       found.push(await logits.read())
       expect(loaded.tokenizer).toBeUndefined()
-      expect((await refusal(() => tokensOf('text', {}, loaded))).message).toContain('no tokenizer.json')
+      expect((await rejection(() => tokensOf('text', {}, loaded))).message).toContain('no tokenizer.json')
       expect(await tokensOf([1, 2], { maxTokens: 100 }, loaded)).toHaveLength(62)
     }
     expect(largestDifference(found[0] as Float32Array, expected)).toBeLessThan(1e-4)
@@ -709,7 +698,7 @@ describe('other shapes of Llama', () => {
     const bad = all.get('model.layers.1.mlp.up_proj.weight')?.data as Float32Array
     bad[5] = Number.NaN
     fs.writeFileSync(join(place, 'model.safetensors'), serializeSafetensors(all))
-    const error = await refusal(() => Llama.load(place, { device, scheme: schemeOf('int8') }))
+    const error = await rejection(() => Llama.load(place, { device, scheme: schemeOf('int8') }))
     expect(error.code).toBe('ERR_ARGUMENT')
     expect(error.message).toContain('model.layers.1.mlp.up_proj.weight: quantize:')
   })

@@ -1,17 +1,8 @@
 // The pages of sequences: after any mixture of joins, forks and leaves each page is counted once for each sequence that has
 // it, holds what was written through that sequence, and is free when nobody has it.
-import { type KvSequence, LowbitError, PagePool } from 'lowbit'
+import { type KvSequence, PagePool } from 'lowbit'
 import { Random } from './ref/random'
-
-function refusal(f: () => unknown): LowbitError {
-  try {
-    f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
-}
+import { refusal } from './ref/refusal'
 
 /** A cache that holds one number a slot. */
 class Slots {

@@ -12,6 +12,7 @@ import {
   writeSafetensors,
 } from 'lowbit'
 import { Random } from './ref/random'
+import { refusal, rejection } from './ref/refusal'
 
 const small = join(process.cwd(), 'test/checkpoints/small')
 let folder: string
@@ -31,27 +32,6 @@ function craft(header: string | Uint8Array, dataBytes = 0, length?: bigint): Uin
   out.set(json, 8)
   for (let i = 8 + json.byteLength; i < out.byteLength; i++) out[i] = i & 0xff
   return out
-}
-
-/** The LowbitError that `f` throws. */
-function refusal(f: () => unknown): LowbitError {
-  try {
-    f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
-}
-
-async function rejection(f: () => Promise<unknown>): Promise<LowbitError> {
-  try {
-    await f()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
 }
 
 function same(a: SafetensorsTensor | undefined, b: SafetensorsTensor | undefined): boolean {

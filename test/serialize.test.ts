@@ -11,6 +11,7 @@ import {
 } from 'lowbit'
 import { formats } from 'lowbit/words'
 import { Random } from './ref/random'
+import { refusal } from './ref/refusal'
 
 const random = new Random(20261122)
 const make = (format: Format, n = 5, k = 100): QuantizedWeight => {
@@ -20,16 +21,6 @@ const make = (format: Format, n = 5, k = 100): QuantizedWeight => {
     ...(affine ? { zeroPoint: random.pick(['integer', 'float']) } : {}),
     ...(format === 'codebook4' ? { table: random.floats(16) } : {}),
   })
-}
-
-function refusal(call: () => unknown): LowbitError {
-  try {
-    call()
-  } catch (error) {
-    if (error instanceof LowbitError) return error
-    throw error
-  }
-  throw new Error('nothing was thrown')
 }
 
 /** A file of `serialize` with some of its parts exchanged. */

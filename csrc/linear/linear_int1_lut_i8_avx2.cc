@@ -182,9 +182,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
                });
   for (int64_t i = 0; i < segments.count; ++i) {
     const Segment segment = segment_at(segments, i);
-    int32_t sum = 0;
-    for (int64_t j = 0; j < segment.width; ++j) sum += s.codes[segment.k + j];
-    s.corrections[i] = -sum - 2 * kLineBias * static_cast<int32_t>(ceil_div(segment.width, kLine));
+    s.corrections[i] = -sum_codes(s.codes + segment.k, segment.width) -
+                       2 * kLineBias * static_cast<int32_t>(ceil_div(segment.width, kLine));
   }
   // Without columns there are no segments to step over.
   const int64_t step = segments.size < 1 || segments.size > kSliceK ? 1 : kSliceK / segments.size;

@@ -2,12 +2,10 @@
 // several rows in turn, and sums of codes.
 #pragma once
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace lowbit {
 
@@ -56,8 +54,6 @@ static inline void interleave_words(const uint8_t* from, int64_t stride, int64_t
   }
 }
 
-#if defined(__AVX2__)
-
 // Sums of four signed bytes in each lane, added to acc.
 static inline __m256i add_fours(__m256i acc, __m256i codes) {
   const __m256i twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
@@ -93,7 +89,5 @@ static inline int32_t sum_codes(const int8_t* codes, int64_t count) {
   for (; i < count; ++i) total += codes[i];
   return total;
 }
-
-#endif
 
 }  // namespace lowbit

@@ -293,7 +293,7 @@ export class Batch implements Disposable {
 
   private checked(before: readonly number[], prompt: string | readonly number[], where: string): number[] {
     if (this.closed) throw new LowbitError('ERR_DISPOSED', `${where}: the batch was closed`)
-    const own = before.length > 0 && prompt.length === 0 ? [] : promptTokens(this.model, prompt)
+    const own = before.length > 0 && prompt.length === 0 ? [] : promptTokens(this.model, prompt, where)
     if (before.length + own.length === 0) {
       throw new LowbitError('ERR_ARGUMENT', `${where}: expected at least one token but got none`)
     }
@@ -436,21 +436,21 @@ export class Batch implements Disposable {
     const hidden = decoder.forward(parts, Int32Array.from(ids), 'last')
     // Those whose prompt is not yet read whole make no token.
     const asks = parts.map(({ job, sequence }) => job.count > 0 && sequence.length === job.tokens.length)
-    const largest: Promise<Int32Array>[] = []
+    let largest: Promise<Int32Array> | undefined
     const drawn = new Map<number, Promise<Float32Array>>()
     if (asks.includes(true)) {
       using logits = this.logits.slice(0, 0, parts.length)
       using id = this.ids.slice(0, 0, parts.length)
       decoder.logits(hidden, logits)
       const asking = parts.map(({ job }, row) => (asks[row] === true ? job.sampler.greedy : undefined))
-      if (asking.includes(true)) largest.push((argmax(logits, { out: id }) as Tensor<'i32'>).read())
+      if (asking.includes(true)) largest = (argmax(logits, { out: id }) as Tensor<'i32'>).read()
       for (const [row, greedy] of asking.entries()) {
         if (greedy !== false) continue
         using own = logits.slice(0, row, row + 1) as Tensor<'f32'>
         drawn.set(row, own.read())
       }
     } else await this.model.device.sync()
-    const [tokens] = await Promise.all([Promise.all(largest), ...drawn.values()])
+    const [tokens] = await Promise.all([largest, ...drawn.values()])
     for (const [row, { job, sequence }] of parts.entries()) {
       if (this.closed) return
       // Aborted, or left, while the pass ran.
@@ -458,7 +458,7 @@ export class Batch implements Disposable {
       if (job.count === 0 && sequence.length === job.tokens.length) this.keep(job)
       if (asks[row] !== true) continue
       const values = await drawn.get(row)
-      const token = values === undefined ? (tokens[0]?.[row] ?? 0) : job.sampler.draw(values)
+      const token = values === undefined ? (tokens?.[row] ?? 0) : job.sampler.draw(values)
       if (job.take(token)) this.leave(job)
     }
   }

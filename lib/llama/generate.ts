@@ -46,12 +46,16 @@ function sampledSteps(session: LlamaSession, logits: Tensor<'f32'>, sampler: Sam
  *
  * @throws LowbitError ERR_ARGUMENT for text where the model has no tokenizer
  */
-export function promptTokens(model: Llama, prompt: string | readonly number[]): readonly number[] {
+export function promptTokens(
+  model: Llama,
+  prompt: string | readonly number[],
+  where: string,
+): readonly number[] {
   const { bosToken = model.config.eosTokens[0] } = model.config
   if (typeof prompt === 'string' && model.tokenizer === undefined) {
     throw new LowbitError(
       'ERR_ARGUMENT',
-      'generate: expected token ids, since the model has no tokenizer.json, but got text',
+      `${where}: expected token ids, since the model has no tokenizer.json, but got text`,
     )
   }
   const given = typeof prompt === 'string' ? (model.tokenizer?.encode(prompt) ?? []) : prompt
@@ -100,7 +104,7 @@ export async function* generate(
       `generate: expected maxTokens to be at least 0 but got ${maxTokens}`,
     )
   }
-  const tokens = promptTokens(model, prompt)
+  const tokens = promptTokens(model, prompt, 'generate')
   const made: Disposable[] = []
   const keep = <T extends Disposable>(thing: T): T => {
     made.push(thing)
