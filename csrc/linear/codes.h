@@ -332,6 +332,11 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Cod
           }
           for (int64_t m = m0; m < m0 + block_rows; m += height) {
             const int64_t count = m0 + block_rows - m < height ? m0 + block_rows - m : height;
+            if (tile.end == segments.count && block_rows > height) {
+              const int64_t n = n0 + p * kPanel, width = pair ? 2 * kPanel : kPanel;
+              const int64_t left = args.w.n - n < width ? args.w.n - n : width;
+              prefetch_rows(args, args.out, first + m, count, n, left);
+            }
             tile.x = s.x + m * s.columns * kernel.width;
             tile.x_sums = s.x_sums + m * segments.count;
             tile.sums = sums + (m - m0) * kBlockN + p * kPanel;

@@ -147,28 +147,36 @@ static inline void epilogue(const LinearArgs& args, int64_t m, int64_t n0, int64
       });
     }
     with_float_type(args.out.dtype, [&](auto* type) {
-      map_run(block, at(args.out, type, m * args.out.strides[0] + n), width,
-              [](Lanes value) { return value; });
+      map_run(block, at(args.out, type, m * args.out.strides[0] + n), width, [](Lanes value) {
+        asm("" : "+x"(value));  // or GCC copies f32 by rep movs, slow for so few bytes
+        return value;
+      });
     });
   }
 }
 
-// What the epilogue of rows [m, m + rows) and columns [n0, n0 + count) will read, into L2 while
-// the products are made: the weights that stream through have pushed it out.
+// `count` elements from `first` on, into L2.
+static inline void prefetch_span(const Tensor& t, int64_t first, int64_t count) {
+  const char* p = static_cast<const char*>(t.data) + first * dtype_bytes(t.dtype);
+  for (int64_t i = 0; i < count * dtype_bytes(t.dtype); i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+}
+
+// The part of out, or of residual, that rows [m, m + rows) and columns [n0, n0 + count) of the sums
+// become: the weights that stream through have pushed it out of L2, and neither the epilogue's
+// loads nor, once the store buffer is full, its stores go on without it.
+static inline void prefetch_rows(const LinearArgs& args, const Tensor& t, int64_t m, int64_t rows,
+                                 int64_t n0, int64_t count) {
+  const int64_t pair = is_gated(args.activation) ? 2 : 1;
+  for (int64_t i = m; i < m + rows; ++i) {
+    prefetch_span(t, i * t.strides[0] + n0 / pair, count / pair);
+  }
+}
+
+// What the epilogue of those sums will read, asked for before the products.
 static inline void prefetch_epilogue(const LinearArgs& args, int64_t m, int64_t rows, int64_t n0,
                                      int64_t count) {
-  const auto lines = [](const Tensor& t, int64_t first, int64_t width) {
-    const char* p = static_cast<const char*>(t.data) + first * dtype_bytes(t.dtype);
-    for (int64_t i = 0; i < width * dtype_bytes(t.dtype); i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
-  };
-  if (present(args.bias)) lines(args.bias, n0, count);
-  if (!present(args.residual)) return;
-  if (is_gated(args.activation)) {
-    n0 /= 2;
-    count /= 2;
-  }
-  for (int64_t i = m; i < m + rows; ++i)
-    lines(args.residual, i * args.residual.strides[0] + n0, count);
+  if (present(args.bias)) prefetch_span(args.bias, n0, count);
+  if (present(args.residual)) prefetch_rows(args, args.residual, m, rows, n0, count);
 }
 
 #endif

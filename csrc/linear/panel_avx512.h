@@ -26,6 +26,15 @@ static inline void prefetch_line(const uint8_t* p) {
   }
 }
 
+// A line of a tile of x, for a kernel that takes kProducts products for it. What few panels read
+// comes from L3 each time, and the hardware alone asks for it too late.
+template <int kProducts>
+static inline void prefetch_x(const uint8_t* p) {
+  if constexpr (kProducts > 12) {
+    _mm_prefetch(reinterpret_cast<const char*>(p) + 2048, _MM_HINT_T1);
+  }
+}
+
 static inline __m512 load_scales(const uint8_t* scales, DType dtype) {
   if (dtype_bytes(dtype) == 1) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales));
