@@ -22,7 +22,10 @@ Format read_format(Reader& r, int64_t* n, int64_t* k) {
   f.scale_dtype = static_cast<DType>(r.word("scaleDtype", kDTypeCount + 1));
   f.zero_type = static_cast<ZeroType>(r.word("zeroPoint", kZeroCount));
   f.table_type = static_cast<TableType>(r.word("tablePer", kTableCount));
+  const int64_t planes = r.integer("planes");
   if (r.failed()) return f;
+  f.planes = static_cast<int32_t>(planes < 0 ? 0 : planes > INT32_MAX ? INT32_MAX : planes);
+  if (f.planes <= kMaxPlanes) *k *= f.planes;
   const Status status = check_format(&f, *n, *k);
   if (!is_ok(status)) r.fail(status);
   return f;
@@ -106,12 +109,13 @@ napi_value quantize_weight(napi_env env, napi_callback_info info) {
   const bool clip = r.boolean("clip");
   const CanonicalBytes c = read_buffers(r);
   if (r.failed()) return nullptr;
-  const int64_t count = c.weight.n * c.weight.k, got = bytes / dtype_bytes(dtype);
+  const int64_t k = plane_columns(c.weight.format, c.weight.k);
+  const int64_t count = c.weight.n * k, got = bytes / dtype_bytes(dtype);
   if (got != count || bytes % dtype_bytes(dtype) != 0) {
     return fail(env,
                 error(Code::shape, "quantize: expected %lld weights for [%lld, %lld] but got %lld",
                       static_cast<long long>(count), static_cast<long long>(c.weight.n),
-                      static_cast<long long>(c.weight.k), static_cast<long long>(got)));
+                      static_cast<long long>(k), static_cast<long long>(got)));
   }
   const Status status = quantize(values, dtype, c.weight.n, c.weight.k, {c.weight.format, clip},
                                  c.buffers, host_pool(env));
@@ -126,7 +130,7 @@ napi_value dequantize_weight(napi_env env, napi_callback_info info) {
   const DType dtype = static_cast<DType>(r.word("dtype", kDTypeCount));
   const Canonical c = read_canonical(r);
   if (r.failed()) return nullptr;
-  if (bytes != c.n * c.k * dtype_bytes(dtype)) {
+  if (bytes != c.n * plane_columns(c.format, c.k) * dtype_bytes(dtype)) {
     return fail(env, error(Code::internal, "dequantize: the array has %lld bytes",
                            static_cast<long long>(bytes)));
   }

@@ -1,6 +1,6 @@
 // A canonical weight as positional arguments: shape, kind, groupN, groupK, scaleDtype, zeroType,
-// tableType, then codes, scales, zeros, table, tensorScale. The same order serves every function
-// that takes one.
+// tableType, planes, then codes, scales, zeros, table, tensorScale. The same order serves every
+// function that takes one.
 #pragma once
 
 #include "binding/args.h"
@@ -9,7 +9,7 @@
 namespace lowbit::binding {
 
 // What it means: all before the arrays. Fills the group sizes of 0 in and refuses what is no
-// format.
+// format. k counts the columns of all planes.
 Format read_format(Reader& r, int64_t* n, int64_t* k);
 
 // A canonical weight with the sizes of its arrays.

@@ -125,6 +125,7 @@ static napi_value kernel_rows(napi_env env) {
              set_boolean(env, row, "blockScales", s.block_scales);
              set_boolean(env, row, "fp8Sums", s.fp8_sums);
              set_boolean(env, row, "manyTables", s.many_tables);
+             set_boolean(env, row, "planes", s.planes);
              set_number(env, row, "mMin", static_cast<double>(s.m_min));
              set_number(env, row, "mMax", static_cast<double>(s.m_max));
              set_number(env, row, "nMultiple", static_cast<double>(s.n_multiple));

@@ -64,7 +64,7 @@ static LinearArgs read_linear(Reader& r, ArchSet arch) {
     r.fail(error(Code::argument, "%s: no such call", r.op()));
     return args;
   }
-  const int64_t x_shape[2] = {m, w.k}, out_shape[2] = {m, w.n};
+  const int64_t x_shape[2] = {m, plane_columns(w.format, w.k)}, out_shape[2] = {m, w.n};
   args.x = make_tensor(nullptr, x, {}, x_shape, 2);
   args.out = make_tensor(nullptr, DType::f32, {}, out_shape, 2);
   args.x_scale = args.bias = args.residual = args.out_scale = absent_tensor();

@@ -52,8 +52,17 @@ export interface TensorInfo {
   contiguous: boolean
   device: string
 }
-/** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint, tablePer. */
-export type NativeFormat = readonly [readonly number[], number, number, number, number, number, number]
+/** What a weight means: shape, format, groupN, groupK (0: the whole dimension), scaleDtype, zeroPoint, tablePer, planes. */
+export type NativeFormat = readonly [
+  readonly number[],
+  number,
+  number,
+  number,
+  number,
+  number,
+  number,
+  number,
+]
 /** The arrays of a canonical weight: codes, scales, zeros, table, tensorScale. */
 export type NativeArrays = readonly [
   Typed,

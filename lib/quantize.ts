@@ -42,9 +42,12 @@ export interface Scheme {
   readonly table?: Float32Array | undefined
   /** codebook4: one table for the matrix (default), one for each row, or one for each scale. */
   readonly tablePer?: 'tensor' | 'row' | 'group' | undefined
+  /** int1: how many planes of signs add up to the weight, 1 (default) to 8; see {@link QuantizedWeight.planes}. */
+  readonly planes?: number | undefined
   /**
    * true or 'search': choose the range of each group out of 25 by least squared error instead of taking the full
-   * range. Never worse in that measure, and about 20 times slower. The scales of MX formats are powers of two by the
+   * range. Never worse in that measure, and about 20 times slower. Planes of int1: improve signs and scales in turn, as
+   * long as the squared error falls. The scales of MX formats are powers of two by the
    * standard's rule: they refuse it. Default: false.
    */
   readonly clip?: boolean | 'search' | undefined
@@ -72,6 +75,8 @@ export interface CanonicalFields {
   readonly scaleDtype?: ScaleDType | undefined
   /** Default: 'tensor' for codebook4, else 'none'. */
   readonly tablePer?: TablePer | undefined
+  /** int1: planes that add up to the weight, 1 (default) to 8. */
+  readonly planes?: number | undefined
   /**
    * Row-major codes, each row beginning at a whole byte; the code of column k starts at bit k * bits of its row, least
    * significant bit first. See {@link QuantizedWeight} for the codes of each format.
@@ -93,15 +98,16 @@ export interface CanonicalFields {
 /** The fields that say what the arrays mean. */
 export type FormatFields = Pick<
   CanonicalFields,
-  'format' | 'shape' | 'groupSize' | 'zeroPoint' | 'scaleDtype' | 'tablePer'
+  'format' | 'shape' | 'groupSize' | 'zeroPoint' | 'scaleDtype' | 'tablePer' | 'planes'
 >
 
 const fieldNames = [
-  ...['format', 'shape', 'groupSize', 'zeroPoint', 'scaleDtype', 'tablePer'],
+  ...['format', 'shape', 'groupSize', 'zeroPoint', 'scaleDtype', 'tablePer', 'planes'],
   ...['codes', 'scales', 'zeros', 'table', 'tensorScale'],
 ]
 const schemeNames = [
-  ...['format', 'groupSize', 'symmetric', 'zeroPoint', 'scaleDtype', 'table', 'tablePer', 'clip', 'dtype'],
+  ...['format', 'groupSize', 'symmetric', 'zeroPoint', 'scaleDtype', 'table', 'tablePer'],
+  ...['planes', 'clip', 'dtype'],
 ]
 
 const isFloat = (format: Format): boolean => format === 'f32' || format === 'f16' || format === 'bf16'
@@ -156,7 +162,7 @@ function groupOf(size: GroupSize, op: string): readonly [number, number] {
 
 /** What a weight means, as the positions of a native call. */
 export function formatOf(fields: FormatFields, op: string): NativeFormat {
-  const { format, shape, groupSize, zeroPoint = 'none', scaleDtype, tablePer } = fields
+  const { format, shape, groupSize, zeroPoint = 'none', scaleDtype, tablePer, planes = 1 } = fields
   const kind = wordIndex(formats, format, `${op}: format`)
   const zero = wordIndex(zeroPoints, zeroPoint, `${op}: zeroPoint`)
   const table = wordIndex(tables, tablePer ?? defaultTable(format), `${op}: tablePer`)
@@ -167,12 +173,12 @@ export function formatOf(fields: FormatFields, op: string): NativeFormat {
         `${op}: expected no groupSize, scaleDtype, zeroPoint or tablePer, since ${format} has no scales`,
       )
     }
-    return [shape, kind, 0, 0, dtypes.length, 0, 0]
+    return [shape, kind, 0, 0, dtypes.length, 0, 0, planes]
   }
   const [groupN, groupK] = groupOf(groupSize ?? defaultGroup(format), op)
   const scales = fixed[format] === undefined ? floatDTypes : [defaultScale(format)]
   const scale = scales[wordIndex(scales, scaleDtype ?? defaultScale(format), `${op}: scaleDtype`)]
-  return [shape, kind, groupN, groupK, dtypes.indexOf(scale as ScaleDType), zero, table]
+  return [shape, kind, groupN, groupK, dtypes.indexOf(scale as ScaleDType), zero, table, planes]
 }
 
 function bytesOf(view: ArrayBufferView, op: string, name: string): Uint8Array<ArrayBufferLike> {
@@ -200,7 +206,7 @@ function halvesOf(view: ArrayBufferView | undefined, dtype: ScaleDType): ArrayBu
  * | int8 | scale * code | -127..127, two's complement |
  * | int4, int3, int2 | scale * (code - zero) | unsigned; a symmetric zero is 8, 4, 2 |
  * | ternary | scale * (code - 1) | 0, 1, 2 |
- * | int1 | scale * (2 * code - 1) | 0, 1 |
+ * | int1 | scale * (2 * code - zero), summed over its planes | 0, 1; a symmetric zero is 1: signs |
  * | fp8_e4m3, fp8_e5m2 | scale * float(code) | OCP FP8 |
  * | nf4, fp4 | scale * table[code] | 0..15, the table of the format |
  * | codebook4 | scale * table[code] | 0..15, the stored table of the matrix, the row or the group |
@@ -222,6 +228,12 @@ export class QuantizedWeight {
   readonly scaleDtype: ScaleDType | undefined
   /** What each table of codebook4 belongs to; 'none' for all others. */
   readonly tablePer: TablePer
+  /**
+   * int1: how many planes of signs add up to the weight; 1 for all others. Planes have scales and zeros of their own. A row
+   * of codes is K bits of the first plane, then K of the next; scales and zeros of a row follow the same order. With more than one, K is a
+   * multiple of 32 and of the group.
+   */
+  readonly planes: number
   /** Rows of codes; each begins at a whole byte, the least significant bits first. */
   readonly codes: Uint8Array<ArrayBufferLike>
   /** Groups of a row side by side, rows below each other: [rows, columns] is {@link scaleShape}. */
@@ -245,6 +257,7 @@ export class QuantizedWeight {
     this.zeroPoint = fields.zeroPoint ?? 'none'
     this.scaleDtype = scaled ? (fields.scaleDtype ?? defaultScale(fields.format)) : undefined
     this.tablePer = fields.tablePer ?? defaultTable(fields.format)
+    this.planes = fields.planes ?? 1
     this.codes = bytesOf(fields.codes, 'canonical', 'codes')
     this.scales = fields.scales as Float32Array | Uint16Array | Uint8Array | undefined
     this.zeros = fields.zeros as Uint8Array | Float32Array | undefined
@@ -359,7 +372,7 @@ function weightDType(weights: ArrayBufferView, dtype: FloatDType | undefined): n
  * | the same, zeroPoint 'float' | as asymmetric | round((w - lo) / scale) |
  * | fp8_e4m3, fp8_e5m2 | max\|w\| / 448, / 57344 | nearest FP8 of w / scale, saturating |
  * | ternary | mean\|w\| | round(w / scale) in -1..1 |
- * | int1 | mean\|w\| | the sign; 0 counts as positive |
+ * | int1 | mean\|w\| | the sign; 0 counts as positive. The next plane takes what is left |
  * | nf4, fp4, codebook4 | max\|w\| / max\|table\| | nearest number of the table to w / scale; halfway: the lower |
  * | MX formats | 2^(floor(log2(max\|w\|)) - emax) | nearest element of w / scale, saturating |
  * | nvfp4 | max\|w\| / 6 / tensorScale in e4m3; tensorScale = max\|w\| of all / 2688 | nearest e2m1 |
@@ -374,11 +387,11 @@ function weightDType(weights: ArrayBufferView, dtype: FloatDType | undefined): n
  * @throws LowbitTypeError for arguments of the wrong kind.
  *
  * Papers: Jacob et al. 2018 (affine codes); Micikevicius et al. 2022 (FP8); Ma et al. 2024 (ternary); Rastegari et al. 2016
- * (int1); Dettmers et al. 2023 (nf4); OCP Microscaling Formats 1.0 (MX); NVIDIA 2025 (nvfp4).
+ * (int1); Guo et al. 2017, Xu et al. 2018 (its planes, greedy and 'search'); Dettmers et al. 2023 (nf4); OCP Microscaling Formats 1.0 (MX); NVIDIA 2025 (nvfp4).
  */
 export function quantize(weights: WeightArray, shape: readonly number[], scheme: Scheme): QuantizedWeight {
   refuseOthers(objectOf(scheme, 'quantize', 'scheme'), schemeNames, 'quantize')
-  const { format, groupSize, symmetric, scaleDtype, table, tablePer, clip = false, dtype } = scheme
+  const { format, groupSize, symmetric, scaleDtype, table, tablePer, planes, clip = false, dtype } = scheme
   const from = weightDType(weights, dtype)
   wordIndex(formats, format, 'quantize: format')
   if (symmetric !== undefined && typeof symmetric !== 'boolean')
@@ -399,7 +412,11 @@ export function quantize(weights: WeightArray, shape: readonly number[], scheme:
       `quantize: expected ${table === undefined ? 'a table for codebook4' : `no table, since ${format} stores none`}`,
     )
   }
-  const room = roomFor({ format, shape, groupSize, zeroPoint, scaleDtype, tablePer }, 'quantize', table)
+  const room = roomFor(
+    { format, shape, groupSize, zeroPoint, scaleDtype, tablePer, planes },
+    'quantize',
+    table,
+  )
   native.quantizeWeight(weights, from, clip !== false, ...room.format, ...room.arrays)
   return room.weight()
 }

@@ -32,6 +32,7 @@ export interface LinearCall {
   readonly zeroPoint?: ZeroPoint | undefined
   readonly scaleDtype?: ScaleDType | undefined
   readonly tablePer?: TablePer | undefined
+  readonly planes?: number | undefined
   /** Default: what `load` takes on such a device. */
   readonly layout?: Layout | undefined
 }
@@ -42,7 +43,7 @@ export interface LinearCall {
  * @throws LowbitError ERR_UNSUPPORTED if no row does, or not the one insisted on.
  */
 export function selectLinear(call: LinearCall, choice: Choice): { row: string; layout: string } {
-  const { m, n, k, format, groupSize, zeroPoint, scaleDtype, tablePer } = call
+  const { m, n, k, format, groupSize, zeroPoint, scaleDtype, tablePer, planes } = call
   const layout = call.layout === undefined ? -1 : wordIndex(layouts, call.layout, 'select: layout')
   return native.selectLinear(
     choice.archs.join(','),
@@ -51,7 +52,7 @@ export function selectLinear(call: LinearCall, choice: Choice): { row: string; l
     wordIndex(dtypes, call.x ?? 'f32', 'select: x'),
     wordIndex(computes, call.compute ?? 'float', 'select: compute'),
     layout,
-    ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, tablePer }, 'select'),
+    ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, tablePer, planes }, 'select'),
   )
 }
 

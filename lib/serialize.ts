@@ -56,6 +56,7 @@ export function serialize(weights: Readonly<Record<string, QuantizedWeight>>): U
   for (const [name, q] of Object.entries(weights)) {
     nativeCanonical(q, `serialize: ${name}`)
     const { format, shape, groupSize, zeroPoint, scaleDtype, scaleShape, tablePer, tensorScale } = q
+    const planes = q.planes > 1 ? { planes: q.planes } : {}
     const dtype = codesDType(format)
     const rowBytes = shape[0] === 0 ? 0 : q.codes.byteLength / shape[0]
     const put = (part: string, tensor: SafetensorsTensor): void => {
@@ -70,7 +71,7 @@ export function serialize(weights: Readonly<Record<string, QuantizedWeight>>): U
       put('zeros', { dtype: zeroPoint === 'float' ? 'F32' : 'U8', shape: scaleShape, data: q.zeros })
     if (q.table !== undefined) put('table', { dtype: 'F32', shape: [q.table.length / 16, 16], data: q.table })
     const tables = tablePer === 'none' ? {} : { tablePer }
-    const line = { format, shape, groupSize, zeroPoint, scaleDtype, ...tables, tensorScale }
+    const line = { format, shape, groupSize, zeroPoint, scaleDtype, ...tables, ...planes, tensorScale }
     metadata.set(prefix + name, JSON.stringify(line))
   }
   return serializeSafetensors(tensors, metadata)
@@ -111,7 +112,10 @@ export function deserialize(bytes: Uint8Array): Record<string, QuantizedWeight> 
   for (const [key, line] of metadata) {
     if (!key.startsWith(prefix)) continue
     const name = key.slice(prefix.length)
-    const { format, shape, groupSize, zeroPoint, scaleDtype, tablePer, tensorScale } = parseLine(name, line)
+    const { format, shape, groupSize, zeroPoint, scaleDtype, tablePer, planes, tensorScale } = parseLine(
+      name,
+      line,
+    )
     const part = (which: string): SafetensorsTensor | undefined => {
       seen.add(`${name}.${which}`)
       return tensors.get(`${name}.${which}`)
@@ -128,6 +132,7 @@ export function deserialize(bytes: Uint8Array): Record<string, QuantizedWeight> 
         zeroPoint,
         scaleDtype,
         tablePer,
+        planes,
         tensorScale,
         codes: codes.data,
         scales,

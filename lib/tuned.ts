@@ -32,6 +32,7 @@ export interface TunedCall {
   readonly zeroPoint?: ZeroPoint
   readonly scaleDtype?: ScaleDType
   readonly tablePer?: TablePer
+  readonly planes?: number
   /** The row that was fastest, and its time in microseconds. */
   readonly row: string
   readonly us: number
@@ -79,6 +80,7 @@ function apply(calls: readonly TunedCall[]): void {
     zeroPoint,
     scaleDtype,
     tablePer,
+    planes,
     row,
   } of calls) {
     native.tuneLinear(
@@ -88,7 +90,7 @@ function apply(calls: readonly TunedCall[]): void {
       wordIndex(dtypes, x, 'tune: x'),
       wordIndex(computes, compute, 'tune: compute'),
       wordIndex(layouts, layout, 'tune: layout'),
-      ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, tablePer }, 'tune'),
+      ...formatOf({ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, tablePer, planes }, 'tune'),
     )
   }
 }

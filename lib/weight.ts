@@ -31,6 +31,8 @@ export class Weight implements Disposable {
   readonly scaleDtype: ScaleDType | undefined
   /** What each table of codebook4 belongs to; 'none' for all others. */
   readonly tablePer: TablePer
+  /** int1: how many planes add up to it; 1 for all others. */
+  readonly planes: number
   #info: { layout: Layout; bytes: number } | undefined
 
   /** @internal */
@@ -41,6 +43,7 @@ export class Weight implements Disposable {
     this.zeroPoint = q.zeroPoint
     this.scaleDtype = q.scaleDtype
     this.tablePer = q.tablePer
+    this.planes = q.planes
   }
 
   get #about(): { layout: Layout; bytes: number } {

@@ -100,6 +100,7 @@ interface LinearRow extends KernelRow {
   blockScales: boolean
   fp8Sums: boolean
   manyTables: boolean
+  planes: boolean
   mMin: number
   mMax: number
   nMultiple: number
@@ -113,6 +114,7 @@ interface Scheme {
   readonly zeroPoint?: ZeroPoint
   readonly scaleDtype?: ScaleDtype
   readonly tablePer?: 'tensor' | 'row' | 'group'
+  readonly planes?: number
 }
 
 /** What x is: floats, or codes with scales per row or block. */
@@ -144,6 +146,9 @@ interface Call extends Input {
   readonly data: Data
 }
 
+/** Formats that may store zero points. */
+const hasZeros = (format: Format) => isAffine(format) || format === 'int1'
+
 /** Whether weights of a scheme can lie in a layout. */
 function holds(layout: Layout, format: Format, scheme: Scheme): boolean {
   try {
@@ -157,27 +162,37 @@ function holds(layout: Layout, format: Format, scheme: Scheme): boolean {
 function schemesOf(row: LinearRow, format: Format, layout: Layout): Scheme[] {
   if (isFloatName(format)) return [{}].filter((scheme) => holds(layout, format, scheme))
   const zeros: readonly ZeroPoint[] =
-    isAffine(format) && row.zeros ? zeroPoints.filter((z) => row.floatZeros || z !== 'float') : ['none']
+    hasZeros(format) && row.zeros ? zeroPoints.filter((z) => row.floatZeros || z !== 'float') : ['none']
   const tables: Scheme[] =
     format !== 'codebook4'
       ? [{}]
       : row.manyTables
         ? [{ tablePer: 'tensor' }, { tablePer: 'row' }, { tablePer: 'group' }]
         : [{ tablePer: 'tensor' }]
-  return groupSizesOf(format)
+  const sizes = groupSizesOf(format)
     .filter((size) => typeof size !== 'number' || size % row.groupMultiple === 0)
     .filter((size) => row.groupMax === 0 || (typeof size === 'number' && size <= row.groupMax))
     .filter(
       (size) =>
         !row.oneScale || size === 'channel' || size === 'tensor' || (row.blockScales && size === 'block'),
     )
-    .flatMap((groupSize) =>
-      zeros.flatMap((zeroPoint) =>
+  const several: Scheme[] =
+    format !== 'int1' || !row.planes
+      ? []
+      : [
+          { planes: 2, zeroPoint: 'none', scaleDtype: 'f32' },
+          { planes: 3, zeroPoint: row.zeros ? 'integer' : 'none', scaleDtype: 'f16' },
+          { planes: 8, zeroPoint: zeros.at(-1) ?? 'none', scaleDtype: 'bf16' },
+        ]
+  return sizes
+    .flatMap((groupSize) => [
+      ...several.map((scheme) => ({ groupSize, ...scheme })),
+      ...zeros.flatMap((zeroPoint) =>
         scaleDtypesOf(format).flatMap((scaleDtype) =>
           tables.map((table) => ({ groupSize, zeroPoint, scaleDtype, ...table })),
         ),
       ),
-    )
+    ])
     .filter((scheme) => holds(layout, format, scheme))
 }
 
@@ -249,7 +264,9 @@ function* callsOf(row: LinearRow, format: Format, layout: Layout, random: Random
       ks = new Deck(random, columnsFor(row, scheme.groupSize))
       decks.k.set(scheme.groupSize, ks)
     }
-    const [m, n, k] = shape ?? [decks.m.next(), decks.n.next(), ks.next()]
+    const [m, n, any] = shape ?? [decks.m.next(), decks.n.next(), ks.next()]
+    const whole = typeof scheme.groupSize === 'number' ? scheme.groupSize : 32
+    const k = (scheme.planes ?? 1) > 1 ? ceil(any / whole) * whole : any
     // Long sums at the ends of the ranges would leave what float32 holds exactly.
     const data =
       shape === undefined
@@ -294,7 +311,9 @@ const isUneven = (format: Format) => format === 'nf4' || format === 'fp4'
 /** Codes within these bounds keep sums of whole numbers below 2^24; `ends` are the widest that a format has. */
 function weightOf(call: Call, random: Random): QuantizedWeight {
   const { n, k, format, scheme, data } = call
-  if (data === 'random') {
+  // quantize() makes no int1 with zeros.
+  const stored = format === 'int1' && scheme.zeroPoint !== undefined && scheme.zeroPoint !== 'none'
+  if (data === 'random' && !stored) {
     const { zeroPoint, ...rest } = scheme
     const zero = zeroPoint === undefined || zeroPoint === 'none' ? {} : { zeroPoint }
     const symmetric = isAffine(format) && zeroPoint === 'none' ? { symmetric: true } : {}
@@ -313,27 +332,30 @@ function weightOf(call: Call, random: Random): QuantizedWeight {
   }
   const bits = codeBits[format]
   const type = mxElements[format] ?? (format === 'fp8_e4m3' ? minifloats.e4m3 : minifloats.e5m2)
-  const unsigned = (top: number) => (data === 'whole' ? random.int(0, top) : whole(1) < 0 ? 0 : top)
+  const unsigned = (top: number) => (data !== 'ends' ? random.int(0, top) : whole(1) < 0 ? 0 : top)
   const code = (): number => {
     if (format === 'int8' || format === 'mxint8') return whole(127) & 255
     if (bits === 8) return encodeFloat(type, whole(8))
     if (bits === 6) return encodeFloat(type, whole(6))
     return unsigned(format === 'ternary' ? 2 : 2 ** bits - 1)
   }
-  const rowBytes = ceil((k * bits) / 8)
-  const codes = new Uint8Array(n * rowBytes)
+  const { planes = 1 } = scheme
+  const stride = planes * k
+  const codes = new Uint8Array(n * ceil((stride * bits) / 8))
   for (let row = 0; row < n; row++) {
-    for (let col = 0; col < k; col++) writeCode(codes, row, col, k, bits, code())
+    for (let col = 0; col < stride; col++) writeCode(codes, row, col, stride, bits, code())
   }
   const { groupSize, zeroPoint = 'none', scaleDtype = 'f32' } = scheme
   const rows = groupSize === 'tensor' ? 1 : groupSize === 'block' ? ceil(n / 128) : n
   const width = typeof groupSize === 'number' ? groupSize : groupSize === 'block' ? 128 : k
-  const groups = rows * ceil(k / width)
-  const scales = Float32Array.from({ length: groups }, () => (data === 'ends' ? 1 : random.pick([0.5, 1])))
+  const groups = rows * planes * ceil(k / width)
+  const scales = Float32Array.from({ length: groups }, () =>
+    data === 'ends' ? 1 : data === 'random' ? random.float() : random.pick([0.5, 1]),
+  )
   const table = Float32Array.from({ length: 16 * tablesOf(scheme, n, k) }, () => whole(8))
   const zeros = Float32Array.from({ length: groups }, () => random.int(0, 2 ** bits))
   return canonical({
-    ...{ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, codes },
+    ...{ format, shape: [n, k], groupSize, zeroPoint, scaleDtype, planes, codes },
     scales:
       scaleDtype === 'e8m0'
         ? Uint8Array.from(scales, (scale) => (scale === 1 ? 127 : 126))

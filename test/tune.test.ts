@@ -56,7 +56,7 @@ function rowsWith(table: unknown): { taken: Record<string, string>; said: string
 const layout = native.selectLinear(
   native.hostInfo().archs.join(','),
   undefined,
-  ...([1, 0, 0, -1, [32, 64], description.formats.indexOf('int4'), 1, 32, 1, 0, 0] as const),
+  ...([1, 0, 0, -1, [32, 64], description.formats.indexOf('int4'), 1, 32, 1, 0, 0, 1] as const),
 ).layout as TunedCall['layout']
 const call: TunedCall = {
   ...{ m: 3, n: 32, k: 64, x: 'f32', compute: 'float', format: 'int4', layout },

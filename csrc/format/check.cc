@@ -66,6 +66,26 @@ Status check_finite(const char* what, const void* data, DType dtype, int64_t cou
   return ok();
 }
 
+// Planes begin at whole groups and at whole vectors of their layouts.
+Status check_planes(const Format& f, int64_t k) {
+  if (f.planes < 1 || f.planes > kMaxPlanes) {
+    return error(Code::argument, "format: expected 1 to %d planes but got %d", kMaxPlanes,
+                 f.planes);
+  }
+  if (f.planes == 1) return ok();
+  if (f.kind != Kind::int1) {
+    return error(Code::argument,
+                 "format: expected 1 plane, since only int1 has more, but got %d %s", f.planes,
+                 kind_name(f.kind));
+  }
+  const int64_t columns = plane_columns(f, k);
+  const int64_t multiple = f.group_k > 0 && f.group_k < columns ? f.group_k : 32;
+  if (columns % multiple == 0) return ok();
+  return error(Code::shape,
+               "format: expected K to be a multiple of %lld for %d planes but got %lld",
+               static_cast<ll>(multiple), f.planes, static_cast<ll>(columns));
+}
+
 }  // namespace
 
 Status check_format(Format* format, int64_t n, int64_t k) {
@@ -79,8 +99,10 @@ Status check_format(Format* format, int64_t n, int64_t k) {
                  static_cast<ll>(n), static_cast<ll>(k));
   }
   const KindRow& row = kind_row(format->kind);
+  LB_TRY(check_planes(*format, k));
+  const int64_t columns = plane_columns(*format, k);
   if (format->group_n == 0 || !row.scaled) format->group_n = n;
-  if (format->group_k == 0 || !row.scaled) format->group_k = k;
+  if (format->group_k == 0 || !row.scaled) format->group_k = columns;
   if (!row.scaled) {
     format->scale_dtype = DType::none;
     format->zero_type = ZeroType::none;
@@ -118,12 +140,12 @@ Status check_format(Format* format, int64_t n, int64_t k) {
                  "format: expected groups of 1 x %d, which %s has, but got %lld x %lld", row.block,
                  row.name, static_cast<ll>(gn), static_cast<ll>(gk));
   }
-  if (!(gk == k || fixed)) {
+  if (!(gk == columns || fixed)) {
     return error(Code::argument,
                  "format: expected a group of 32, 64, 128 or K = %lld columns but got %lld",
-                 static_cast<ll>(k), static_cast<ll>(gk));
+                 static_cast<ll>(columns), static_cast<ll>(gk));
   }
-  if (!(gn == 1 || square || (gn == n && gk == k))) {
+  if (!(gn == 1 || square || (gn == n && gk == columns))) {
     return error(
         Code::argument,
         "format: expected %s groups inside a row%s or one of the matrix but got %lld x %lld",

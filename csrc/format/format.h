@@ -2,11 +2,12 @@
 //
 // A weight is a matrix [N, K]. Its value at (n, k) is
 //   float kinds   the stored element
-//   signed kinds  scale * code                       int8, fp8, ternary, int1, MX
-//   affine kinds  scale * (code - zero)              int4, int3, int2
-//   table kinds   scale * table[code]                nf4, fp4, codebook4, mxfp4, nvfp4
+//   signed kinds  scale * code                       int8, fp8, ternary, MX
+//   affine kinds  scale * (code - zero)              int4, int3, int2; int1, whose code counts
+//   twice table kinds   scale * table[code]                nf4, fp4, codebook4, mxfp4, nvfp4
 // with one scale (and zero) per block of group_n rows by group_k columns; the blocks at the ragged
-// ends are smaller. nvfp4 has one factor of the whole matrix besides.
+// ends are smaller. nvfp4 has one factor of the whole matrix besides. int1 may be the sum of up to
+// eight planes: planes.h.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,8 @@ struct KindRow {
 };
 
 // int8 codes are stored signed (two's complement), -127..127. Symmetric int4 codes run -7..7 and
-// are stored as 1..15; int3 -3..3 as 1..7; int2 -1..1 as 1..3. int1: code 0 is -1, code 1 is +1.
+// are stored as 1..15; int3 -3..3 as 1..7; int2 -1..1 as 1..3. Symmetric int1: code 0 is -1, code 1
+// is +1.
 // Ternary: codes 0, 1, 2 are -1, 0, 1.
 static LB_TABLE constexpr KindRow kKinds[] = {
     {"f32", 32, false, false, 0, 0, 0, false, 0, DType::none},
@@ -63,7 +65,7 @@ static LB_TABLE constexpr KindRow kKinds[] = {
     {"int4", 4, true, true, 8, 0, 15, false, 0, DType::none},
     {"int3", 3, true, true, 4, 0, 7, false, 0, DType::none},
     {"int2", 2, true, true, 2, 0, 3, false, 0, DType::none},
-    {"int1", 1, true, false, 0, 0, 1, false, 0, DType::none},
+    {"int1", 1, true, true, 1, 0, 1, false, 0, DType::none},
     {"ternary", 2, true, false, 1, 0, 2, false, 0, DType::none},
     {"fp8_e4m3", 8, true, false, 0, 0, 255, false, 0, DType::none},
     {"fp8_e5m2", 8, true, false, 0, 0, 255, false, 0, DType::none},
@@ -117,7 +119,12 @@ struct Format {
   DType scale_dtype;  // f32, f16 or bf16; e8m0 for MX, e4m3 for nvfp4; none for float kinds
   ZeroType zero_type;
   TableType table_type;
+  int32_t planes = 1;  // that add up to the weight (planes.h); more than one of int1 alone
 };
+
+inline constexpr int32_t kMaxPlanes = 8;
+// Columns of a weight that has `k` of them in all its planes: what x has.
+static constexpr int64_t plane_columns(const Format& f, int64_t k) { return k / f.planes; }
 
 static constexpr int64_t ceil_div(int64_t a, int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
 static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -180,7 +187,7 @@ static constexpr float decode_code(Kind kind, uint32_t code) {
     case Kind::int4:
     case Kind::int3:
     case Kind::int2: return static_cast<float>(code);
-    case Kind::int1: return code ? 1.0f : -1.0f;
+    case Kind::int1: return code ? 2.0f : 0.0f;
     case Kind::ternary: return static_cast<float>(static_cast<int32_t>(code) - 1);
     case Kind::fp8_e4m3:
     case Kind::mxfp8_e4m3: return e4m3_to_f32(static_cast<uint8_t>(code));

@@ -183,7 +183,9 @@ static constexpr bool layout_serves(Layout layout, const Format& f, Shape s) {
     case Kind::int2:
     case Kind::int1:
     case Kind::ternary:
-      return one_scale || (f.group_n == 1 && (f.group_k >= s.k || f.group_k % 32 == 0));
+      // One scale for the matrix is one for each plane of it.
+      return one_scale ||
+             ((f.group_n == 1 || f.planes > 1) && (f.group_k >= s.k || f.group_k % 32 == 0));
     default: return false;
   }
 }

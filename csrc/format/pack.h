@@ -26,6 +26,8 @@ Status check_tables(const Format& format, int64_t n, int64_t k, const float* tab
 // scale 0xff is a code of the MX formats like any other: its group is NaN.)
 Status check_canonical(const Canonical& c, const Sizes& got);
 
+// In all of these k counts the columns of all planes, and values are those of one.
+//
 // Rounds to nearest even into the caller's buffers (canonical_sizes); tables are read. values: [n,
 // k] row-major f32, f16 or bf16. NaN or inf in `values` is an ERR_ARGUMENT that names the position.
 Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Scheme& scheme,

@@ -20,6 +20,7 @@
 #include "csrc/format/mx.h"
 #include "csrc/format/nvfp4.h"
 #include "csrc/format/pack.h"
+#include "csrc/format/planes.h"
 #include "csrc/format/ternary.h"
 
 namespace lowbit {
@@ -111,7 +112,7 @@ void decode_chunk(Kind kind, const float* table, float scale, float zero, const 
   } else if (looks_up(kind)) {
     for (int i = 0; i < count; ++i) out[i] = scale * table[codes[i]];
   } else if (kind == Kind::int1) {
-    for (int i = 0; i < count; ++i) out[i] = scale * static_cast<float>(2 * codes[i] - 1);
+    for (int i = 0; i < count; ++i) out[i] = scale * (static_cast<float>(2 * codes[i]) - zero);
   } else {
     for (int i = 0; i < count; ++i) out[i] = scale * (static_cast<float>(codes[i]) - zero);
   }
@@ -284,6 +285,75 @@ void quantize_regions(const Job& job, Pool* pool, FirstBad* bad) {
   });
 }
 
+// What planes.h asks of the values of a rectangle.
+void pass_over(const Job& job, const Rect& r, const float* scales, int done, PlaneSums* sums) {
+  const int planes = job.format.planes;
+  for (int c = 0; c < 1 << planes; ++c) sums->sum[c] = sums->count[c] = 0.0;
+  sums->abs = sums->error = 0.0;
+  uint8_t codes[kChunk];
+  if (done < planes) {
+    job.chunks(r, [&](float* w, int count, int64_t, int64_t) {
+      take_planes(scales, done, count, w, codes);
+      sums->abs += sum_abs_of(w, count);
+    });
+    return;
+  }
+  const PlaneLevels levels = plane_levels(scales, planes);
+  job.chunks(r, [&](const float* w, int count, int64_t, int64_t) {
+    for (int i = 0; i < count; ++i) {
+      const double value = static_cast<double>(w[i]);
+      const int at = nearest_level(levels, value);
+      const double d = value - levels.level[at];
+      sums->error += d * d;
+      sums->sum[levels.code[at]] += value;
+      sums->count[levels.code[at]] += 1.0;
+    }
+  });
+}
+
+void write_planes(const Job& job, const Rect& r, int64_t index, const float* scales) {
+  const int planes = job.format.planes;
+  const int64_t row_bytes = code_row_bytes(job.format.kind, planes * job.k);
+  const PlaneLevels levels = plane_levels(scales, planes);
+  job.chunks(r, [&](float* w, int count, int64_t row, int64_t col) {
+    uint8_t codes[kChunk], bit[kChunk];
+    if (job.clip_search) {
+      for (int i = 0; i < count; ++i) {
+        codes[i] = levels.code[nearest_level(levels, static_cast<double>(w[i]))];
+      }
+    } else {
+      take_planes(scales, planes, count, w, codes);
+    }
+    for (int p = 0; p < planes; ++p) {
+      for (int i = 0; i < count; ++i) bit[i] = codes[i] >> p & 1;
+      pack_bits(1, bit, count, job.to.codes + row * row_bytes + (p * job.k + col) / 8);
+    }
+  });
+  if (r.n0 % job.format.group_n != 0) return;
+  const int64_t across = ceil_div(job.k, job.format.group_k);
+  const int64_t first = index / across * across * planes + index % across;
+  for (int p = 0; p < planes; ++p) {
+    store_f32(job.to.scales, job.format.scale_dtype, first + p * across, scales[p]);
+  }
+}
+
+void quantize_planes(const Job& job, Pool* pool, FirstBad* bad) {
+  const Format& f = job.format;
+  const int64_t across = ceil_div(job.k, f.group_k), count = job.n * across;
+  for_each(pool, count, f.group_k * f.planes, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      Rect r = {i / across, i / across + 1, i % across * f.group_k, (i % across + 1) * f.group_k};
+      if (!is_finite(job.range(r, bad))) continue;
+      float scales[kMaxPlanes];
+      plane_scales(
+          f.planes, f.scale_dtype, static_cast<double>(f.group_k), job.clip_search,
+          [&](const float* of, int done, PlaneSums* sums) { pass_over(job, r, of, done, sums); },
+          scales);
+      write_planes(job, r, i, scales);
+    }
+  });
+}
+
 // f(n, the rectangle of row n) for all rows.
 template <class F>
 void for_rows(const Job& job, Pool* pool, const F& f) {
@@ -300,6 +370,36 @@ Status range_of_matrix(const Job& job, Pool* pool, FirstBad* bad, Range* range) 
   *range = empty_range();
   for (int64_t n = 0; n < job.n; ++n) *range = join(*range, ranges[n]);
   delete[] ranges;
+  return ok();
+}
+
+// One scale a plane for the matrix: passes over blocks of rows, which are joined in their order.
+Status quantize_planes_of_matrix(const Job& job, Pool* pool, FirstBad* bad) {
+  Range range;
+  LB_TRY(range_of_matrix(job, pool, bad, &range));
+  if (!is_finite(range)) return ok();
+  constexpr int64_t kRows = 64;
+  const int64_t blocks = ceil_div(job.n, kRows);
+  PlaneSums* parts = new (std::nothrow) PlaneSums[blocks];
+  if (parts == nullptr) return error(Code::memory, "quantize: no memory for the sums of planes");
+  float scales[kMaxPlanes];
+  const int planes = job.format.planes;
+  plane_scales(
+      planes, job.format.scale_dtype, static_cast<double>(job.n) * static_cast<double>(job.k),
+      job.clip_search,
+      [&](const float* of, int done, PlaneSums* sums) {
+        for_each(pool, blocks, kRows * job.k, [&](int64_t begin, int64_t end, int) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t n1 = (i + 1) * kRows < job.n ? (i + 1) * kRows : job.n;
+            pass_over(job, {i * kRows, n1, 0, job.k}, of, done, &parts[i]);
+          }
+        });
+        *sums = parts[0];
+        for (int64_t i = 1; i < blocks; ++i) join(sums, parts[i], planes);
+      },
+      scales);
+  delete[] parts;
+  for_rows(job, pool, [&](int64_t, const Rect& row) { write_planes(job, row, 0, scales); });
   return ok();
 }
 
@@ -378,6 +478,9 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
                  " of each group",
                  kind_name(kind));
   }
+  if (kind == Kind::int1 && job.format.zero_type != ZeroType::none) {
+    return error(Code::argument, "quantize: expected no zero points for int1, which become signs");
+  }
   LB_TRY(check_tables(job.format, n, k, to.tables));
   if (kind == Kind::nvfp4) *to.tensor_scale = 1.0f;
   if (n == 0 || k == 0) return ok();
@@ -388,7 +491,7 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
     job.values = values;
     job.dtype = dtype;
     job.n = n;
-    job.k = k;
+    job.k = plane_columns(job.format, k);
     job.clip_search = scheme.clip_search;
     job.to = to;
     job.table = code_table(kind);
@@ -401,7 +504,11 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
       LB_TRY(range_of_matrix(job, pool, &bad, &whole));
       if (is_finite(whole)) *to.tensor_scale = job.tensor_scale = nvfp4_tensor_scale(whole);
     }
-    if (job.format.group_n > 128) {
+    if (job.format.planes > 1 && job.format.group_n > 1) {
+      LB_TRY(quantize_planes_of_matrix(job, pool, &bad));
+    } else if (job.format.planes > 1) {
+      quantize_planes(job, pool, &bad);
+    } else if (job.format.group_n > 128) {
       LB_TRY(quantize_tensor(job, pool, &bad));
     } else {
       quantize_regions(job, pool, &bad);
@@ -411,6 +518,7 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
   if (first == INT64_MAX && big == INT64_MAX) return ok();
   const int64_t at = first < big ? first : big;
   const double value = load_f32(values, dtype, at);
+  k = plane_columns(job.format, k);
   if (first < big) {
     return error(Code::argument, "quantize: expected finite weights but got %s at [%lld, %lld]",
                  value != value ? "NaN"
@@ -423,12 +531,47 @@ Status quantize(const void* values, DType dtype, int64_t n, int64_t k, const Sch
       kind_name(kind), value, static_cast<long long>(at / k), static_cast<long long>(at % k));
 }
 
+// Planes are added in their order, in f32.
+static void dequantize_planes(const Canonical& c, const Format& f, void* out, DType dtype,
+                              Pool* pool) {
+  const int64_t k = plane_columns(f, c.k), row_bytes = code_row_bytes(f.kind, c.k);
+  for_each(pool, c.n, c.k, [&](int64_t begin, int64_t end, int) {
+    uint8_t code[kChunk];
+    float value[kChunk], sum[kChunk];
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t col = 0; col < k;) {
+        const int64_t g = col / f.group_k, group_end = (g + 1) * f.group_k;
+        const int64_t stop = col + kChunk < group_end ? col + kChunk : group_end;
+        const int count = static_cast<int>(stop - col);
+        for (int p = 0; p < f.planes; ++p) {
+          const int64_t at = p * k + col;
+          const int64_t index = row / f.group_n * scale_cols(f, c.k) + at / f.group_k;
+          const float zero =
+              f.zero_type == ZeroType::u8    ? static_cast<const uint8_t*>(c.zeros)[index]
+              : f.zero_type == ZeroType::f32 ? static_cast<const float*>(c.zeros)[index]
+                                             : 1.0f;
+          unpack_bits(1, c.codes + row * row_bytes + at / 8, count, code);
+          decode_chunk(f.kind, nullptr, load_f32(c.scales, f.scale_dtype, index), zero, code, count,
+                       p == 0 ? sum : value);
+          for (int i = 0; i < count && p > 0; ++i) sum[i] += value[i];
+        }
+        store_chunk(out, dtype, row * k + col, count, sum);
+        col = stop;
+      }
+    }
+  });
+}
+
 Status dequantize(const Canonical& c, void* out, DType dtype, Pool* pool) {
   Format f = c.format;
   LB_TRY(check_format(&f, c.n, c.k));
   if (!has(kFloats, dtype)) {
     return error(Code::dtype, "dequantize: expected f32, f16 or bf16 but got %s",
                  dtype_name(dtype));
+  }
+  if (f.planes > 1) {
+    dequantize_planes(c, f, out, dtype, pool);
+    return ok();
   }
   const int bits = kind_row(f.kind).bits;
   const int64_t row_bytes = code_row_bytes(f.kind, c.k);

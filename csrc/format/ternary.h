@@ -5,13 +5,16 @@
 //
 //   A row begins at a whole byte; the bits behind its last code are zero.
 //
-//   value       scale * (code - 1) and scale * (2 * code - 1)
-//   scale       mean|w| of the group, summed in double and rounded once to f32; at least 1e-12,
+//   value       scale * (code - 1) and scale * (2 * code - zero), where symmetric int1 has the zero
+//   1 scale       mean|w| of the group, summed in double and rounded once to f32; at least 1e-12,
 //   then
 //               rounded to the scale's dtype before the codes are made
 //   rounding    ternary: round(w / scale) to nearest even, clamped to -1 .. 1
 //               int1: w < 0 gives -1, all else (-0 too) gives +1
-//   groups      32, 64 or 128 columns, a row (channel), or the matrix (tensor)
+//   zeros       of int1, never made by quantize(): 0 for codes of 0 and 2, as DB-LLM's planes have
+//               them; u8: 0 .. 2; f32: finite
+//   groups      32, 64 or 128 columns, a row (channel), or the matrix (tensor); planes.h: several
+//               int1 weights added up
 //   special     a group of zeros is 0 in ternary and +1e-12 (the least scale) in int1, which has no
 //               zero. quantize() refuses NaN and inf.
 //   source      ternary: Ma et al., The Era of 1-bit LLMs, 2024 (absmean)

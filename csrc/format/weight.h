@@ -20,7 +20,7 @@ static constexpr uint32_t bit(Layout layout) { return 1u << static_cast<int>(lay
 struct Weight {
   Format format;
   Layout layout;
-  int64_t n, k;         // [N, K]
+  int64_t n, k;         // [N, K]; k counts the columns of all planes
   const uint8_t* data;  // codes, scales, zeros and tables in one block of layout_bytes(), 64-byte
                         // aligned
   DeviceTag device;
@@ -29,7 +29,7 @@ struct Weight {
 
 // Row-major [N, K]. A row of codes takes ceil(K * bits / 8) bytes; the code of column k starts at
 // bit k * bits, least significant bit first, and may cross into the next byte (int3). Scales and
-// zeros: [scale_rows, scale_cols].
+// zeros: [scale_rows, scale_cols]. Planes stand side by side in each row, in k too.
 struct Canonical {
   Format format;
   int64_t n, k;

@@ -149,7 +149,7 @@ static inline int64_t padded_columns(const Weight& w) {
 
 // Codes may be read where x has them: no zeros have to stand behind a row of them.
 static inline bool reads_codes(const LinearArgs& args) {
-  return args.x.dtype == DType::i8 && padded_columns(args.w) == args.w.k;
+  return args.x.dtype == DType::i8 && padded_columns(args.w) == args.x.shape[1];
 }
 
 // Segments whose codes are unpacked at a time.
@@ -353,7 +353,10 @@ static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const Cod
 
 // What an integer row over panel16 or trits16 serves.
 static constexpr LinearSpec code_spec(KindSet kinds, Layout layout = Layout::panel16) {
-  return {kinds, bit(layout), kFloats | bit(DType::i8), bit(Compute::int8), true, 0, 1, 1, 1};
+  LinearSpec s = {kinds, bit(layout), kFloats | bit(DType::i8), bit(Compute::int8), true, 0, 1, 1,
+                  1};
+  s.planes = true;
+  return s;
 }
 
 }  // namespace lowbit

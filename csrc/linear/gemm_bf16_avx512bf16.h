@@ -46,8 +46,11 @@ static inline PairScale pair_scale(const PairPanel& w, const uint8_t* block) {
   s.rest = _mm512_setzero_ps();
   if (w.format.zero_type == ZeroType::u8) {
     const __m512 zero = load_zeros(block + w.block.zeros, ZeroType::u8, 0.0f);
-    s.rest = _mm512_max_ps(_mm512_sub_ps(zero, _mm512_set1_ps(16.0f)), _mm512_setzero_ps());
-    s.resting = _mm512_cmp_ps_mask(s.rest, _mm512_setzero_ps(), _CMP_GT_OQ);
+    // Bits are -1 and 1, which takes off 1.
+    s.rest = w.format.kind == Kind::int1
+                 ? _mm512_sub_ps(zero, _mm512_set1_ps(1.0f))
+                 : _mm512_max_ps(_mm512_sub_ps(zero, _mm512_set1_ps(16.0f)), _mm512_setzero_ps());
+    s.resting = _mm512_cmp_ps_mask(s.rest, _mm512_setzero_ps(), _CMP_NEQ_OQ);
   }
   return s;
 }
@@ -89,6 +92,7 @@ template <int T, class Codes>
       k0 / w.block.k;  // once: a division in each group would be the chain that all wait for
   for (int64_t k = k0; k < k1; ++g) {
     const int64_t end = (g + 1) * w.block.k, stop = end < k1 ? end : k1;
+    const bool begins = k == g * w.block.k;
     const uint8_t* block = w.data + g * w.block.bytes;
     const uint8_t* at = block + (k - g * w.block.k) / kColumns * Codes::kBytes;
     const auto zero = Codes::zero(w, block);
@@ -146,7 +150,7 @@ template <int T, class Codes>
       __m512 sum = acc[0][t];
 #pragma GCC unroll 4
       for (int u = 1; u < kSums; ++u) sum = _mm512_add_ps(sum, acc[u][t]);
-      if (scale.resting != 0) {
+      if (begins && scale.resting != 0) {  // the sum of x is that of the whole group
         const __m512 x_sum = _mm512_set1_ps(x.sums[t * x.sums_stride + g]);
         sum = _mm512_mask3_fnmadd_ps(scale.rest, x_sum, sum, scale.resting);
       }
@@ -300,6 +304,7 @@ static constexpr LinearSpec pair_spec(KindSet kinds) {
                      1,
                      1};
   spec.float_zeros = false;
+  spec.planes = true;
   return spec;
 }
 

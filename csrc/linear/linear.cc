@@ -68,9 +68,10 @@ static Status check_x(const LinearArgs& a) {
     return error(Code::shape, "linear: expected x of shape [M, K] but got %s",
                  shape_text(a.x).text);
   }
-  if (a.x.shape[1] != a.w.k) {
+  const int64_t k = plane_columns(a.w.format, a.w.k);
+  if (a.x.shape[1] != k) {
     return error(Code::shape, "linear: expected w.k = %lld (x is %s) but got %lld",
-                 ll(a.x.shape[1]), shape_text(a.x).text, ll(a.w.k));
+                 ll(a.x.shape[1]), shape_text(a.x).text, ll(k));
   }
   LB_TRY(check_rows(kOp, x));
   const bool codes = is_code_dtype(a.x.dtype), i8 = a.x.dtype == DType::i8;
@@ -150,12 +151,13 @@ Status linear_check(const LinearArgs& a) {
   return ok();
 }
 
-// Scales of whole rows, none inside them; or, with `blocks`, of blocks of 128 columns.
+// Scales of whole rows (of each plane), none inside them; or, with `blocks`, of blocks of 128
+// columns.
 static bool has_one_scale(const LinearArgs& args, bool blocks) {
   const Format& f = args.w.format;
   if (!blocks && present(args.x_scale) && args.x_scale.rank == 2) return false;
   return !kind_row(f.kind).scaled ||
-         (f.group_k >= args.w.k && (f.group_n == 1 || f.group_n >= args.w.n)) ||
+         (f.group_k >= args.x.shape[1] && (f.group_n == 1 || f.group_n >= args.w.n)) ||
          (blocks && f.group_n == kScaleBlock && f.group_k == kScaleBlock);
 }
 
@@ -167,7 +169,8 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
          has(spec.x, args.x.dtype) && (spec.computes & bit(args.compute)) != 0 &&
          (spec.zeros || f.zero_type == ZeroType::none) &&
          (spec.float_zeros || f.zero_type != ZeroType::f32) &&
-         (spec.many_tables || f.table_type <= TableType::tensor) && args.x.shape[0] >= spec.m_min &&
+         (spec.many_tables || f.table_type <= TableType::tensor) &&
+         (spec.planes || f.planes == 1) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
          multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
          (args.w.k > 0 || spec.k_multiple <= 1) &&

@@ -2,7 +2,7 @@
 //
 //   x          [M, K], rows contiguous; f32, f16, bf16, or i8 / e4m3 / e5m2 codes with x_scale
 //   x_scale    f32 [M], or f32 [M, ceil(K/128)] (not with compute = int8); absent unless x is codes
-//   w          [N, K], packed for x's device; any format, any layout
+//   w          [N, K], packed for x's device; any format, any layout. x meets each plane of int1
 //   bias       [N], f32, f16 or bf16, contiguous; or absent
 //   residual   the shape of out, f32, f16 or bf16, rows contiguous; or absent
 //   out        [M, N], or [M, N/2] for the gated activations, rows contiguous and apart; f32, f16,
@@ -17,7 +17,8 @@
 // activation. gelu is the exact one (erf), gelu_tanh its tanh form, relu2 the square of relu.
 //
 // M = 0 and N = 0 give an empty result; K = 0 gives act(bias) + residual. NaN and inf in x spread
-// as IEEE arithmetic has it.
+// as IEEE arithmetic has it. Planes of int1 are multiplied one by one: an inf of x that meets two
+// of unlike signs gives NaN.
 //
 // compute says what the kernel may do to x, so that the same call means the same numbers on every
 // machine:
@@ -84,6 +85,7 @@ struct LinearSpec {
   // Sums of runs are added in f32.
   bool fp8_sums = false;
   bool many_tables = true;  // tables for each row or group, not only one for the matrix
+  bool planes = false;      // repeats the columns of x for w of more planes than one
 };
 static constexpr uint32_t bit(Compute c) { return 1u << static_cast<int>(c); }
 

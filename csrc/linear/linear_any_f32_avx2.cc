@@ -121,9 +121,12 @@ Affine affine_of(const Source& s, const RowScales& row, int64_t group) {
   const Format& f = s.w.format;
   if (!s.scaled) return {1.0f, 0.0f};
   const float scale = load_f32(row.scales, f.scale_dtype, group) * s.factor;
-  if (f.kind == Kind::int1) return {scale * 2.0f, 0.5f};  // codes 0 and 1 are -1 and 1
-  if (f.zero_type == ZeroType::none) return {scale, s.middle};
-  return {scale, load_f32(row.zeros, f.zero_type == ZeroType::u8 ? DType::u8 : DType::f32, group)};
+  float zero = s.middle;
+  if (f.zero_type != ZeroType::none) {
+    zero = load_f32(row.zeros, f.zero_type == ZeroType::u8 ? DType::u8 : DType::f32, group);
+  }
+  // A bit counts twice.
+  return f.kind == Kind::int1 ? Affine{scale * 2.0f, zero * 0.5f} : Affine{scale, zero};
 }
 
 // The sixteen numbers of table codes in a group of row n; null for other kinds.

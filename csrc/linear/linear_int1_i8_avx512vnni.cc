@@ -27,7 +27,7 @@ template <int kSums_>
 struct Int1 {
   static constexpr int kColumns = 32, kBytes = 64, kVectors = 8;
   static constexpr int kFewRows = 2, kSums = kSums_;
-  static constexpr float kMiddle = 0.5f, kFactor = 2.0f;
+  static constexpr float kMiddle = 1.0f, kFactor = 2.0f;
 
   static inline void decode(const uint8_t* p, __m512i (&c)[8]) {
     const __m512i v = load_bytes(p);

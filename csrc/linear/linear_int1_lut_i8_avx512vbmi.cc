@@ -163,6 +163,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
 constexpr LinearSpec spec() {
   LinearSpec s = code_spec(bit(Kind::int1));
   s.m_max = 1;
+  s.zeros = false;
   return s;
 }
 

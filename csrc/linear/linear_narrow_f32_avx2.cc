@@ -61,8 +61,8 @@ struct Trits {
   }
 };
 
-// Columns [k0, k0 + kc) of a panel as (kc, 16) of f32. middle and factor: value = factor * scale *
-// (code - middle) where there are no stored zero points.
+// Columns [k0, k0 + kc) of a panel as (kc, 16) of f32. value = scale * (factor * code - zero),
+// where `middle` is the zero of the symmetric kind.
 template <class Codes>
 void decode(const uint8_t* panel, const PanelBlock& block, const Format& f, float middle,
             float factor, int64_t k0, int64_t kc, float* to) {
@@ -74,7 +74,8 @@ void decode(const uint8_t* panel, const PanelBlock& block, const Format& f, floa
     for (int half = 0; half < 2; ++half) {
       const __m256 scale = _mm256_mul_ps(load_scales(base + block.scales, f.scale_dtype, half),
                                          _mm256_set1_ps(factor));
-      const __m256 zero = load_zeros(base + block.zeros, f.zero_type, middle, half);
+      const __m256 zero = _mm256_mul_ps(load_zeros(base + block.zeros, f.zero_type, middle, half),
+                                        _mm256_set1_ps(1.0f / factor));
       float* out = to + (k - k0) * kPanel + half * 8;
       for (int64_t i = 0; i < count; ++i) {
         const __m256i code = Codes::code(base + half * 32, k - group * block.k + i);
@@ -104,7 +105,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   const float middle = static_cast<float>(kind_row(kind).mid);
   if (args.w.layout == Layout::trits16) return run_kind<Trits>(args, ctx, 1.0f, 1.0f);
   if (kind == Kind::int3) return run_kind<Int3>(args, ctx, middle, 1.0f);
-  if (kind == Kind::int1) return run_kind<Int1>(args, ctx, 0.5f, 2.0f);
+  if (kind == Kind::int1) return run_kind<Int1>(args, ctx, middle, 2.0f);
   return run_kind<Int2>(args, ctx, middle, 1.0f);
 }
 

@@ -18,7 +18,9 @@ using namespace avx512;
 Status run(const LinearArgs& args, const Ctx& ctx) {
   const bool zeros = args.w.format.zero_type != ZeroType::none;
   switch (args.w.format.kind) {
-    case Kind::int1: return run_float_tiles<Widened<Bits>, false>(args, ctx);
+    case Kind::int1:
+      return zeros ? run_float_tiles<Widened<Bits>, true>(args, ctx)
+                   : run_float_tiles<Widened<Bits>, false>(args, ctx);
     case Kind::int3:
       return zeros ? run_float_tiles<Widened<Int3Codes<false>>, true>(args, ctx)
                    : run_float_tiles<Widened<Int3Codes<false>>, false>(args, ctx);

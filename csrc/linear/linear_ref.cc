@@ -99,16 +99,23 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   return ok();
 }
 
+constexpr LinearSpec spec() {
+  LinearSpec s = {kAllKinds,
+                  (1u << kLayoutCount) - 1,
+                  kFloats | kCodeDTypes,
+                  bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8),
+                  true,
+                  0,
+                  1,
+                  1,
+                  1};
+  s.planes = true;
+  return s;
+}
+
 }  // namespace
 
 extern const LinearKernel linear_ref;
-const LinearKernel linear_ref = {
-    "linear_ref",
-    kArchCpu,
-    {kAllKinds, (1u << kLayoutCount) - 1, kFloats | kCodeDTypes,
-     bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8), true, 0, 1, 1, 1},
-    workspace,
-    run,
-};
+const LinearKernel linear_ref = {"linear_ref", kArchCpu, spec(), workspace, run};
 
 }  // namespace lowbit

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ uint32_t room[32];
   for (int64_t m = blockIdx.x; m < args.x.shape[0]; m += gridDim.x) {
     uint32_t largest = 0;
-    for (int64_t k = threadIdx.x; k < args.w.k; k += kThreads) {
+    for (int64_t k = threadIdx.x; k < args.x.shape[1]; k += kThreads) {
       const float v = load_f32(args.x.data, args.x.dtype, m * args.x.strides[0] + k);
       const uint32_t magnitude = float_bits(v) & 0x7fffffffu;
       largest = magnitude > largest ? magnitude : largest;
@@ -50,9 +50,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Element (m, k) of x as the product takes it.
+// Element (m, k) of x as the product takes it; planes of w meet the same columns.
 __device__ float x_value(const LinearArgs& args, const float* scales, DType rounded, int64_t m,
                          int64_t k) {
+  while (k >= args.x.shape[1]) k -= args.x.shape[1];
   const float v = load_f32(args.x.data, args.x.dtype, m * args.x.strides[0] + k);
   if (rounded != DType::none) {
     const float scale = scales[m];
@@ -154,16 +155,23 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   return launched();
 }
 
+constexpr LinearSpec spec() {
+  LinearSpec s = {kAllKinds,
+                  (1u << kLayoutCount) - 1,
+                  kFloats | kCodeDTypes,
+                  bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8),
+                  true,
+                  0,
+                  1,
+                  1,
+                  1};
+  s.planes = true;
+  return s;
+}
+
 }  // namespace
 
 extern const LinearKernel linear_simt_sm75;
-const LinearKernel linear_simt_sm75 = {
-    "linear_simt_sm75",
-    kArchSm75,
-    {kAllKinds, (1u << kLayoutCount) - 1, kFloats | kCodeDTypes,
-     bit(Compute::floating) | bit(Compute::int8) | bit(Compute::fp8), true, 0, 1, 1, 1},
-    workspace,
-    run,
-};
+const LinearKernel linear_simt_sm75 = {"linear_simt_sm75", kArchSm75, spec(), workspace, run};
 
 }  // namespace lowbit

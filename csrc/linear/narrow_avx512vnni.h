@@ -10,7 +10,9 @@
 //                       masked bytes times x: a code that lies s bits up counts 2^s times too much,
 //                       so each s has a sum of its own, and `total` shifts those once a segment
 //                       instead of every vector
-//   kMiddle, kFactor    value = kFactor * scale * (code - kMiddle) of the symmetric kinds
+//   kMiddle, kFactor    value = scale * (kFactor * code - kMiddle) of the symmetric kinds; less
+//   than
+//                       0: what the kind has as its middle
 #pragma once
 
 #include "csrc/linear/codes.h"
@@ -81,7 +83,8 @@ static void narrow_tile(const CodeTile& a) {
     }
     const __m512 scale = _mm512_mul_ps(load_scales(base + segments.block.scales, f.scale_dtype),
                                        _mm512_set1_ps(Codes::kFactor));
-    const __m512 zero = load_zeros(base + segments.block.zeros, f.zero_type, middle);
+    const __m512 zero = _mm512_mul_ps(load_zeros(base + segments.block.zeros, f.zero_type, middle),
+                                      _mm512_set1_ps(1.0f / Codes::kFactor));
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       __m512i whole = acc[t][0];

@@ -96,7 +96,9 @@ template <int T, class Numbers, bool kZeros>
     const int64_t stop = k + w.block.k < k1 ? k + w.block.k : k1;
     const uint8_t* at = block;
     const auto tables = Numbers::zero(w, block);
-    const __m512 zero = load_zeros(block + w.block.zeros, w.format.zero_type, 0.0f);
+    // Bits are -1 and 1, which takes off 1.
+    const __m512 zero = _mm512_sub_ps(load_zeros(block + w.block.zeros, w.format.zero_type, 0.0f),
+                                      _mm512_set1_ps(w.format.kind == Kind::int1 ? 1.0f : 0.0f));
     __m512 acc[kSums][T];
 #pragma GCC unroll 8
     for (int u = 0; u < kSums; ++u) {

@@ -65,15 +65,17 @@ static inline void for_blocks(const LinearArgs& args, Pool* pool, int64_t m_firs
 // f32 (with `codes`, x may be quantised to int8 on the way; integer kinds have integer rows for
 // that).
 static constexpr LinearSpec float_spec(KindSet kinds, Layout layout, bool codes) {
-  return {kinds,
-          bit(layout),
-          kFloats | kCodeDTypes,
-          bit(Compute::floating) | bit(Compute::fp8) | (codes ? bit(Compute::int8) : 0),
-          true,
-          0,
-          1,
-          1,
-          1};
+  LinearSpec s = {kinds,
+                  bit(layout),
+                  kFloats | kCodeDTypes,
+                  bit(Compute::floating) | bit(Compute::fp8) | (codes ? bit(Compute::int8) : 0),
+                  true,
+                  0,
+                  1,
+                  1,
+                  1};
+  s.planes = true;
+  return s;
 }
 
 // Splits `rows` into tiles of at most `tile` rows, as even as possible: calls f(first, count).

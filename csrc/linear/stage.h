@@ -17,7 +17,17 @@ static inline T* take(uintptr_t* at, int64_t count) {
 
 // Can a float kernel read x where it lies?
 static inline bool is_plain_f32(const LinearArgs& args) {
-  return args.x.dtype == DType::f32 && args.compute == Compute::floating;
+  return args.x.dtype == DType::f32 && args.compute == Compute::floating &&
+         args.w.format.planes == 1;
+}
+
+// A row of x, once more for each further plane of w.
+template <class T>
+static inline void repeat_for_planes(const LinearArgs& args, T* row) {
+  const int64_t columns = args.x.shape[1];
+  for (int64_t at = columns; at < args.w.k; at += columns) {
+    std::memcpy(row + at, row, static_cast<size_t>(columns) * sizeof(T));
+  }
 }
 
 // The scale of row m of an x of codes with one scale a row.
@@ -25,10 +35,8 @@ static inline float code_scale(const LinearArgs& args, int64_t m) {
   return static_cast<const float*>(args.x_scale.data)[m * args.x_scale.strides[0]];
 }
 
-// Row m of x into to[0..K) as f32, exactly: the values, or the codes that `compute` or x's dtype
-// makes of them. Returns the factor of the row.
-static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
-  const int64_t k = args.w.k;
+static inline float stage_one_plane(const LinearArgs& args, int64_t m, float* to) {
+  const int64_t k = args.x.shape[1];
   load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, to);
   if (!is_code_dtype(args.x.dtype)) {
     if (args.compute == Compute::floating) return 1.0f;
@@ -44,17 +52,29 @@ static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
   return 1.0f;
 }
 
-// Row m of x into to[0..K) as i8 codes. `floats` holds K values of scratch. Returns the scale of
-// the row.
+// Row m of x into to[0..w.k) as f32, exactly: the values, or the codes that `compute` or x's dtype
+// makes of them, for every plane of w. Returns the factor of the row.
+static inline float stage_floats(const LinearArgs& args, int64_t m, float* to) {
+  const float factor = stage_one_plane(args, m, to);
+  repeat_for_planes(args, to);
+  return factor;
+}
+
+// Row m of x into to[0..w.k) as i8 codes, for every plane of w. `floats` holds K values of scratch.
+// Returns the scale of the row.
 static inline float stage_codes(const LinearArgs& args, int64_t m, float* floats, int8_t* to) {
-  const int64_t k = args.w.k;
+  const int64_t k = args.x.shape[1];
+  float scale;
   if (args.x.dtype == DType::i8) {
     std::memcpy(to, static_cast<const int8_t*>(args.x.data) + m * args.x.strides[0],
                 static_cast<size_t>(k));
-    return code_scale(args, m);
+    scale = code_scale(args, m);
+  } else {
+    load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, floats);
+    scale = quantize_span(floats, k, DType::i8, to);
   }
-  load_floats(args.x.data, args.x.dtype, m * args.x.strides[0], k, floats);
-  return quantize_span(floats, k, DType::i8, to);
+  repeat_for_planes(args, to);
+  return scale;
 }
 
 }  // namespace lowbit

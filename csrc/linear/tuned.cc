@@ -8,8 +8,8 @@ namespace lowbit {
 // What tells calls apart, the rows of x last.
 static auto key(const TunedCall& c) {
   return std::make_tuple(c.n, c.k, c.format.kind, c.format.group_n, c.format.group_k,
-                         c.format.scale_dtype, c.format.zero_type, c.format.table_type, c.layout,
-                         c.x, c.compute, c.m);
+                         c.format.scale_dtype, c.format.zero_type, c.format.table_type,
+                         c.format.planes, c.layout, c.x, c.compute, c.m);
 }
 
 static bool before(const TunedCall& a, const TunedCall& b) { return key(a) < key(b); }

@@ -103,42 +103,48 @@ export function refQuantizeRows(
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-/** A canonical weight as plain numbers: value = scale * (code - zero); codes of a table are its numbers. */
+/**
+ * A canonical weight as plain numbers: value = scale * (code - zero), summed over planes; codes of a table are its
+ * numbers.
+ */
 export interface RefWeight {
   readonly n: number
   readonly k: number
+  readonly planes: number
   /** Columns that share a scale. */
   readonly groupK: number
-  /** [n, k] */
+  /** [n, planes, k] */
   readonly codes: Float32Array
-  /** [n, groups]; one group for f32, f16 and bf16. */
+  /** [n, planes, groups]; one group for f32, f16 and bf16. */
   readonly scales: Float64Array
   readonly zeros: Float32Array
 }
 
-const middle: Partial<Record<Format, number>> = { int4: 8, int3: 4, int2: 2, ternary: 1 }
+const middle: Partial<Record<Format, number>> = { int4: 8, int3: 4, int2: 2, int1: 1, ternary: 1 }
 
 /** Reads the arrays of a canonical weight. */
 export function refWeight(q: QuantizedWeight): RefWeight {
   const [n, k] = q.shape
+  const { planes } = q
+  const width = planes * k
   const bits = codeBits[q.format]
   const scaled = q.scales !== undefined
-  const codes = sized(n * k)
+  const codes = sized(n * width)
   const view = new DataView(q.codes.buffer, q.codes.byteOffset, q.codes.byteLength)
   const size = q.groupSize
   const groupK =
     size === undefined || size === 'channel' || size === 'tensor' ? max(k, 1) : size === 'block' ? 128 : size
   const element = mxElements[q.format]
   for (let row = 0; row < n; row++) {
-    for (let col = 0; col < k; col++) {
-      const at = row * k + col
+    for (let col = 0; col < width; col++) {
+      const at = row * width + col
       if (q.format === 'f32') codes[at] = view.getFloat32(at * 4, true)
       else if (q.format === 'f16' || q.format === 'bf16')
         codes[at] = decodeFloat(minifloats[q.format], view.getUint16(at * 2, true))
       else {
-        const code = readCode(q.codes, row, col, k, bits)
+        const code = readCode(q.codes, row, col, width, bits)
         if (q.format === 'int8') codes[at] = codeValue('i8', code)
-        else if (q.format === 'int1') codes[at] = 2 * code - 1
+        else if (q.format === 'int1') codes[at] = 2 * code
         else if (q.format === 'fp8_e4m3') codes[at] = decodeFloat(minifloats.e4m3, code)
         else if (q.format === 'fp8_e5m2') codes[at] = decodeFloat(minifloats.e5m2, code)
         else if (q.format === 'mxint8') codes[at] = codeValue('i8', code) / 64
@@ -150,7 +156,7 @@ export function refWeight(q: QuantizedWeight): RefWeight {
     }
   }
   const groupN = size === 'tensor' ? n : size === 'block' ? 128 : 1
-  const groups = ceil(k / groupK)
+  const groups = planes * ceil(k / groupK)
   const scales = new Float64Array(n * groups).fill(1)
   const zeros = sized(n * groups).fill(middle[q.format] ?? 0)
   if (scaled) {
@@ -163,7 +169,7 @@ export function refWeight(q: QuantizedWeight): RefWeight {
       }
     }
   }
-  return { n, k, groupK, codes, scales, zeros }
+  return { n, k, planes, groupK, codes, scales, zeros }
 }
 
 // ---- activations ---------------------------------------------------------------------------------------------------
@@ -267,12 +273,12 @@ function staged(call: RefCall): { x: Float32Array; scales: Float32Array; byBlock
 /** The call in float64, nothing rounded but what the contract says is: x, where compute quantises it. */
 export function linear64(call: RefCall): Float64Array {
   const { m, w, bias, residual } = call
-  const { n, k, groupK } = w
+  const { n, k, planes, groupK } = w
   const { x, scales, byBlock } = staged(call)
   const blocks = byBlock ? ceil(k / scaleBlock) : 1
   const groups = ceil(k / groupK)
-  const values = new Float64Array(n * k)
-  for (let row = 0, at = 0; row < n; row++) {
+  const values = new Float64Array(n * planes * k)
+  for (let row = 0, at = 0; row < n * planes; row++) {
     for (let col = 0; col < k; col++, at++) {
       const g = row * groups + floor(col / groupK)
       values[at] = (w.scales[g] as number) * ((w.codes[at] as number) - (w.zeros[g] as number))
@@ -291,7 +297,9 @@ export function linear64(call: RefCall): Float64Array {
     }
     for (let j = 0; j < n; j++) {
       let sum = 0
-      for (let i = 0, at = j * k; i < k; i++) sum += (xRow[i] as number) * (values[at + i] as number)
+      for (let plane = 0, at = j * planes * k; plane < planes; plane++, at += k) {
+        for (let i = 0; i < k; i++) sum += (xRow[i] as number) * (values[at + i] as number)
+      }
       sums[j] = sum + (bias?.[j] ?? 0)
     }
     for (let j = 0; j < columns; j++) {
@@ -325,18 +333,19 @@ function fp8Run(x: Float32Array, w: Float32Array, from: number, at: number, coun
 }
 
 /**
- * The call by a plain loop: one float32 sum in the order of K, every product and sum rounded; the scale of a row of x
+ * The call by a plain loop: one float32 sum in the order of planes and K, every product and sum rounded; the scale of a row of x
  * comes after its sums, those of blocks come before. Not yet rounded to the output's dtype.
  */
 export function linear32(call: RefCall): Float32Array {
   const { m, w, exact, bias, residual } = call
-  const { n, k, groupK } = w
+  const { n, k, planes, groupK } = w
+  const width = planes * k
   const { x, scales, byBlock } = staged(call)
   const blocks = byBlock ? ceil(k / scaleBlock) : 1
-  const groups = ceil(k / groupK)
-  const values = sized(n * k)
+  const groups = ceil(width / groupK)
+  const values = sized(n * width)
   for (let row = 0, at = 0; row < n && !exact; row++) {
-    for (let col = 0; col < k; col++, at++) {
+    for (let col = 0; col < width; col++, at++) {
       const g = row * groups + floor(col / groupK)
       values[at] = (w.scales[g] as number) * f((w.codes[at] as number) - (w.zeros[g] as number))
     }
@@ -345,7 +354,7 @@ export function linear32(call: RefCall): Float32Array {
   const gated = isGated(call.activation)
   const columns = columnsOf(call)
   const out = sized(m * columns)
-  const xRow = sized(k)
+  const xRow = sized(width)
   const sums = sized(n)
   const codes = w.codes
   for (let row = 0; row < m; row++) {
@@ -354,6 +363,7 @@ export function linear32(call: RefCall): Float32Array {
       const value = x[row * k + col] as number
       xRow[col] = byBlock ? value * (scales[row * blocks + floor(col / scaleBlock)] as number) : value
     }
+    for (let col = k; col < width; col++) xRow[col] = xRow[col - k] as number
     for (let j = 0; j < n; j++) {
       let sum = 0
       if (call.fp8Sums) {
@@ -365,11 +375,11 @@ export function linear32(call: RefCall): Float32Array {
         }
       } else if (exact) {
         for (let g = 0; g < groups; g++) {
-          const end = min((g + 1) * groupK, k)
+          const end = min((g + 1) * groupK, width)
           let products = 0
           let total = 0
           for (let i = g * groupK; i < end; i++) {
-            products += (xRow[i] as number) * (codes[j * k + i] as number)
+            products += (xRow[i] as number) * (codes[j * width + i] as number)
             total += xRow[i] as number
           }
           const zero = w.zeros[j * groups + g] as number
@@ -377,7 +387,7 @@ export function linear32(call: RefCall): Float32Array {
           sum = f(sum + f((w.scales[j * groups + g] as number) * f(inner)))
         }
       } else {
-        for (let i = 0, at = j * k; i < k; i++)
+        for (let i = 0, at = j * width; i < width; i++)
           sum = f(sum + f((xRow[i] as number) * (values[at + i] as number)))
       }
       sums[j] = f(sum * rowScale)
