@@ -103,6 +103,8 @@ Status check_format(Format* format, int64_t n, int64_t k) {
   const int64_t columns = plane_columns(*format, k);
   if (format->group_n == 0 || !row.scaled) format->group_n = n;
   if (format->group_k == 0 || !row.scaled) format->group_k = columns;
+  // A group ends with its plane.
+  if (format->planes > 1 && format->group_k > columns) format->group_k = columns;
   if (!row.scaled) {
     format->scale_dtype = DType::none;
     format->zero_type = ZeroType::none;

@@ -335,6 +335,156 @@ export function refQuantize(w: ArrayLike<number>, n: number, k: number, s: RefSc
   return { codes, scales, zeros, values, tensorScale }
 }
 
+/** What planes of signs add up to, in order. */
+const planeSum = (scales: readonly number[], code: number): number =>
+  scales.reduce((sum, scale, p) => sum + ((code >> p) & 1 ? scale : -scale), 0)
+
+/** The scales of least squares where `sum[c]` and `count[c]` are those of the values of code c; undefined if they are open. */
+function leastSquares(planes: number, sum: Float64Array, count: Float64Array): number[] | undefined {
+  const sign = (code: number, p: number) => ((code >> p) & 1 ? 1 : -1)
+  const over = (of: (code: number) => number) => sum.reduce((total, _, code) => total + of(code), 0)
+  const rows = Array.from({ length: planes }, (_, p) => [
+    ...Array.from({ length: planes }, (_, q) => over((c) => sign(c, p) * sign(c, q) * (count[c] as number))),
+    over((c) => sign(c, p) * (sum[c] as number)),
+  ])
+  const total = over((c) => count[c] as number)
+  const at = (r: number, c: number) => rows[r]?.[c] as number
+  for (let p = 0; p < planes; p++) {
+    if (!(at(p, p) > 1e-6 * total)) return undefined
+    for (let q = p + 1; q < planes; q++) {
+      const factor = at(q, p) / at(p, p)
+      rows[q] = (rows[q] as number[]).map((value, i) => (i < p ? value : value - factor * at(p, i)))
+    }
+  }
+  const out: number[] = []
+  for (let p = planes - 1; p >= 0; p--) {
+    let left = at(p, planes)
+    for (let q = p + 1; q < planes; q++) left -= at(p, q) * (out[q] as number)
+    out[p] = left / at(p, p)
+  }
+  return out
+}
+
+/** The planes of one group whose values come in parts, over which sums are taken one by one. */
+function planesOf(
+  parts: readonly (readonly number[])[],
+  planes: number,
+  scaleDtype: 'f32' | 'f16' | 'bf16',
+  search: boolean,
+): { scales: number[]; encode(w: number): number } {
+  const values = parts.flat()
+  let scales: number[] = []
+  const greedy = (w: number): { code: number; left: number } => {
+    let [code, left] = [0, w]
+    for (const [p, scale] of scales.entries()) {
+      const plus = !(left < 0)
+      if (plus) code |= 1 << p
+      left = f32(left - (plus ? scale : -scale))
+    }
+    return { code, left }
+  }
+  for (let p = 0; p < planes; p++) {
+    const mean = values.reduce((sum, w) => sum + abs(greedy(w).left), 0) / values.length
+    scales = [...scales, roundScale(f32(mean), scaleDtype)]
+  }
+  if (!search) return { scales, encode: (w) => greedy(w).code }
+  const nearest = (of: readonly number[]) => {
+    const levels = Array.from({ length: 2 ** planes }, (_, code) => ({ code, level: planeSum(of, code) }))
+    levels.sort((a, b) => a.level - b.level || a.code - b.code)
+    const middles = levels.slice(1).map(({ level }, i) => ((levels[i]?.level as number) + level) / 2)
+    return (w: number) => {
+      let [first, last] = [0, middles.length]
+      while (first < last) {
+        const middle = (first + last) >> 1
+        if ((middles[middle] as number) < w) first = middle + 1
+        else last = middle
+      }
+      return levels[first] as (typeof levels)[number]
+    }
+  }
+  const pass = (of: readonly number[]) => {
+    const take = nearest(of)
+    let error = 0
+    const sum = new Float64Array(2 ** planes)
+    const count = new Float64Array(2 ** planes)
+    for (const part of parts) {
+      let own = 0
+      const sums = new Float64Array(2 ** planes)
+      for (const w of part) {
+        const { code, level } = take(w)
+        own += (w - level) ** 2
+        sums[code] = (sums[code] as number) + w
+        count[code] = (count[code] as number) + 1
+      }
+      error += own
+      for (const [code, value] of sums.entries()) sum[code] = (sum[code] as number) + value
+    }
+    return { error, sum, count }
+  }
+  let best = pass(scales)
+  for (let round = 0; round < 10; round++) {
+    const exact = leastSquares(planes, best.sum, best.count)
+    if (exact === undefined) break
+    const next = exact.map((scale) => roundScale(f32(abs(scale)), scaleDtype))
+    const found = pass(next)
+    if (!(found.error < best.error)) break
+    scales = next
+    best = found
+  }
+  const take = nearest(scales)
+  return { scales, encode: (w) => take(w).code }
+}
+
+/** Quantises w [n, k] to planes of signs: codes [n, planes, k], scales [rows, planes, groups of a plane], values [n, k]. */
+export function refPlanes(
+  w: ArrayLike<number>,
+  n: number,
+  k: number,
+  s: {
+    readonly planes: number
+    readonly groupN: number
+    readonly groupK: number
+    readonly scaleDtype: 'f32' | 'f16' | 'bf16'
+    readonly search: boolean
+  },
+): { codes: Int32Array; scales: Float32Array; values: Float32Array } {
+  const { planes, groupN, groupK } = s
+  const [rows, cols] = [ceil(n / groupN), k / groupK]
+  const codes = new Int32Array(n * planes * k)
+  const scales = new Float32Array(rows * planes * cols)
+  const values = new Float32Array(n * k)
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < cols; j++) {
+      const inRow = (r: number) => Array.from({ length: groupK }, (_, c) => r * k + j * groupK + c)
+      const rowsOf = (from: number, to: number) => Array.from({ length: to - from }, (_, r) => from + r)
+      const parts: number[][] = []
+      for (let r = i * groupN; r < min(n, (i + 1) * groupN); r += 64) {
+        const end = min(n, (i + 1) * groupN, r + 64)
+        parts.push(rowsOf(r, end).flatMap((row) => inRow(row)))
+      }
+      const group = planesOf(
+        parts.map((part) => part.map((at) => w[at] as number)),
+        planes,
+        s.scaleDtype,
+        s.search,
+      )
+      for (const [p, scale] of group.scales.entries()) scales[(i * planes + p) * cols + j] = scale
+      for (const at of parts.flat()) {
+        const code = group.encode(w[at] as number)
+        const row = floor(at / k)
+        let value = 0
+        for (const [p, scale] of group.scales.entries()) {
+          const bit = (code >> p) & 1
+          codes[(row * planes + p) * k + (at % k)] = bit
+          value = f32(value + (bit ? scale : -scale))
+        }
+        values[at] = value
+      }
+    }
+  }
+  return { codes, scales, values }
+}
+
 /** Where the table of a group begins and ends: its first row, and its position among the scales. */
 function spanOf(s: RefScheme, row: number, group: number): [number, number] {
   const at = s.tablePer === 'row' ? row : s.tablePer === 'group' ? group : 0
