@@ -88,8 +88,8 @@ const onGpus: [archs: string[], call: Omit<LinearCall, 'n' | 'k'>, row: string][
   [['sm80'], { m: 33, format: 'int4', groupSize: 128, x: 'bf16' }, 'linear_int4_bf16_sm80'],
   [['sm80'], { m: 1, format: 'int4', zeroPoint: 'integer', x: 'bf16' }, 'linear_codes_bf16_sm80'],
   [['sm80'], { m: 1, format: 'int4', zeroPoint: 'float', x: 'bf16' }, 'linear_simt_sm75'],
-  [['sm90a'], { m: 1, format: 'mxfp4', x: 'f16' }, 'linear_codes_f16_sm80'],
-  [['sm90a'], { m: 1, format: 'int8', groupSize: 128, x: 'bf16' }, 'linear_codes_bf16_sm80'],
+  [['sm90a'], { m: 1, format: 'mxfp4', x: 'f16' }, 'linear_codes_f16_sm90a'],
+  [['sm90a'], { m: 1, format: 'int8', groupSize: 128, x: 'bf16' }, 'linear_codes_bf16_sm90a'],
 ]
 ;(gpuSets('linear').length > 0 ? test : test.skip).each(onGpus)(
   '%j takes %j to its row',

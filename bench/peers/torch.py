@@ -1,8 +1,10 @@
 """linear on a GPU against PyTorch's best call for the same case, in one process by one method: python3 torch.py [LIBRARY].
 
 The rows of liblowbit_cuda.so (default: build/Release of this tree) are called as the addon calls them, through the structs of
-csrc/linear/linear.h, which are spelled out below and belong to one ABI number. Medians of single launches, each after the L2
-cache was flushed (triton.testing.do_bench), random data, result checked before timing. A line of JSON for each case on
+csrc/linear/linear.h, which are spelled out below and belong to one ABI number. Medians of single launches, random data, result
+checked before timing. Before each launch the L2 cache is filled with lines of something else: by reading, as the layer before
+leaves it, or (--flush write) by writing, as triton.testing.do_bench does it: then every line that a launch reads costs the
+write of another one besides. A line of JSON for each case on
 stdout or into --save, a table on stderr. The bound is the longer of memory (bytes once, at the bandwidth of a plain read
 measured in the same run) and arithmetic (products a cycle of the data sheet at the highest clock).
 """
@@ -17,7 +19,6 @@ import time
 sys.path.pop(0)  # this folder, whose torch is this very file
 import torch
 import torch.nn.functional as F
-from triton.testing import do_bench
 
 ABI = 4
 i32, i64, ptr = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -44,7 +45,7 @@ Api = struct("Api", (i32, "abi runtime"), (ctypes.POINTER(Rows), "ops"), (i32, "
 bf16, f16, f32, i8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 DTYPES = {f32: 0, f16: 1, bf16: 2, i8: 4, torch.float8_e4m3fn: 6}
 NONE = 9
-KINDS = {"f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 6, "fp8_e4m3": 9}
+KINDS = {"f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int2": 6, "int1": 7, "ternary": 8, "fp8_e4m3": 9}
 LAYOUTS = {"rows": 0, "frag64": 3}
 COMPUTES = {"float": 0, "int8": 1, "fp8": 2}
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336), "square": (8192, 8192)}
@@ -159,6 +160,27 @@ def fp8(row, m, n, k):
     return own, out, lambda: (x.float() @ w.float().t()) * xs[:, None] * ws, rivals, (w, block, ws)
 
 
+def codes4(compute, group):
+    """int4 weights and x in eight bits, against fp8 on both sides."""
+    def make(row, m, n, k):
+        e4m3 = torch.float8_e4m3fn
+        codes = torch.randint(0, 16, (n, k), device=GPU, dtype=torch.uint8)
+        scales = (torch.rand(n, k // group, device=GPU) * 0.1 + 0.05).half()
+        block = fragments(codes, scales, group)
+        w = (codes.float() - 8) * scales.float().repeat_interleave(group, 1)
+        x = torch.randint(-127, 128, (m, k), device=GPU, dtype=i8) if compute == "int8" else (torch.randn(m, k, device=GPU) * 40).to(e4m3)
+        xs = torch.rand(m, device=GPU) * 0.02 + 0.01
+        out = torch.empty(m, n, device=GPU, dtype=bf16)
+        own = caller(row, x, xs, weight_of("int4", "frag64", n, k, block, group, f16), out, compute)
+        rows = max(m, 16)
+        x8, w8 = torch.randn(rows, k, device=GPU).to(e4m3), (w * 10).to(e4m3)
+        one, xs8, ws8 = torch.ones((), device=GPU), torch.ones(rows, 1, device=GPU), torch.ones(1, n, device=GPU)
+        rivals = {"_scaled_mm row, fast": lambda: torch._scaled_mm(x8, w8.t(), xs8, ws8, out_dtype=bf16, use_fast_accum=True),
+                  "_scaled_mm tensor, fast": lambda: torch._scaled_mm(x8, w8.t(), one, one, out_dtype=bf16, use_fast_accum=True)}
+        return own, out, lambda: (x.float() @ w.t()) * xs[:, None], rivals, (block, w)
+    return make
+
+
 def fp8_blocks(row, m, n, k):
     """Scales of 1 by 128 of x and 128 by 128 of w."""
     e4m3 = torch.float8_e4m3fn
@@ -194,14 +216,19 @@ def int4(dtype, group):
 
 
 def saved(kind, bits, group):
-    """Weights as they are saved, codes in rows, for x in bf16."""
-    def make(row, m, n, k):
+    """Weights as they are saved, codes in rows, for x in bf16. No group: one scale a row."""
+    def make(row, m, n, k, group=group):
+        group = group or k
         x = torch.randn(m, k, device=GPU).to(bf16)
         codes = torch.randint(0, 256, (n, k * bits // 8), device=GPU, dtype=torch.uint8)
+        if kind == "ternary":  # three of its four codes
+            codes = codes & ~(codes >> 1 & 0x55)
+        if kind == "fp8_e4m3":
+            codes = torch.randn(n, k, device=GPU).to(torch.float8_e4m3fn).view(torch.uint8)
         scales = (torch.rand(n, k // group, device=GPU) * 0.1 + 0.05).half()
         block = torch.cat([codes.view(-1), scales.view(torch.uint8).view(-1)])
-        values = codes.view(i8) if bits == 8 else torch.stack([codes >> s & (1 << bits) - 1 for s in range(0, 8, bits)], 2)
-        middle = 0 if bits == 8 else 1 << bits - 1
+        values = codes.view(torch.float8_e4m3fn if kind == "fp8_e4m3" else i8) if bits == 8 else torch.stack([codes >> s & (1 << bits) - 1 for s in range(0, 8, bits)], 2)
+        middle = 0 if bits == 8 else 1 if kind == "ternary" else 1 << bits - 1
         w = ((values.reshape(n, k).float() - middle) * scales.float().repeat_interleave(group, 1)).to(bf16)
         out = torch.empty(m, n, device=GPU, dtype=bf16)
         own = caller(row, x, None, weight_of(kind, "rows", n, k, block, group, f16), out, "float")
@@ -219,15 +246,43 @@ CASES = [
     Case("int4 g128, x bf16", "linear_int4_bf16_sm90a", FEW + MANY, 4.125, 2048, int4(bf16, 128)),
     Case("int4 g128, x f16", "linear_int4_f16_sm90a", FEW + [4096], 4.125, 2048, int4(f16, 128)),
     Case("int4 g32, x f16", "linear_int4_f16_sm90a", [1, 16, 64, 1024], 4.5, 2048, int4(f16, 32)),
-    Case("saved int8 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 8.125, 2048, saved("int8", 8, 128)),
-    Case("saved int4 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 4.125, 2048, saved("int4", 4, 128)),
-    Case("saved int2 g128, x bf16", "linear_codes_bf16_sm80", [1, 16, 64, 1024], 2.125, 2048, saved("int2", 2, 128)),
+    Case("W4A8 int8 g128", "linear_int4_i8_sm90a", FEW, 4.125, 4096, codes4("int8", 128)),
+    Case("W4A8 fp8 g128", "linear_int4_fp8_sm90a", FEW, 4.125, 4096, codes4("fp8", 128)),
+    Case("saved int8, x bf16", "linear_codes_bf16_sm90a", [1, 8, 16], 8, 2048, saved("int8", 8, 0)),
+    Case("saved int8 g128, x bf16", "linear_codes_bf16_sm90a", [1, 16, 64, 1024], 8.125, 2048, saved("int8", 8, 128)),
+    Case("saved fp8, x bf16", "linear_codes_bf16_sm90a", [1, 16], 8, 2048, saved("fp8_e4m3", 8, 0)),
+    Case("saved int4 g128, x bf16", "linear_codes_bf16_sm90a", [1, 16, 64, 1024], 4.125, 2048, saved("int4", 4, 128)),
+    Case("saved int2 g128, x bf16", "linear_codes_bf16_sm90a", [1, 16, 64, 1024], 2.125, 2048, saved("int2", 2, 128)),
+    Case("saved ternary, x bf16", "linear_codes_bf16_sm90a", [1, 16], 2, 2048, saved("ternary", 2, 0)),
 ]
 
 
+FLUSH = {}
+
+
 def quantiles(launch, milliseconds):
+    """Median, tenth and ninetieth of a hundred in us."""
+    cache, write = FLUSH["cache"], FLUSH["write"]
+    clear = cache.zero_ if write else cache.sum
     launch()
-    return [t * 1e3 for t in do_bench(launch, warmup=5, rep=milliseconds, quantiles=[0.5, 0.1, 0.9])]
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(2)]
+    torch.cuda.synchronize()
+    pairs[0][0].record()
+    for _ in range(5):
+        clear()
+        launch()
+    pairs[0][1].record()
+    torch.cuda.synchronize()
+    count = max(10, min(200, int(milliseconds / pairs[0][0].elapsed_time(pairs[0][1]) * 5)))
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, stop in pairs:
+        clear()
+        start.record()
+        launch()
+        stop.record()
+    torch.cuda.synchronize()
+    times = torch.tensor([start.elapsed_time(stop) * 1e3 for start, stop in pairs])
+    return torch.quantile(times, torch.tensor([0.5, 0.1, 0.9])).tolist()
 
 
 def mean(ratios):
@@ -244,9 +299,11 @@ def main():
     parser.add_argument("--case", help="only cases whose name begins so")
     parser.add_argument("--m", help="only these numbers of rows")
     parser.add_argument("--sm80", action="store_true", help="the rows of sm_80 in place of those of sm_90a")
+    parser.add_argument("--flush", choices=["read", "write"], default="read", help="how the L2 cache is emptied before each launch")
     parser.add_argument("--ms", type=float, default=15, help="of launches for each figure")
     options = parser.parse_args()
     torch.manual_seed(1)
+    FLUSH.update(cache=torch.zeros(64 << 20, device=GPU, dtype=torch.int32), write=options.flush == "write")
     rows = library(options.library)
     properties = torch.cuda.get_device_properties(0)
     clock = float(subprocess.run(["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "-i", "0"],
@@ -255,7 +312,7 @@ def main():
     read = plain.numel() * 4 / (quantiles(lambda: plain.sum(), 60)[0] * 1e-6)
     del plain
     commit = options.commit or subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    origin = {"machine": properties.name, "commit": commit, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    origin = {"machine": properties.name, "commit": commit, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "flush": options.flush}
     print(f"{properties.name}, torch {torch.__version__}, read {read / 1e12:.2f} TB/s", file=sys.stderr)
     sink = open(options.save, "a") if options.save else sys.stdout
     wanted = [int(m) for m in options.m.split(",")] if options.m else None
@@ -267,7 +324,7 @@ def main():
         for m in case.m_list:
             if wanted and m not in wanted:
                 continue
-            ratios, cells = [], []
+            ratios, cells, against = [], [], {}
             for name, (n, k) in SHAPES.items():
                 own, out, want, rivals, _keep = case.make(rows[case.row], m, n, k)
                 own()
@@ -290,7 +347,7 @@ def main():
                 limit = max(bounds, key=bounds.get)
                 bound = bounds[limit]
                 best = min(times, key=times.get) if times else None
-                word = case.name.removeprefix("blocks ").removeprefix("saved ").split()[0]
+                word = "int4" if case.name.startswith("W4A8") else case.name.removeprefix("blocks ").removeprefix("saved ").split()[0].rstrip(",")
                 line = {"op": "linear", "format": "fp8_e4m3" if word == "fp8" else word,
                         "compute": "int8" if "_i8_" in case.row else "fp8" if "_fp8_" in case.row else "float", "row": case.row, "case": name, "shape": f"M{m} {n}x{k} {case.name}", "m": m, "n": n, "k": k,
                         "us": us, "p10": p10, "p90": p90, "gbs": count / us / 1e3, "gops": arithmetic / us / 1e3,
@@ -298,11 +355,13 @@ def main():
                 if best:
                     line.update(peer=best, peerUs=times[best], ratio=times[best] / us)
                     ratios.append(times[best] / us)
+                    for rival, each in times.items():
+                        against.setdefault(rival, []).append(each / us)
                 rounded = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in line.items()}
                 rounded["rivals"] = {key: float(f"{v:.4g}") for key, v in times.items()}
                 print(json.dumps({**rounded, **origin}), file=sink, flush=True)
                 cells.append(f"{us:.1f} {100 * bound / us:.0f}% {ratios[-1]:.2f}" if best else f"{us:.1f} {100 * bound / us:.0f}%")
-            print(f"{case.name:18} M={m:<5}" + "".join(f"{c:>18}" for c in cells) + f"   {mean(ratios):.2f}", file=sys.stderr, flush=True)
+            print(f"{case.name:18} M={m:<5}" + "".join(f"{c:>18}" for c in cells) + f"   {mean(ratios):.2f}" + "".join(f"  {mean(r):.2f} {rival}" for rival, r in against.items() if len(against) > 1), file=sys.stderr, flush=True)
 
 
 main()
