@@ -298,6 +298,7 @@ def main():
     parser.add_argument("--commit", help="what the library was built from, where that is not this tree")
     parser.add_argument("--case", help="only cases whose name begins so")
     parser.add_argument("--m", help="only these numbers of rows")
+    parser.add_argument("--shape", choices=SHAPES, help="only this layer")
     parser.add_argument("--sm80", action="store_true", help="the rows of sm_80 in place of those of sm_90a")
     parser.add_argument("--flush", choices=["read", "write"], default="read", help="how the L2 cache is emptied before each launch")
     parser.add_argument("--ms", type=float, default=15, help="of launches for each figure")
@@ -326,6 +327,8 @@ def main():
                 continue
             ratios, cells, against = [], [], {}
             for name, (n, k) in SHAPES.items():
+                if options.shape and name != options.shape:
+                    continue
                 own, out, want, rivals, _keep = case.make(rows[case.row], m, n, k)
                 own()
                 error = ((out.double() - want().double()).norm() / out.double().norm()).item()

@@ -165,7 +165,7 @@ struct FewFrag {
 };
 
 // Codes as they are saved, of kBits: 64 bytes of each row a step, or 128 of eight bits.
-template <Kind kKind, FewX kX_, int kParts_, FewFrom kFrom = FewFrom::same>
+template <Kind kKind, FewX kX_, int kParts_>
 struct FewRows {
   static constexpr FewX kX = kX_;
   static constexpr int kBits = kind_row(kKind).bits, kParts = kParts_;
@@ -173,11 +173,10 @@ struct FewRows {
   static constexpr int kStepK = kRow * 8 / kBits, kCodes = 16 * kRow;
   static constexpr int kWords = kParts > 2 ? 4 : kParts;  // of scales, of a row
   static constexpr int kScales = kParts > 0 ? kWords * 64 : 16;
-  static constexpr bool kHalf = kX == FewX::f16, kBytes = kX == FewX::s8;
-  static constexpr int kBlocks = kStepK / (kBytes ? 64 : 32);
+  static constexpr bool kHalf = kX == FewX::f16;
+  static constexpr int kBlocks = kStepK / 32;
   static constexpr float kUpper = 1.0f, kLower = 1.0f;
-  static constexpr int kPer =
-      kBits == 8 ? (kBytes ? 16 : 8) : 32 / kBits;  // a lane's codes in a row
+  static constexpr int kPer = kBits == 8 ? 8 : 32 / kBits;  // a lane's codes in a row
 
   const uint8_t* const at;
   const int lane;
@@ -225,8 +224,7 @@ struct FewRows {
 
   // A lane's run of kPer columns, in as many times 16 bytes as it takes.
   static __device__ __forceinline__ void fill(const Few& p, int from, int to, uint8_t* sX) {
-    constexpr int kRuns = kBytes ? 1 : kPer / 8,
-                  kTogether = kRuns > kFillRows ? 1 : kFillRows / kRuns;
+    constexpr int kRuns = kPer / 8, kTogether = kRuns > kFillRows ? 1 : kFillRows / kRuns;
     const int m = p.finish.m, columns = kPer * 4, items = (to - from) / columns * 4;
     for (int i = threadIdx.x; i < items; i += kFewThreads) {
       const int q = i % 4, span = i / 4, k = from + span * columns + q * kPer;
@@ -264,18 +262,10 @@ struct FewRows {
     }
   }
 
-  // Eight elements of a row of x in 16 bits, or sixteen bytes.
+  // Eight elements of a row of x.
   static __device__ __forceinline__ void eight(const Few& p, int token, int k, uint32_t* v) {
-    const uint8_t* const x = static_cast<const uint8_t*>(p.x);
-    if constexpr (kFrom == FewFrom::same) {
-      *reinterpret_cast<uint4*>(v) =
-          *reinterpret_cast<const uint4*>(x + (token * p.x_stride + k) * (kBytes ? 1 : 2));
-    } else {
-      constexpr bool kWide = kFrom == FewFrom::e5m2;
-      const uint2 codes = *reinterpret_cast<const uint2*>(x + token * p.x_stride + k);
-      v[0] = fp8_pair<kWide>(codes.x & 0xFFFF), v[1] = fp8_pair<kWide>(codes.x >> 16);
-      v[2] = fp8_pair<kWide>(codes.y & 0xFFFF), v[3] = fp8_pair<kWide>(codes.y >> 16);
-    }
+    *reinterpret_cast<uint4*>(v) =
+        *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(p.x) + token * p.x_stride + k);
   }
 
   // Pairs 4 kRun to 4 kRun + 3 of a word: codes of columns i and i + kPer / 2.
@@ -332,10 +322,7 @@ struct FewRows {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {  // the upper and the lower row
       const int row = quad + i * 8;
-      if constexpr (kBytes) {
-        const uint4 w = *reinterpret_cast<const uint4*>(at + place(row, kBlock * 4 + q));
-        a[0][i] = w.x, a[0][2 + i] = w.y, a[1][i] = w.z, a[1][2 + i] = w.w;
-      } else if constexpr (kBits == 8) {
+      if constexpr (kBits == 8) {
         const uint2 w =
             *reinterpret_cast<const uint2*>(at + place(row, kBlock * 2 + q / 2) + q % 2 * 8);
         decode_bytes(w.x, a[0][i], a[0][2 + i]);
