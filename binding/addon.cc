@@ -64,6 +64,7 @@ static constexpr Export kExports[] = {
     {"kvSave", kv_save},
     {"kvRestore", kv_restore},
     {"add", add},
+    {"mul", mul},
     {"siluMul", silu_mul},
     {"geluMul", gelu_mul},
     {"copy", copy},

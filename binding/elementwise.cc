@@ -15,10 +15,11 @@ struct Elementwise {
   static constexpr auto run = elementwise_run;
 };
 
-struct Add : Elementwise {
-  static constexpr const char* kName = "add";
+template <Function F>
+struct Plain : Elementwise {
+  static constexpr const char* kName = elementwise_op(F);
   static void read(Reader& r, Args& args) {
-    args.function = Function::add;
+    args.function = F;
     args.a = r.input("a");
     args.b = r.input("b");
     r.output("out", &args.out, elementwise_infer, args);
@@ -47,7 +48,12 @@ struct GeluMul : Elementwise {
 
 }  // namespace
 
-napi_value add(napi_env env, napi_callback_info info) { return call_op<Add>(env, info); }
+napi_value add(napi_env env, napi_callback_info info) {
+  return call_op<Plain<Function::add>>(env, info);
+}
+napi_value mul(napi_env env, napi_callback_info info) {
+  return call_op<Plain<Function::mul>>(env, info);
+}
 napi_value silu_mul(napi_env env, napi_callback_info info) { return call_op<SiluMul>(env, info); }
 napi_value gelu_mul(napi_env env, napi_callback_info info) { return call_op<GeluMul>(env, info); }
 

@@ -19,7 +19,7 @@ Callback format_sizes, quantize_weight, dequantize_weight, check_weight;
 Callback load, unpack_weight, packed_bytes, weight_info, weight_disposed, weight_dispose;
 Callback kv_cache, cache_info, cache_disposed, cache_dispose;
 Callback kv_append, kv_read, kv_copy, kv_save, kv_restore;
-Callback add, silu_mul, gelu_mul, copy, embedding, rms_norm, layer_norm, rope;
+Callback add, mul, silu_mul, gelu_mul, copy, embedding, rms_norm, layer_norm, rope;
 Callback softmax, argmax, cross_entropy;
 
 Callback linear, quantize_rows, dequantize_rows, attention;

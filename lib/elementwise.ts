@@ -1,7 +1,7 @@
 import { native } from './native'
 import { outputOf, type Tensor } from './tensor'
 
-/** Options of {@link add} and {@link siluMul}. */
+/** Options of {@link add}, {@link mul} and {@link siluMul}. */
 export interface ElementwiseOptions {
   /** Receives the result, in its own dtype; may be one of the inputs. Default: a new tensor in the first input's dtype. */
   readonly out?: Tensor | undefined
@@ -25,6 +25,20 @@ export interface GeluMulOptions extends ElementwiseOptions {
 export function add(a: Tensor, b: Tensor, options: ElementwiseOptions = {}): Tensor {
   const out = outputOf(options.out, 'add')
   native.add(a, b, out)
+  return out
+}
+
+/**
+ * `a * b`: for one, the input vector of a OneBit layer (see {@link signPlanes}) or of any scheme that scales the columns of x.
+ *
+ * @param a any shape; f32, f16 or bf16, contiguous last dimension, any other strides.
+ * @param b the shape of a, in any of these dtypes. Leading dimensions may be missing or 1: b is then repeated along them.
+ * @returns the shape of a; computed in f32 and rounded once.
+ * @throws as {@link add}.
+ */
+export function mul(a: Tensor, b: Tensor, options: ElementwiseOptions = {}): Tensor {
+  const out = outputOf(options.out, 'mul')
+  native.mul(a, b, out)
   return out
 }
 

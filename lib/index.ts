@@ -42,7 +42,7 @@ export {
   type MemoryUsage,
   openDevice,
 } from './device'
-export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, siluMul } from './elementwise'
+export { add, type ElementwiseOptions, type GeluMulOptions, geluMul, mul, siluMul } from './elementwise'
 export { type EmbeddingOptions, embedding } from './embedding'
 export { LowbitError, LowbitTypeError } from './errors'
 export { Graph } from './graph'
@@ -70,6 +70,15 @@ export type { LlamaSession, SessionOptions } from './llama/session'
 export type { TextStream, Tokenizer } from './llama/tokenizer'
 export { layerNorm, type NormOptions, rmsNorm } from './norm'
 export { measurePeaks, type PeakOptions, type PeakRow, type Peaks, type Quantity, type Rates } from './peaks'
+export {
+  bitPlanes,
+  type LowRankTerm,
+  lowRankPlanes,
+  lowRankTerms,
+  type Plane,
+  type PlaneOptions,
+  signPlanes,
+} from './planes'
 export {
   type CanonicalFields,
   canonical,

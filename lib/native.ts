@@ -232,6 +232,7 @@ export interface Native {
   kvSave(cache: Handle, slots: Handle, bytes: Handle, row?: string): void
   kvRestore(cache: Handle, bytes: Handle, slots: Handle, row?: string): void
   add(a: Handle, b: Handle, out: Handle, row?: string): void
+  mul(a: Handle, b: Handle, out: Handle, row?: string): void
   siluMul(gate: Handle, up: Handle, out: Handle, row?: string): void
   geluMul(gate: Handle, up: Handle, tanh: boolean, out: Handle, row?: string): void
   copy(x: Handle, dtype: number | undefined, out: Handle, row?: string): void

@@ -1,4 +1,4 @@
-import { add, type Device, geluMul, siluMul, type Tensor } from 'lowbit'
+import { add, type Device, geluMul, mul, siluMul, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { exact, expectClose, expectSame, type Float, floats, type Round } from './ref/compare'
@@ -20,9 +20,10 @@ afterAll(() => {
   three.close()
 })
 
-type Op = 'add' | 'siluMul' | 'geluMul' | 'geluMul, tanh'
+type Op = 'add' | 'mul' | 'siluMul' | 'geluMul' | 'geluMul, tanh'
 const formulas: { [name in Op]: (a: number, b: number, r: Round) => number } = {
   add: (a, b, r) => r(a + b),
+  mul: (a, b, r) => r(a * b),
   siluMul: (a, b, r) => r(silu(a, r) * b),
   geluMul: (a, b, r) => r(gelu(a, r) * b),
   'geluMul, tanh': (a, b, r) => r(geluTanh(a, r) * b),
@@ -32,6 +33,7 @@ const ops = Object.keys(formulas) as Op[]
 function run(row: string, op: Op, a: Tensor, b: Tensor, into?: Tensor): Tensor {
   const out = outputOf(into, op)
   if (op === 'add') native.add(a, b, out, row)
+  else if (op === 'mul') native.mul(a, b, out, row)
   else if (op === 'siluMul') native.siluMul(a, b, out, row)
   else native.geluMul(a, b, op !== 'geluMul', out, row)
   return out
@@ -96,7 +98,7 @@ eachRow('elementwise', (row) => {
     }
   })
 
-  test('add repeats b along leading dimensions', () => {
+  test.each(['add', 'mul'] as const)('%s repeats b along leading dimensions', (op) => {
     for (const [shape, of] of [
       [[4, 3, 10], [10]],
       [
@@ -134,12 +136,12 @@ eachRow('elementwise', (row) => {
       }
       for (const padded of [false, true]) {
         const got = read(
-          run(row, 'add', place(one, a, shape, 'f32', padded).view, place(one, b, of, 'f32', padded).view),
+          run(row, op, place(one, a, shape, 'f32', padded).view, place(one, b, of, 'f32', padded).view),
         )
         expectSame(
           got,
-          a.map((v, i) => Math.fround(v + (b[index(i)] as number))),
-          `[${shape}] + [${of}]`,
+          a.map((v, i) => formulas[op](v, b[index(i)] as number, Math.fround)),
+          `[${shape}] ${op} [${of}]`,
         )
       }
     }
@@ -149,7 +151,7 @@ eachRow('elementwise', (row) => {
     const inf = Number.POSITIVE_INFINITY
     const t = (...v: number[]) => one.tensor(Float32Array.from(v), [v.length])
     for (const op of ops) {
-      if (op === 'add') continue
+      if (op === 'add' || op === 'mul') continue
       expect(read(run(row, op, t(Number.NaN, inf, -inf, 0, 1e30, -1e30), t(1, 1, 1, 5, 1, 1)))).toEqual([
         Number.NaN,
         inf,
@@ -162,6 +164,12 @@ eachRow('elementwise', (row) => {
     expect(read(run(row, 'add', t(Number.NaN, inf, inf, -0), t(1, 1, -inf, -0)))).toEqual([
       Number.NaN,
       inf,
+      Number.NaN,
+      -0,
+    ])
+    expect(read(run(row, 'mul', t(Number.NaN, inf, inf, -0), t(1, -1, 0, 5)))).toEqual([
+      Number.NaN,
+      -inf,
       Number.NaN,
       -0,
     ])
@@ -190,6 +198,12 @@ describe('refused', () => {
       'ERR_SHAPE',
       () => add(f(2, 4), f(3)),
       /add: expected b of the shape of a, \[2, 4\], or of its last dimensions but got \[3\]/,
+    ],
+    [
+      'mul by other columns',
+      'ERR_SHAPE',
+      () => mul(f(2, 4), f(3)),
+      /mul: expected b of the shape of a, \[2, 4\], or of its last dimensions but got \[3\]/,
     ],
     ['b of more dimensions', 'ERR_SHAPE', () => add(f(4), f(1, 4)), /but got \[1, 4\]/],
     ['one column for all', 'ERR_SHAPE', () => add(f(2, 4), f(2, 1)), /but got \[2, 1\]/],

@@ -1,4 +1,5 @@
 import {
+  bitPlanes,
   canonical,
   type Device,
   dequantize,
@@ -6,10 +7,17 @@ import {
   type GroupSize,
   LowbitError,
   LowbitTypeError,
+  linear,
+  lowRankPlanes,
+  lowRankTerms,
+  mul,
   type QuantizedWeight,
   quantize,
+  rmsNorm,
   type Scheme,
   serialize,
+  signPlanes,
+  type Tensor,
 } from 'lowbit'
 import { selectLinear } from 'lowbit/select'
 import { openTest } from './ref/device'
@@ -185,6 +193,217 @@ test('planes take the rows of int1, and those by tables where these serve one pl
   expect(row('avx512bf16', { compute: 'float', x: 'bf16' })).toBe('linear_narrow_bf16_avx512bf16')
   expect(row('avx2', { compute: 'fp8' })).toBe('linear_narrow_f32_avx2')
   expect(row('cpu', {})).toBe('linear_ref')
+})
+
+describe('the forms of papers', () => {
+  const [m, n, k] = [5, 33, 128]
+  const random = new Random(8)
+  const signs = () => Int8Array.from({ length: n * k }, () => random.pick([-1, 1]))
+  const tensor = (values: Float32Array, shape: readonly number[]) => device.tensor(values, shape) as Tensor
+  const x = random.floats(m * k)
+
+  /** x [m, k] times weights [n, k] in float64, and the largest sum of magnitudes: what rounding errors are in proportion to. */
+  function product(w: (row: number, col: number) => number): { want: Float64Array; size: number } {
+    const want = new Float64Array(m * n)
+    let size = 0
+    for (let i = 0; i < m * n; i++) {
+      let magnitude = 0
+      for (let col = 0; col < k; col++) {
+        const term = (x[Math.floor(i / n) * k + col] as number) * w(i % n, col)
+        want[i] = (want[i] as number) + term
+        magnitude += Math.abs(term)
+      }
+      size = Math.max(size, magnitude)
+    }
+    return { want, size }
+  }
+
+  /** Sums of `terms` products, each rounded in float32, one after the other at worst. */
+  function expectProduct(got: Tensor, w: (row: number, col: number) => number, terms = k): void {
+    const { want, size } = product(w)
+    const values = got.readSync() as Float32Array
+    for (const [i, value] of values.entries())
+      expect(Math.abs(value - (want[i] as number))).toBeLessThanOrEqual(terms * 2 ** -24 * size)
+  }
+
+  test('OneBit: signs between an input and an output vector', () => {
+    const s = signs()
+    const [g, h] = [random.floats(k), random.floats(n)]
+    const q = signPlanes([{ codes: s, scales: h }], [n, k])
+    expect([q.planes, q.groupSize, q.bitsPerWeight]).toEqual([1, 'channel', 1 + 32 / k])
+    using w = device.load(q)
+    const y = linear(mul(tensor(x, [m, k]), tensor(g, [k])), w)
+    expectProduct(
+      y,
+      (row, col) => (h[row] as number) * (s[row * k + col] as number) * (g[col] as number),
+      k + 3,
+    )
+  })
+
+  test('OneBit: the input vector as part of a norm before it', () => {
+    const [g, gamma] = [random.floats(k), random.floats(k)]
+    const xs = tensor(x, [m, k])
+    const apart = mul(rmsNorm(xs, tensor(gamma, [k])), tensor(g, [k])).readSync() as Float32Array
+    const folded = rmsNorm(
+      xs,
+      tensor(
+        gamma.map((v, i) => v * (g[i] as number)),
+        [k],
+      ),
+    ).readSync() as Float32Array
+    for (const [i, value] of folded.entries())
+      expect(Math.abs(value - (apart[i] as number))).toBeLessThanOrEqual(4 * 2 ** -24 * Math.abs(value))
+  })
+
+  test('BinaryDM: two scaled signs, which are also what quantize makes', () => {
+    const weights = random.floats(n * k)
+    const q = quantize(weights, [n, k], { format: 'int1', planes: 2, groupSize: 'channel' })
+    const first = Float32Array.from({ length: n }, (_, row) => (q.scales as Float32Array)[row * 2] as number)
+    const second = Float32Array.from(
+      { length: n },
+      (_, row) => (q.scales as Float32Array)[row * 2 + 1] as number,
+    )
+    const rest = weights.map((w, i) => w - (w < 0 ? -1 : 1) * (first[Math.floor(i / k)] as number))
+    const made = signPlanes(
+      [
+        { codes: weights, scales: first },
+        { codes: rest, scales: second },
+      ],
+      [n, k],
+    )
+    expect(made).toEqual(q)
+    using w = device.load(made)
+    const values = dequantize(made)
+    expectProduct(linear(tensor(x, [m, k]), w), (row, col) => values[row * k + col] as number, 2 * k)
+  })
+
+  test('DB-LLM: two planes of {0, 1}', () => {
+    const bits = () => Uint8Array.from({ length: n * k }, () => random.int(0, 1))
+    const [b1, b2] = [bits(), bits()]
+    // The paper begins at 2s and -s, which with both bits make the levels of two-bit codes.
+    const [a1, a2] = [random.floats(n * 2, 0.5, 1), random.floats(n * 2, -0.5, -0.1)]
+    const planes = [
+      { codes: b1, scales: a1 },
+      { codes: b2, scales: a2 },
+    ]
+    const value = (row: number, col: number) => {
+      const g = row * 2 + Math.floor(col / 64)
+      return (
+        (a1[g] as number) * (b1[row * k + col] as number) + (a2[g] as number) * (b2[row * k + col] as number)
+      )
+    }
+    const q = bitPlanes(planes, [n, k], { groupSize: 64 })
+    const want = Float32Array.from({ length: n * k }, (_, i) => value(Math.floor(i / k), i % k))
+    expect(dequantize(q)).toEqual(want)
+    using w = device.load(q)
+    expectProduct(linear(tensor(x, [m, k]), w), value, 4 * k)
+    const narrow = bitPlanes(planes, [n, k], { groupSize: 64, scaleDtype: 'f16' })
+    expect(scalesOf(narrow)[0]).toBeCloseTo((a1[0] as number) / 2, 3)
+  })
+
+  test('BitStack: low-rank terms exactly, and as planes', () => {
+    const terms = [3, 1].map((rank) => ({
+      ...{ rank, signs: signs() },
+      ...{ u: random.floats(n * rank, 0, 1), v: random.floats(k * rank, 0, 1) },
+    }))
+    const value = (row: number, col: number) =>
+      terms.reduce((sum, { signs: s, u, v, rank }) => {
+        let size = 0
+        for (let r = 0; r < rank; r++) size += (u[row * rank + r] as number) * (v[col * rank + r] as number)
+        return sum + (s[row * k + col] as number) * size
+      }, 0)
+    const layers = lowRankTerms(terms, [n, k])
+    expect(layers.length).toBe(4)
+    let y: Tensor | undefined
+    for (const { weight, g } of layers) {
+      const w = device.load(weight)
+      y = linear(mul(tensor(x, [m, k]), tensor(g, [k])), w, { residual: y, out: y })
+    }
+    expectProduct(y as Tensor, value, 4 * k + 8)
+    for (const groupSize of [32, 'channel', 'tensor'] as const) {
+      const q = lowRankPlanes(terms, [n, k], { groupSize })
+      expect(q.planes).toBe(2)
+      // Where v, and for a tensor u too, are the same all over a group, nothing is lost.
+      const level = terms.map((term) => ({
+        ...term,
+        v: term.v.map(() => 0.5),
+        u: groupSize === 'tensor' ? term.u.map(() => 0.5) : term.u,
+      }))
+      const same = dequantize(lowRankPlanes(level, [n, k], { groupSize }))
+      for (const [i, got] of same.entries()) {
+        const [row, col] = [Math.floor(i / k), i % k]
+        const want = level.reduce((sum, { signs: s, u, rank }) => {
+          let size = 0
+          for (let r = 0; r < rank; r++) size += 0.5 * (u[row * rank + r] as number)
+          return sum + (s[row * k + col] as number) * size
+        }, 0)
+        expect(Math.abs(got - want)).toBeLessThanOrEqual(1e-6)
+      }
+      // The mean is the best scale for the signs of one term: any other is further off.
+      const one = [terms[0] as (typeof terms)[0]]
+      const exact = Float32Array.from({ length: n * k }, (_, i) => {
+        const { signs: s, u, v } = one[0] as (typeof terms)[0]
+        let size = 0
+        for (let r = 0; r < 3; r++)
+          size += (u[Math.floor(i / k) * 3 + r] as number) * (v[(i % k) * 3 + r] as number)
+        return (s[i] as number) * size
+      })
+      const best = lowRankPlanes(one, [n, k], { groupSize })
+      for (const by of [0.99, 1.01]) {
+        const scales = (best.scales as Float32Array).map((scale) => scale * by)
+        const other = canonical({ ...(structuredClone(best) as QuantizedWeight), scales })
+        expect(squaredError(best, exact)).toBeLessThan(squaredError(other, exact))
+      }
+    }
+  })
+
+  test('no rows, no columns', () => {
+    expect(signPlanes([{ codes: [], scales: [] }], [0, 5]).shape).toEqual([0, 5])
+    expect(signPlanes([{ codes: [], scales: [] }], [5, 0]).shape).toEqual([5, 0])
+    expect(lowRankPlanes([{ signs: [], u: [1, 1], v: [], rank: 1 }], [2, 0]).shape).toEqual([2, 0])
+  })
+
+  test.each([
+    [
+      () => signPlanes([{ codes: [1], scales: [1] }], [1, 2]),
+      'ERR_SHAPE',
+      /expected 2 codes of plane 0 but got 1/,
+    ],
+    [
+      () => signPlanes([{ codes: [1, 1], scales: [1, 1] }], [1, 2]),
+      'ERR_SHAPE',
+      /expected 1 scales of plane 0 but got 2/,
+    ],
+    [
+      () => signPlanes([{ codes: [1, Number.NaN], scales: [1] }], [1, 2]),
+      'ERR_ARGUMENT',
+      /hold numbers but got NaN at \[0, 1\]/,
+    ],
+    [
+      () => bitPlanes([{ codes: [1, -1], scales: [1] }], [1, 2]),
+      'ERR_ARGUMENT',
+      /hold 0 and 1 but got -1 at \[0, 1\]/,
+    ],
+    [
+      () => signPlanes([{ codes: [1, 1], scales: [Infinity] }], [1, 2]),
+      'ERR_ARGUMENT',
+      /finite scales but got inf/,
+    ],
+    [() => signPlanes([], [1, 2]), 'ERR_ARGUMENT', /1 to 8 planes but got 0/],
+    [() => signPlanes([{ codes: [1], scales: [1] }], [1]), 'ERR_SHAPE', /shape to be \[N, K\] but got \[1\]/],
+    [
+      () => lowRankTerms([{ signs: [1], u: [1], v: [1], rank: 0 }], [1, 1]),
+      'ERR_ARGUMENT',
+      /rank of 1 or more but got 0/,
+    ],
+    [
+      () => lowRankPlanes([{ signs: [1], u: [1], v: [1, 2], rank: 1 }], [1, 1]),
+      'ERR_SHAPE',
+      /1 numbers in v of term 0 but got 2/,
+    ],
+  ])('refused %#', (call, code, text) => {
+    expect(refusal(call)).toMatchObject({ code, message: expect.stringMatching(text) })
+  })
 })
 
 describe('refusals', () => {

@@ -24,6 +24,7 @@ template <class T>
 static inline void apply_run(Function f, const T* a, const T* b, T* out, int64_t count) {
   switch (f) {
     case Function::add: map_run(a, b, out, count, [](Lanes x, Lanes y) { return x + y; }); return;
+    case Function::mul: map_run(a, b, out, count, [](Lanes x, Lanes y) { return x * y; }); return;
     case Function::silu_mul:
       map_run(a, b, out, count, [](Lanes x, Lanes y) { return x * sigmoid_of(x) * y; });
       return;

@@ -23,12 +23,8 @@ ElementwiseTable elementwise_table() {
   return {all.rows, all.count};
 }
 
-static Named first(const ElementwiseArgs& a) {
-  return {a.function == Function::add ? "a" : "gate", &a.a};
-}
-static Named second(const ElementwiseArgs& a) {
-  return {a.function == Function::add ? "b" : "up", &a.b};
-}
+static Named first(const ElementwiseArgs& a) { return {is_gate(a.function) ? "gate" : "a", &a.a}; }
+static Named second(const ElementwiseArgs& a) { return {is_gate(a.function) ? "up" : "b", &a.b}; }
 
 Status elementwise_infer(const ElementwiseArgs& args, Tensor* out) {
   const char* op = elementwise_op(args.function);
@@ -55,14 +51,14 @@ Status elementwise_check(const ElementwiseArgs& args) {
     LB_TRY(check_dtype(op, n, kFloats));
     LB_TRY(check_same_device(op, n, a));
   }
-  if (args.function != Function::add) {
+  if (is_gate(args.function)) {
     LB_TRY(check_shape(op, b, args.a, "as gate"));
   } else if (!repeats_into(args.b, args.a)) {
     return error(Code::shape,
-                 "add: expected b of the shape of a, %s, or of its last dimensions but got %s",
+                 "%s: expected b of the shape of a, %s, or of its last dimensions but got %s", op,
                  shape_text(args.a).text, shape_text(args.b).text);
   }
-  LB_TRY(check_shape(op, out, args.a, args.function == Function::add ? "as a" : "as gate"));
+  LB_TRY(check_shape(op, out, args.a, is_gate(args.function) ? "as gate" : "as a"));
   for (const Named& n : {a, b, out}) LB_TRY(check_rows(op, n));
   LB_TRY(check_injective(op, out));
   for (const Named& n : {a, b}) LB_TRY(check_apart_or_same(op, out, n));

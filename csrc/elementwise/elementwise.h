@@ -1,13 +1,14 @@
 // elementwise: out = f(a, b), one element at a time.
 //
 //   add            a + b
+//   mul            a * b
 //   silu_mul       a / (1 + exp(-a)) * b                                     SwiGLU
 //   gelu_mul       a * (1 + erf(a / sqrt(2))) / 2 * b                        GEGLU; Shazeer, 2020
 //   gelu_tanh_mul  a * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3))) / 2 * b
 //
 //   a    any shape ("gate" where it goes through an activation)
-//   b    the shape of a ("up"); for add its leading dimensions may be missing or 1: it is then
-//        repeated along them
+//   b    the shape of a ("up"); for add and mul its leading dimensions may be missing or 1: it is
+//        then repeated along them
 //   out  the shape of a
 //
 // Each is f32, f16 or bf16 apart from the others, with a contiguous last dimension and any other
@@ -22,14 +23,18 @@
 
 namespace lowbit {
 
-enum class Function : int32_t { add, silu_mul, gelu_mul, gelu_tanh_mul };
+enum class Function : int32_t { add, mul, silu_mul, gelu_mul, gelu_tanh_mul };
+static constexpr bool is_gate(Function f) { return f != Function::add && f != Function::mul; }
 
 struct ElementwiseArgs {
   Tensor a, b, out;
   Function function;
 };
 static constexpr const char* elementwise_op(Function f) {
-  return f == Function::add ? "add" : f == Function::silu_mul ? "siluMul" : "geluMul";
+  return f == Function::add        ? "add"
+         : f == Function::mul      ? "mul"
+         : f == Function::silu_mul ? "siluMul"
+                                   : "geluMul";
 }
 
 struct ElementwiseSpec {

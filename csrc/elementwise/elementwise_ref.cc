@@ -18,6 +18,7 @@ namespace {
 double apply(Function f, double a, double b) {
   switch (f) {
     case Function::add: return a + b;
+    case Function::mul: return a * b;
     case Function::silu_mul: return a / (1 + std::exp(-a)) * b;
     case Function::gelu_mul: return a * (std::erfc(-a / std::sqrt(2.0)) / 2) * b;
     case Function::gelu_tanh_mul: {

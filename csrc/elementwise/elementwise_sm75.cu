@@ -23,6 +23,7 @@ constexpr int kThreads = 256;
 __device__ __forceinline__ float apply(Function f, float a, float b) {
   switch (f) {
     case Function::add: return a + b;
+    case Function::mul: return a * b;
     case Function::silu_mul: return silu(a) * b;
     case Function::gelu_mul: return gelu(a) * b;
     case Function::gelu_tanh_mul: return gelu_tanh(a) * b;
@@ -81,6 +82,7 @@ Status run_flat(const ElementwiseArgs& a, int64_t count, const Ctx& ctx) {
   };
   switch (a.function) {
     case Function::add: return go(flat<T, Function::add>);
+    case Function::mul: return go(flat<T, Function::mul>);
     case Function::silu_mul: return go(flat<T, Function::silu_mul>);
     case Function::gelu_mul: return go(flat<T, Function::gelu_mul>);
     case Function::gelu_tanh_mul: return go(flat<T, Function::gelu_tanh_mul>);
