@@ -184,11 +184,11 @@ test('planes take the rows of int1, and those by tables where these serve one pl
     ).row
   expect(row('avx512vbmi', {})).toBe('linear_int1_lut_i8_avx512vbmi')
   expect(row('avx512vbmi', { groupSize: 'tensor' })).toBe('linear_int1_lut_i8_avx512vbmi')
-  expect(row('avx512vbmi', { zeroPoint: 'integer' })).toBe('linear_int1_i8_avx512vnni')
+  expect(row('avx512vbmi', { zeroPoint: 'integer' })).toBe('linear_int1_lut_i8_avx512vbmi')
   expect(row('avx512vnni', { m: 9 })).toBe('linear_int1_i8_avx512vnni')
   expect(row('avx2', {})).toBe('linear_int1_i8_avx2')
   expect(row('avx2', { groupSize: 'channel' })).toBe('linear_int1_lut_i8_avx2')
-  expect(row('avx2', { groupSize: 'channel', zeroPoint: 'float' })).toBe('linear_int1_i8_avx2')
+  expect(row('avx2', { groupSize: 'channel', zeroPoint: 'float' })).toBe('linear_int1_lut_i8_avx2')
   expect(row('avx512', { compute: 'float' })).toBe('linear_narrow_f32_avx512')
   expect(row('avx512bf16', { compute: 'float', x: 'bf16' })).toBe('linear_narrow_bf16_avx512bf16')
   expect(row('avx2', { compute: 'fp8' })).toBe('linear_narrow_f32_avx2')

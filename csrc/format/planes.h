@@ -38,10 +38,10 @@ struct PlaneSums {
   double count[kPlaneLevels];  // of them
 };
 
-static inline void join(PlaneSums* to, const PlaneSums& from, int planes) {
+static inline void join(PlaneSums* to, const PlaneSums& from, int codes) {
   to->abs += from.abs;
   to->error += from.error;
-  for (int c = 0; c < 1 << planes; ++c) {
+  for (int c = 0; c < codes; ++c) {
     to->sum[c] += from.sum[c];
     to->count[c] += from.count[c];
   }

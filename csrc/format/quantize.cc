@@ -288,16 +288,16 @@ void quantize_regions(const Job& job, Pool* pool, FirstBad* bad) {
 // What planes.h asks of the values of a rectangle.
 void pass_over(const Job& job, const Rect& r, const float* scales, int done, PlaneSums* sums) {
   const int planes = job.format.planes;
-  for (int c = 0; c < 1 << planes; ++c) sums->sum[c] = sums->count[c] = 0.0;
   sums->abs = sums->error = 0.0;
-  uint8_t codes[kChunk];
   if (done < planes) {
+    uint8_t codes[kChunk];
     job.chunks(r, [&](float* w, int count, int64_t, int64_t) {
       take_planes(scales, done, count, w, codes);
       sums->abs += sum_abs_of(w, count);
     });
     return;
   }
+  for (int c = 0; c < 1 << planes; ++c) sums->sum[c] = sums->count[c] = 0.0;
   const PlaneLevels levels = plane_levels(scales, planes);
   job.chunks(r, [&](const float* w, int count, int64_t, int64_t) {
     for (int i = 0; i < count; ++i) {
@@ -314,7 +314,8 @@ void pass_over(const Job& job, const Rect& r, const float* scales, int done, Pla
 void write_planes(const Job& job, const Rect& r, int64_t index, const float* scales) {
   const int planes = job.format.planes;
   const int64_t row_bytes = code_row_bytes(job.format.kind, planes * job.k);
-  const PlaneLevels levels = plane_levels(scales, planes);
+  PlaneLevels levels;
+  if (job.clip_search) levels = plane_levels(scales, planes);
   job.chunks(r, [&](float* w, int count, int64_t row, int64_t col) {
     uint8_t codes[kChunk], bit[kChunk];
     if (job.clip_search) {
@@ -395,7 +396,7 @@ Status quantize_planes_of_matrix(const Job& job, Pool* pool, FirstBad* bad) {
           }
         });
         *sums = parts[0];
-        for (int64_t i = 1; i < blocks; ++i) join(sums, parts[i], planes);
+        for (int64_t i = 1; i < blocks; ++i) join(sums, parts[i], done < planes ? 0 : 1 << planes);
       },
       scales);
   delete[] parts;

@@ -33,6 +33,7 @@ struct Scratch {
   int8_t* codes;         // (columns)
   uint8_t* tables;       // (columns / kLine, kTableBytes)
   int32_t* corrections;  // (segments): what the doubled sums of a segment have to be corrected by
+  int32_t* x_sums;       // (segments): of the codes; where zeros are stored
   float* floats;         // (K)
   float* sums;           // (threads, kBlockM, kBlockN)
 };
@@ -45,6 +46,7 @@ size_t carve(const LinearArgs& args, int threads, void* base, Scratch* s) {
   s->codes = take<int8_t>(&at, columns);
   s->tables = take<uint8_t>(&at, columns / kLine * kTableBytes);
   s->corrections = take<int32_t>(&at, line_segments(args).count);
+  s->x_sums = take<int32_t>(&at, line_segments(args).count);
   s->floats = take<float>(&at, args.w.k);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   return at - reinterpret_cast<uintptr_t>(base);
@@ -126,6 +128,7 @@ void ask(const uint8_t* line) {
 }
 
 // sums(16) += x * segments [begin, end) of a panel.
+template <bool kZeros>
 [[gnu::noinline]] void look_up(const Weight& w, const Segments& segments, int64_t begin,
                                int64_t end, const uint8_t* panel, const Scratch& s, float* sums) {
   __m256 total[2] = {_mm256_loadu_ps(sums), _mm256_loadu_ps(sums + 8)};
@@ -160,13 +163,20 @@ void ask(const uint8_t* line) {
     for (int h = 0; h < 2; ++h) {
       const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(rows[h], rows[h]), correction);
       const __m256 scale = load_scales(base + segments.block.scales, w.format.scale_dtype, h);
-      total[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, total[h]);
+      __m256 whole = _mm256_cvtepi32_ps(sum);
+      if constexpr (kZeros) {
+        const __m256 zero = load_zeros(base + segments.block.zeros, w.format.zero_type, 1.0f, h);
+        const __m256 x_sum = _mm256_cvtepi32_ps(broadcast_4(s.x_sums + i));
+        whole = _mm256_fnmadd_ps(zero, x_sum, whole);
+      }
+      total[h] = _mm256_fmadd_ps(whole, scale, total[h]);
     }
   }
   _mm256_storeu_ps(sums, total[0]);
   _mm256_storeu_ps(sums + 8, total[1]);
 }
 
+template <bool kZeros>
 Status run(const LinearArgs& args, const Ctx& ctx) {
   const int64_t k = args.w.k, columns = round_up(k, kLine);
   const Segments segments = line_segments(args);
@@ -182,7 +192,8 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
                });
   for (int64_t i = 0; i < segments.count; ++i) {
     const Segment segment = segment_at(segments, i);
-    s.corrections[i] = -sum_codes(s.codes + segment.k, segment.width) -
+    s.x_sums[i] = sum_codes(s.codes + segment.k, segment.width);
+    s.corrections[i] = (kZeros ? 0 : -s.x_sums[i]) -
                        2 * kLineBias * static_cast<int32_t>(ceil_div(segment.width, kLine));
   }
   // Without columns there are no segments to step over.
@@ -195,17 +206,21 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
                for (int64_t begin = 0; begin < segments.count; begin += step) {
                  const int64_t end = begin + step < segments.count ? begin + step : segments.count;
                  for (int64_t p = 0; p < panels; ++p) {
-                   look_up(args.w, segments, begin, end, first + p * stride, s, sums + p * kPanel);
+                   look_up<kZeros>(args.w, segments, begin, end, first + p * stride, s,
+                                   sums + p * kPanel);
                  }
                }
              });
   return ok();
 }
 
+Status run(const LinearArgs& args, const Ctx& ctx) {
+  return args.w.format.zero_type == ZeroType::none ? run<false>(args, ctx) : run<true>(args, ctx);
+}
+
 constexpr LinearSpec spec() {
   LinearSpec s = code_spec(bit(Kind::int1));
   s.m_max = 1;
-  s.zeros = false;
   s.one_scale = true;
   return s;
 }

@@ -32,6 +32,7 @@ constexpr int64_t kSumK = 1 << 16;
 struct Scratch {
   int8_t* codes;    // (columns)
   uint8_t* tables;  // (columns / kLine, kTableBytes)
+  int32_t* x_sums;  // (runs): of the codes that are summed as integers; where zeros are stored
   float* floats;    // (K)
   float* sums;      // (threads, kBlockM, kBlockN)
 };
@@ -41,6 +42,7 @@ size_t carve(const LinearArgs& args, int threads, void* base, Scratch* s) {
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->codes = take<int8_t>(&at, columns);
   s->tables = take<uint8_t>(&at, columns / kLine * kTableBytes);
+  s->x_sums = take<int32_t>(&at, columns / kLine);
   s->floats = take<float>(&at, args.w.k);
   s->sums = take<float>(&at, threads * kBlockM * kBlockN);
   return at - reinterpret_cast<uintptr_t>(base);
@@ -90,9 +92,11 @@ void ask(const uint8_t* line) {
 }
 
 // sums(P, 16) = x * P panels that follow each other.
-template <int P>
+template <int P, bool kZeros>
 [[gnu::noinline]] void look_up(const Weight& w, const PanelBlock& block, const uint8_t* panels,
-                               const uint8_t* tables, float* sums) {
+                               const Scratch& s, float* sums) {
+  const uint8_t* tables = s.tables;
+  const int32_t* x_sums = s.x_sums;
   constexpr int kAndOr = 0xea;  // a & b | c
   const __m512i nibble = _mm512_set1_epi8(15), place = _mm512_set1_epi32(0x30201000);
   const __m512i ones = _mm512_set1_epi8(1), half = _mm512_set1_epi8(-128);  // 128 without a sign
@@ -130,14 +134,34 @@ template <int P>
         const uint8_t* scales = panels + p * stride + block.scales;
         ask(scales);  // short groups: a line that the steps of their codes leave out
         const __m512 scale = load_scales(scales, w.format.scale_dtype);
-        total[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p]), scale, total[p]);
+        __m512 whole = _mm512_cvtepi32_ps(sum[p]);
+        if constexpr (kZeros) {  // signs take off 1
+          const __m512 zero =
+              load_zeros(panels + p * stride + block.zeros, w.format.zero_type, 1.0f);
+          whole = _mm512_fnmadd_ps(_mm512_sub_ps(zero, _mm512_set1_ps(1.0f)),
+                                   _mm512_set1_ps(static_cast<float>(*x_sums)), whole);
+        }
+        total[p] = _mm512_fmadd_ps(whole, scale, total[p]);
       }
+      if constexpr (kZeros) ++x_sums;
     }
   }
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) _mm512_storeu_ps(sums + p * kPanel, total[p]);
 }
 
+// Sums of x over what look_up() sums as integers.
+void sum_runs(const Scratch& s, const PanelBlock& block, int64_t columns) {
+  int32_t* to = s.x_sums;
+  for (int64_t g = 0; g < block.groups; ++g) {
+    const int64_t end = (g + 1) * block.k < columns ? (g + 1) * block.k : columns;
+    for (int64_t k = g * block.k; k < end; k += kSumK) {
+      *to++ = sum_codes(s.codes + k, end - k < kSumK ? end - k : kSumK);
+    }
+  }
+}
+
+template <bool kZeros>
 Status run(const LinearArgs& args, const Ctx& ctx) {
   const int64_t k = args.w.k, columns = round_up(k, kLine);
   const PanelBlock block = panel_block(args.w.format, {args.w.n, k});
@@ -148,22 +172,26 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   for (int64_t i = 0; i < columns; i += kLine) {
     build_tables(s.codes + i, s.tables + i / kLine * kTableBytes);
   }
+  if constexpr (kZeros) sum_runs(s, block, k);
   for_blocks(args, ctx.pool, 0, 1, 1, &scale, s.sums,
              [&](int, int64_t n0, int64_t panels, int64_t, int64_t, float* sums) {
                const int64_t stride = block.groups * block.bytes;
                const uint8_t* first = args.w.data + n0 / kPanel * stride;
-               if (panels == 4) return look_up<4>(args.w, block, first, s.tables, sums);
+               if (panels == 4) return look_up<4, kZeros>(args.w, block, first, s, sums);
                for (int64_t p = 0; p < panels; ++p) {
-                 look_up<1>(args.w, block, first + p * stride, s.tables, sums + p * kPanel);
+                 look_up<1, kZeros>(args.w, block, first + p * stride, s, sums + p * kPanel);
                }
              });
   return ok();
 }
 
+Status run(const LinearArgs& args, const Ctx& ctx) {
+  return args.w.format.zero_type == ZeroType::none ? run<false>(args, ctx) : run<true>(args, ctx);
+}
+
 constexpr LinearSpec spec() {
   LinearSpec s = code_spec(bit(Kind::int1));
   s.m_max = 1;
-  s.zeros = false;
   return s;
 }
 
