@@ -189,8 +189,13 @@ napi_value describe(napi_env env, napi_callback_info info) {
   return out;
 }
 
-napi_value host_info(napi_env env, napi_callback_info) {
-  const CpuInfo cpu = cpu_info();
+// hostInfo(root): `root` is a folder that holds the /proc and /sys of a test.
+napi_value host_info(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "hostInfo");
+  char root[512] = "";
+  r.text("root", root, sizeof root);
+  if (r.failed()) return nullptr;
+  const CpuInfo cpu = cpu_info(root);
   napi_value out;
   napi_create_object(env, &out);
   set_text(env, out, "name", cpu.name);

@@ -116,7 +116,8 @@ export interface Description {
 export interface Native {
   /** `library`: the file of the CUDA rows, which are listed where it loads; undefined leaves them out. */
   describe(library?: string): Description
-  hostInfo(): HostInfo
+  /** `root`: a folder in whose /proc and /sys the quota is looked up, for tests. */
+  hostInfo(root?: string): HostInfo
   deviceInfo(device: Handle): DeviceCounters
   setError(make: (code: string, text: string) => Error): void
   callNothing(): void

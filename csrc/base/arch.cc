@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "csrc/base/cgroup.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -97,34 +99,13 @@ ArchSet cap_arch(ArchSet found, const char* name) {
   return found;
 }
 
-// The quota that a container gives, in cores; a large number where there is none.
-static double cgroup_cores() {
-  double best = 1e9;
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    double quota, period;
-    if (std::fscanf(f, "%lf %lf", &quota, &period) == 2 && period > 0) best = quota / period;
-    std::fclose(f);
-  }
-  double quota = -1, period = 0;
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
-    if (std::fscanf(f, "%lf", &quota) != 1) quota = -1;
-    std::fclose(f);
-  }
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
-    if (std::fscanf(f, "%lf", &period) != 1) period = 0;
-    std::fclose(f);
-  }
-  if (quota > 0 && period > 0 && quota / period < best) best = quota / period;
-  return best;
-}
-
-CpuInfo cpu_info() {
+CpuInfo cpu_info(const char* root) {
   CpuInfo info = {};
   brand(info.name);
   cpu_set_t set;
   CPU_ZERO(&set);
   int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  const double quota = cgroup_cores();
+  const double quota = cgroup_cores(root);
   if (quota < cores) cores = static_cast<int>(std::floor(quota));
   info.cores = cores < 1 ? 1 : cores;
   info.memory = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);

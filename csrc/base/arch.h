@@ -69,11 +69,12 @@ ArchSet detect_gpu(int major, int minor);
 ArchSet cap_arch(ArchSet found, const char* name);
 
 struct CpuInfo {
-  char name[64];   // brand string
-  int32_t cores;   // usable by this process: affinity, cut by the cgroup's quota
+  char name[64];  // brand string
+  int32_t cores;  // usable by this process: affinity, cut by the cgroup's quota (whole cores of it)
   int64_t memory;  // bytes of RAM
   int64_t l2, l3;  // bytes; 0 where unknown
 };
-CpuInfo cpu_info();
+// `root` stands before /proc and /sys where the quota is read: empty but in tests.
+CpuInfo cpu_info(const char* root = "");
 
 }  // namespace lowbit
