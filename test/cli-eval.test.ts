@@ -107,6 +107,21 @@ describe('lowbit eval', () => {
     }
   })
 
+  test('planes of int1: each takes the perplexity closer to that of f32', () => {
+    const bits = { 'int1x2-g64': 3, 'int1x3-g64': 4.5, 'int1x4-g64': 6 }
+    const { status, stdout } = lowbit('eval', own, '--schemes', Object.keys(bits).join(), '--json')
+    expect(status).toBe(0)
+    const rows = (JSON.parse(stdout) as Report).schemes
+    const exact = Number(report.schemes[0]?.perplexity)
+    const off = rows.map(({ perplexity }) => Number(perplexity) / exact - 1)
+    const [two = 0, three = 0, four = 0] = off
+    expect(three).toBeLessThan(two)
+    expect(four).toBeLessThan(three)
+    expect(Math.abs(four)).toBeLessThan(0.2)
+    for (const { scheme, bitsPerWeight } of rows)
+      expect(bitsPerWeight).toBeCloseTo(bits[scheme as keyof typeof bits], 2)
+  })
+
   test('--kv: formats of the cache, and a prefix that is not rounded', () => {
     const perplexities = (...args: string[]) => {
       const { status, stdout, stderr } = lowbit('eval', own, '--json', ...args)

@@ -12,6 +12,10 @@ export interface LlamaScheme {
   readonly groupSize?: 32 | 64 | 128 | 'channel' | 'tensor' | undefined
   /** int4, int3, int2: no zero points. Default false. */
   readonly symmetric?: boolean | undefined
+  /** int1: planes that add up to a weight. Default 1. */
+  readonly planes?: number | undefined
+  /** Search for scales by least squared error, as `clip` of `quantize` does. Default false. */
+  readonly clip?: boolean | undefined
   /** 'int8' and 'fp8' let those layers round each row of their input. Default 'float'. */
   readonly compute?: Compute | undefined
   /** Dtype of activations and of the KV cache between ops. Default f32. */
@@ -40,6 +44,9 @@ const namedSchemes = {
   mxfp4: { format: 'mxfp4' },
   mxfp8: { format: 'mxfp8_e4m3' },
   nvfp4: { format: 'nvfp4' },
+  'int1x2-g64': { format: 'int1', planes: 2, groupSize: 64, clip: true },
+  'int1x3-g64': { format: 'int1', planes: 3, groupSize: 64, clip: true },
+  'int1x4-g64': { format: 'int1', planes: 4, groupSize: 64, clip: true },
 } as const satisfies Record<string, LlamaScheme>
 
 const allSchemes = { ...schemes, ...namedSchemes }

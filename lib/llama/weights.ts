@@ -110,13 +110,14 @@ class Loader {
   }
 
   private project(matrix: Matrix, scheme: LlamaScheme, bias: Tensor | undefined): Projection {
-    const { format, groupSize, symmetric } = scheme
+    const { format, groupSize, symmetric, planes, clip } = scheme
     const stored = this.naming(matrix.name, () =>
       quantize(matrix.data, [matrix.rows, matrix.columns], {
         format,
         ...(matrix.dtype === 'f32' ? {} : { dtype: matrix.dtype }),
         ...(groupSize === undefined ? {} : { groupSize }),
         ...(symmetric === undefined ? {} : { symmetric }),
+        ...{ planes, clip },
       }),
     )
     return { weight: this.keep(this.device.load(stored)), bias, storedBytes: stored.byteLength }
