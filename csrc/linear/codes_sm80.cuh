@@ -211,7 +211,8 @@ static constexpr LinearSpec codes_spec(DType x) {
           .n_multiple = 1,
           .k_multiple = kCodesMultiple,
           .group_multiple = 16,
-          .float_zeros = false};
+          .float_zeros = false,
+          .planes = true};
 }
 
 }  // namespace

@@ -172,7 +172,7 @@ static bool fits(const LinearArgs& args, const LinearSpec& spec) {
          (spec.many_tables || f.table_type <= TableType::tensor) &&
          (spec.planes || f.planes == 1) && args.x.shape[0] >= spec.m_min &&
          (spec.m_max == 0 || args.x.shape[0] <= spec.m_max) &&
-         multiple(args.w.n, spec.n_multiple) && multiple(args.w.k, spec.k_multiple) &&
+         multiple(args.w.n, spec.n_multiple) && multiple(args.x.shape[1], spec.k_multiple) &&
          (args.w.k > 0 || spec.k_multiple <= 1) &&
          (!spec.one_scale || has_one_scale(args, spec.block_scales)) &&
          (f.group_k >= args.w.k || multiple(f.group_k, spec.group_multiple)) &&
