@@ -72,7 +72,7 @@ describe('codes, scales and values of planes are those of the formulas, bit for 
       [1, 32],
       [7, 64],
       [5, 384],
-      [130, 128],
+      [70, 64],
     ] as const) {
       const weights = weightsOf(random, n, k)
       for (const groupSize of groupSizes) {

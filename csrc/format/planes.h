@@ -21,8 +21,6 @@
 // layouts and kernels of int1 serve it as they are.
 #pragma once
 
-#include <algorithm>
-
 #include "csrc/format/ternary.h"
 
 namespace lowbit {
@@ -68,22 +66,30 @@ struct PlaneLevels {
   uint8_t code[kPlaneLevels];
 };
 
+// Each plane doubles the sums, those without it in front of those with it where both are equal.
 static inline PlaneLevels plane_levels(const float* scales, int planes) {
   PlaneLevels l;
-  l.count = 1 << planes;
-  double of_code[kPlaneLevels];
-  for (int c = 0; c < l.count; ++c) {
-    l.code[c] = static_cast<uint8_t>(c);
-    of_code[c] = 0.0;
-    for (int p = 0; p < planes; ++p) {
-      of_code[c] +=
-          (c >> p & 1) != 0 ? static_cast<double>(scales[p]) : -static_cast<double>(scales[p]);
+  l.count = 1;
+  l.level[0] = 0.0;
+  l.code[0] = 0;
+  double half[kPlaneLevels / 2];
+  uint8_t code[kPlaneLevels / 2];
+  for (int p = 0; p < planes; ++p, l.count *= 2) {
+    const double scale = static_cast<double>(scales[p]);
+    for (int i = 0; i < l.count; ++i) {
+      half[i] = l.level[i];
+      code[i] = l.code[i];
+    }
+    for (int i = 0, minus = 0, plus = 0; i < 2 * l.count; ++i) {
+      if (plus == l.count || (minus < l.count && half[minus] - scale <= half[plus] + scale)) {
+        l.level[i] = half[minus] - scale;
+        l.code[i] = code[minus++];
+      } else {
+        l.level[i] = half[plus] + scale;
+        l.code[i] = static_cast<uint8_t>(code[plus++] | 1 << p);
+      }
     }
   }
-  std::sort(l.code, l.code + l.count, [&](uint8_t a, uint8_t b) {
-    return of_code[a] != of_code[b] ? of_code[a] < of_code[b] : a < b;
-  });
-  for (int i = 0; i < l.count; ++i) l.level[i] = of_code[l.code[i]];
   for (int i = 0; i + 1 < l.count; ++i) l.middle[i] = (l.level[i] + l.level[i + 1]) / 2;
   return l;
 }
@@ -106,10 +112,13 @@ static inline bool least_squares(const PlaneSums& sums, int planes, double* scal
     for (int p = 0; p < planes; ++p) {
       const bool plus = (c >> p & 1) != 0;
       b[p] += plus ? sums.sum[c] : -sums.sum[c];
-      for (int q = 0; q < planes; ++q) {
+      for (int q = p; q < planes; ++q) {
         a[p][q] += plus == ((c >> q & 1) != 0) ? sums.count[c] : -sums.count[c];
       }
     }
+  }
+  for (int p = 0; p < planes; ++p) {
+    for (int q = 0; q < p; ++q) a[p][q] = a[q][p];
   }
   for (int p = 0; p < planes; ++p) {
     if (!(a[p][p] > 1e-6 * total)) return false;
