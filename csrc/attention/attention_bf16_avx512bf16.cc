@@ -2,8 +2,7 @@
 // pairs with f32 sums.
 //
 // Shapes    all of attention.h up to head_dim 1024, q, k and v in bf16, without bias; caches of
-// bf16,
-//           fp8_e4m3, int8 and int4.
+//           bf16, fp8_e4m3, int8 and int4.
 // Layout    any strides that the contract allows. In scratch, a dword being a pair of bf16:
 //             q  [step of up to 12 rows][head_dim / 2][rows]        pairs of dimensions
 //             k  [keys / 32][head_dim / 2][32]                      pairs of dimensions
@@ -239,10 +238,10 @@ void run_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
   for (int j = begin; j < end; j += 32) {
     score_panel<kRows>(q, k + j / 32 * 16 * p.head_dim_pad, (p.head_dim + 1) / 2, s + j);
   }
-  float subtract[kRows];
+  float subtract[kRows], unit[kRows];
   if constexpr (kCodes) {
-    score_code_rows(c, item, t, low, high, r0, kRows, first, begin, end, *codes.scales, codes.q_sum,
-                    s, weights, subtract);
+    score_code_rows<false>(c, item, t, low, high, r0, kRows, first, begin, end, *codes.scales,
+                           {codes.q_sum, nullptr}, s, weights, {subtract, unit});
   } else {
     score_step_rows(c, item, t, low, high, r0, kRows, first, begin, end, s, weights);
   }
@@ -355,7 +354,7 @@ void run_exact(const Call& c, const Item& item, Scratch t) {
 }
 
 void run_dots(const Call& c, const Item* items, int count, const Scratch& t) {
-  const bool in_place = !c.plan.paged && items[0].positions == 1 && items[0].rows <= V::kStepRows;
+  const bool in_place = items[0].rows <= V::kStepRows && can_step(c, items[0]);
   const int padded = (items[0].rows + 3) / 4 * 4, most = V::kBlockRows / padded;
   for (int i = 0; i < count; i += most) {
     const int n = count - i < most ? count - i : most;

@@ -7,7 +7,8 @@
 //   sum l     of w[j] / vs[j], so that the weights add up to one
 //
 // int4's codes are taken less 8, and so are its zeros: what is subtracted is small then.
-// Tokens of a bf16 prefix have the scale 1 and the zero 0.
+// Tokens of a bf16 prefix have the scale 1 and the zero 0. step_avx512bf16.h does the same in
+// registers.
 #pragma once
 
 #include "csrc/attention/pairs_avx512bf16.h"
@@ -15,10 +16,10 @@
 namespace lowbit {
 namespace {
 
-// Scales and zeros of the keys of a tile. `inverse` and `value_zero` are in pair order: of each 32
-// keys the even ones, then the odd ones.
+// Scales and zeros of the keys of a tile; whole vectors are written.
 struct TileScales {
-  alignas(64) float key[kTile], key_zero[kTile], value[kTile], inverse[kTile], value_zero[kTile];
+  static constexpr int kRoom = kTile + 16;
+  alignas(64) float key[kRoom], key_zero[kRoom], value[kRoom], inverse[kRoom], value_zero[kRoom];
   bool zeros;  // whether any is not 0
 };
 
@@ -63,22 +64,67 @@ inline void decode_codes(KvFormat format, const uint8_t* codes, int64_t dim, Bf1
   }
 }
 
-// A token without a scale reads as NaN: its first code becomes one, its scale 1.
-inline float scale_or_mark(const KvTokens& from, int i, Bf16* row) {
-  if (is_float(from.format)) return 1.0f;
-  const float scale = f16_to_f32(kv_half(from.scales + 2 * i));
-  if (std::isfinite(scale) && scale > 0) return scale;
-  row[0].bits = 0x7fc0;
-  return 1.0f;
+// The scale of a token of codes is above 0 and finite, or all of it reads as NaN.
+inline bool is_scale(float x) { return std::isfinite(x) && x > 0; }
+
+// Scales of consecutive tokens, 1 where there is none or where it is no scale. Whether all are.
+inline bool take_scales(const KvTokens& from, float* scale, float* inverse) {
+  const __m512 ones = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
+  bool good = true;
+  for (int i = 0; i < from.count; i += 16) {
+    __m512 x = ones;
+    if (!is_float(from.format)) {
+      const auto there = static_cast<__mmask16>(first_words(from.count - i));
+      const __m512 read = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, from.scales + 2 * i));
+      const __mmask16 is = _mm512_cmp_ps_mask(read, zero, _CMP_GT_OQ) &
+                           _mm512_cmp_ps_mask(read, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+      x = _mm512_mask_mov_ps(ones, is, read);
+      good = good && (is & there) == there;
+    }
+    _mm512_storeu_ps(scale + i, x);
+    if (inverse != nullptr) _mm512_storeu_ps(inverse + i, _mm512_div_ps(ones, x));
+  }
+  return good;
 }
-inline float zero_of(const KvTokens& from, int i) {
-  return from.format == KvFormat::int4 ? f16_to_f32(kv_half(from.zeros + 2 * i)) - 8.0f : 0.0f;
+// Zeros of codes that are taken `offset` larger than they are.
+inline void take_zeros(const KvTokens& from, float offset, float* zero) {
+  for (int i = 0; i < from.count; i += 16) {
+    __m512 x = _mm512_setzero_ps();
+    if (from.format == KvFormat::int4) {
+      const auto there = static_cast<__mmask16>(first_words(from.count - i));
+      x = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, from.zeros + 2 * i));
+      x = _mm512_add_ps(x, _mm512_set1_ps(offset));
+    }
+    _mm512_storeu_ps(zero + i, x);
+  }
+}
+// Of the tokens from key j of a tile on.
+inline bool take_scales(const KvTokens& keys, const KvTokens& values, int j, float offset,
+                        TileScales* to) {
+  const bool k = take_scales(keys, to->key + j, nullptr);
+  const bool v = take_scales(values, to->value + j, to->inverse + j);
+  if (to->zeros) {
+    take_zeros(keys, offset, to->key_zero + j);
+    take_zeros(values, offset, to->value_zero + j);
+  }
+  return k && v;
+}
+// What fills up the last panel behind `count` keys.
+inline void fill_scales(int count, TileScales* to) {
+  for (int j = count; j % 32 != 0; ++j) {
+    to->key[j] = to->value[j] = to->inverse[j] = 1.0f;
+    to->key_zero[j] = to->value_zero[j] = 0.0f;
+  }
 }
 
-// Where key j of a tile stands in pair order.
-inline int pair_place(int j) { return j / 32 * 32 + j % 2 * 16 + j % 32 / 2; }
+// The first code of a token without a scale becomes NaN.
+inline void mark_tokens(const KvTokens& from, Bf16* row, int64_t stride) {
+  for (int i = 0; i < from.count && !is_float(from.format); ++i, row += stride) {
+    if (!is_scale(f16_to_f32(kv_half(from.scales + 2 * i)))) row->bits = 0x7fc0;
+  }
+}
 
-// The keys [first, first + count) of an item; scales of what fills up the last panel are 1.
+// The keys [first, first + count) of an item.
 inline Source<Bf16> decode_pairs(const Call& c, const Item& item, int64_t first, int count,
                                  const Scratch& t, TileScales* scales) {
   const Plan& p = c.plan;
@@ -93,21 +139,19 @@ inline Source<Bf16> decode_pairs(const Call& c, const Item& item, int64_t first,
     const KvTokens keys = tokens(p.head_dim, false), values = tokens(p.head_dim_v, true);
     const int64_t k_bytes = kv_row_bytes(run.format, p.head_dim);
     const int64_t v_bytes = kv_row_bytes(run.format, p.head_dim_v);
-    for (int i = 0; i < run.count; ++i, ++j) {
-      Bf16 *to_k = k + j * p.head_dim_pad, *to_v = v + j * p.head_dim_v_pad;
-      decode_codes(run.format, keys.codes + i * k_bytes, p.head_dim, to_k);
-      decode_codes(run.format, values.codes + i * v_bytes, p.head_dim_v, to_v);
-      scales->key[j] = scale_or_mark(keys, i, to_k);
-      scales->key_zero[j] = zero_of(keys, i);
-      scales->value[j] = scale_or_mark(values, i, to_v);
-      scales->inverse[pair_place(j)] = 1.0f / scales->value[j];
-      scales->value_zero[pair_place(j)] = zero_of(values, i);
+    Bf16 *to_k = k + j * p.head_dim_pad, *to_v = v + j * p.head_dim_v_pad;
+    for (int i = 0; i < run.count; ++i) {
+      decode_codes(run.format, keys.codes + i * k_bytes, p.head_dim, to_k + i * p.head_dim_pad);
+      decode_codes(run.format, values.codes + i * v_bytes, p.head_dim_v,
+                   to_v + i * p.head_dim_v_pad);
     }
+    if (!take_scales(keys, values, j, -8.0f, scales)) {
+      mark_tokens(keys, to_k, p.head_dim_pad);
+      mark_tokens(values, to_v, p.head_dim_v_pad);
+    }
+    j += run.count;
   }
-  for (int j = count; j % 32 != 0; ++j) {
-    scales->key[j] = scales->value[j] = scales->inverse[pair_place(j)] = 1.0f;
-    scales->key_zero[j] = scales->value_zero[pair_place(j)] = 0.0f;
-  }
+  fill_scales(count, scales);
   return {k, v, p.head_dim_pad, p.head_dim_v_pad, count};
 }
 
@@ -121,12 +165,14 @@ inline float sum_of(const Bf16* q, int64_t n) {
   return V::reduce_add(sum);
 }
 
-// Scores of codes become scores of keys, for the panels [begin, end).
-inline void scale_scores(const TileScales& scales, float q_sum, int begin, int end, float* s) {
-  const __m512 sum = _mm512_set1_ps(q_sum);
+// Scores of codes, in units of `unit`, become scores of keys, for the panels [begin, end).
+inline void scale_scores(const TileScales& scales, float q_sum, float unit, int begin, int end,
+                         float* s) {
+  const __m512 sum = _mm512_set1_ps(q_sum), by = _mm512_set1_ps(unit);
   for (int j = begin; j < end; j += 16) {
     __m512 x = _mm512_loadu_ps(s + j);
     if (scales.zeros) x = _mm512_fnmadd_ps(_mm512_loadu_ps(scales.key_zero + j), sum, x);
+    x = _mm512_mul_ps(x, by);
     _mm512_storeu_ps(s + j, _mm512_mul_ps(x, _mm512_loadu_ps(scales.key + j)));
   }
 }
@@ -135,7 +181,6 @@ inline void scale_scores(const TileScales& scales, float q_sum, int begin, int e
 // unrounded P in s. Returns what is to be subtracted from each value; *sum takes in the weights.
 inline float scale_weights(const TileScales& scales, int begin, int end, const float* s,
                            uint32_t* p, __m512* sum) {
-  const __m512i high = _mm512_set1_epi32(-65536);
   __m512 zeros = _mm512_setzero_ps();
   for (int j = begin; j < end; j += 32) {
     const __m512 a = _mm512_mul_ps(_mm512_loadu_ps(s + j), _mm512_loadu_ps(scales.value + j));
@@ -143,34 +188,76 @@ inline float scale_weights(const TileScales& scales, int begin, int end, const f
         _mm512_mul_ps(_mm512_loadu_ps(s + j + 16), _mm512_loadu_ps(scales.value + j + 16));
     const __m512i pairs = to_pairs(a, b);
     _mm512_storeu_si512(p + j / 2, pairs);
-    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
-    *sum = _mm512_fmadd_ps(even, _mm512_loadu_ps(scales.inverse + j), *sum);
-    *sum = _mm512_fmadd_ps(odd, _mm512_loadu_ps(scales.inverse + j + 16), *sum);
+    const auto rounded = [](__m256i words) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    };
+    const __m512 first = rounded(_mm512_castsi512_si256(pairs));
+    const __m512 second = rounded(_mm512_extracti64x4_epi64(pairs, 1));
+    *sum = _mm512_fmadd_ps(first, _mm512_loadu_ps(scales.inverse + j), *sum);
+    *sum = _mm512_fmadd_ps(second, _mm512_loadu_ps(scales.inverse + j + 16), *sum);
     if (!scales.zeros) continue;
-    zeros = _mm512_fmadd_ps(even, _mm512_loadu_ps(scales.value_zero + j), zeros);
-    zeros = _mm512_fmadd_ps(odd, _mm512_loadu_ps(scales.value_zero + j + 16), zeros);
+    zeros = _mm512_fmadd_ps(first, _mm512_loadu_ps(scales.value_zero + j), zeros);
+    zeros = _mm512_fmadd_ps(second, _mm512_loadu_ps(scales.value_zero + j + 16), zeros);
   }
   return scales.zeros ? V::reduce_add(zeros) : 0.0f;
 }
 
-// score_step_rows() for a tile of codes; `q_sum` has the sums of the step's queries. subtract[r] is
-// to be taken from each value of row r.
+// The same as whole numbers of 16 bits for codes without zeros, in units of the largest / 32767.
+// Returns the unit.
+inline float scale_whole_weights(const TileScales& scales, int begin, int end, float* s,
+                                 uint32_t* p, __m512* sum) {
+  __m512 most = _mm512_setzero_ps();
+  for (int j = begin; j < end; j += 16) {
+    const __m512 w = _mm512_mul_ps(_mm512_loadu_ps(s + j), _mm512_loadu_ps(scales.value + j));
+    most = _mm512_max_ps(most, w);
+    _mm512_storeu_ps(s + j, w);
+  }
+  const float largest = V::reduce_max(most);
+  if (!(largest > 0x1p-100f)) {  // nothing that counts beside a weight of 1
+    for (int j = begin; j < end; j += 32) _mm512_storeu_si512(p + j / 2, _mm512_setzero_si512());
+    return 0.0f;
+  }
+  const float unit = largest * (1.0f / 32767.0f);
+  const __m512 by = _mm512_set1_ps(32767.0f / largest), back = _mm512_set1_ps(unit);
+  __m512 taken = _mm512_setzero_ps();
+  for (int j = begin; j < end; j += 16) {
+    const __m512i w = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s + j), by));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + j / 2), _mm512_cvtsepi32_epi16(w));
+    taken = _mm512_fmadd_ps(_mm512_cvtepi32_ps(w), _mm512_loadu_ps(scales.inverse + j), taken);
+  }
+  *sum = _mm512_fmadd_ps(taken, back, *sum);
+  return unit;
+}
+
+// What rows of queries bring to the scores of codes: their sums, and the units in which they are
+// multiplied.
+struct QueryScales {
+  const float *sum, *unit;
+};
+// What the products of rows with a tile's values need besides: o * shrink - subtract + unit *
+// products.
+struct Entry {
+  float *subtract, *unit;
+};
+
+// score_step_rows() for a tile of codes; `entry` is of the step's rows. kWhole: weights are whole
+// numbers.
+template <bool kWhole>
 void score_code_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
                      const int* high, int r0, int rows, int64_t first, int begin, int end,
-                     const TileScales& scales, const float* q_sum, float* s, uint32_t* p,
-                     float* subtract) {
+                     const TileScales& scales, const QueryScales& q, float* s, uint32_t* p,
+                     const Entry& entry) {
   for (int r = 0; r < rows; ++r, s += kTile, p += kTile / 2) {
     const int row = r0 + r, a = low[row], b = high[row];
     t.shrink[row] = 1.0f;
-    subtract[r] = 0.0f;
+    entry.subtract[r] = entry.unit[r] = 0.0f;
     if (row >= item.rows || a >= b) {
       for (int j = begin; j < end; j += 32) {
         _mm512_storeu_si512(p + j / 2, _mm512_setzero_si512());
       }
       continue;
     }
-    scale_scores(scales, q_sum[row], begin, end, s);
+    scale_scores(scales, q.sum[row], kWhole ? q.unit[row] : 1.0f, begin, end, s);
     if (c.rule.transform) {
       const int64_t position = position_of(item.s, item.first + row / item.heads_here);
       const float slope = option_of(c.args->alibi_slopes, item.head + row % item.heads_here, 0);
@@ -184,7 +271,11 @@ void score_code_rows(const Call& c, const Item& item, const Scratch& t, const in
     }
     fill_outside(s, begin, end, a, b, 0.0f);
     __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(l), _mm512_set1_ps(t.shrink[row]));
-    subtract[r] = scale_weights(scales, begin, end, s, p, &sum);
+    if constexpr (kWhole) {
+      entry.unit[r] = scale_whole_weights(scales, begin, end, s, p, &sum);
+    } else {
+      entry.subtract[r] = scale_weights(scales, begin, end, s, p, &sum);
+    }
     _mm512_storeu_ps(l, sum);
   }
 }
