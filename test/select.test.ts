@@ -18,7 +18,7 @@ const implied: Record<string, readonly string[]> = {
   avx512: ['cpu', 'avx2'],
   avx512vnni: ['cpu', 'avx2', 'avx512'],
   avx512vbmi: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
-  avx512bf16: ['cpu', 'avx2', 'avx512'],
+  avx512bf16: ['cpu', 'avx2', 'avx512', 'avx512vnni'],
   amx: ['cpu', 'avx2', 'avx512', 'avx512vnni', 'avx512vbmi', 'avx512bf16'],
   sm75: [],
   sm80: ['sm75'],

@@ -16,7 +16,7 @@
 //           them passes the old one. P is rounded to bf16 and its sum l is that of the rounded
 //           numbers, so that weights add up to one; the sum for lse is that of P in f32. Decode
 //           takes the kv heads of a tile of keys together, in the order of memory, and asks for
-//           the next tile meanwhile. Tiles of a cache are decoded first: codes_avx512bf16.h.
+//           the next tile meanwhile (step_avx512bf16.h). Other tiles of a cache are decoded first.
 //           vdpbf16ps takes subnormals for zero, and P = 0 times inf is no number: rows that see
 //           a key or a value out of the ordinary are served by flash.h in f32. No other row's bits
 //           depend on it.
@@ -241,7 +241,7 @@ void run_rows(const Call& c, const Item& item, const Scratch& t, const int* low,
   float subtract[kRows], unit[kRows];
   if constexpr (kCodes) {
     score_code_rows<false>(c, item, t, low, high, r0, kRows, first, begin, end, *codes.scales,
-                           {codes.q_sum, nullptr}, s, weights, {subtract, unit});
+                           {codes.q_sum, nullptr, nullptr}, s, weights, {subtract, unit});
   } else {
     score_step_rows(c, item, t, low, high, r0, kRows, first, begin, end, s, weights);
   }

@@ -109,9 +109,9 @@ inline bool take_scales(const KvTokens& keys, const KvTokens& values, int j, flo
   }
   return k && v;
 }
-// What fills up the last panel behind `count` keys.
-inline void fill_scales(int count, TileScales* to) {
-  for (int j = count; j % 32 != 0; ++j) {
+// What fills up a tile of `room` keys, or its last panel, behind `count` keys.
+inline void fill_scales(int count, int room, TileScales* to) {
+  for (int j = count; j < room; ++j) {
     to->key[j] = to->value[j] = to->inverse[j] = 1.0f;
     to->key_zero[j] = to->value_zero[j] = 0.0f;
   }
@@ -151,7 +151,7 @@ inline Source<Bf16> decode_pairs(const Call& c, const Item& item, int64_t first,
     }
     j += run.count;
   }
-  fill_scales(count, scales);
+  fill_scales(count, (count + 31) / 32 * 32, scales);
   return {k, v, p.head_dim_pad, p.head_dim_v_pad, count};
 }
 
@@ -229,10 +229,11 @@ inline float scale_whole_weights(const TileScales& scales, int begin, int end, f
   return unit;
 }
 
-// What rows of queries bring to the scores of codes: their sums, and the units in which they are
-// multiplied.
+// What rows of queries bring to the scores of codes: their sums, the units in which they are
+// multiplied, and what sums of products in these units have too much.
 struct QueryScales {
   const float *sum, *unit;
+  const int32_t* bias;
 };
 // What the products of rows with a tile's values need besides: o * shrink - subtract + unit *
 // products.
@@ -277,6 +278,145 @@ void score_code_rows(const Call& c, const Item& item, const Scratch& t, const in
       entry.subtract[r] = scale_weights(scales, begin, end, s, p, &sum);
     }
     _mm512_storeu_ps(l, sum);
+  }
+}
+
+// The largest of each of four vectors.
+inline __m128 max_across(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+  const __m512 z = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(z), _mm512_extractf32x8_ps(z, 1));
+  return _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+// score_code_rows() for the rows from r0 on of a step and whole tiles of up to 64 keys, of which
+// they see all `count`; softmax and nothing else is made of scores. s, p, scales and the states of
+// four rows have room for it.
+template <bool kWhole, bool kLse, int kRows>
+void score_code_step(const ScoreRule& rule, const Scratch& t, int r0, int count,
+                     const TileScales& scales, const QueryScales& q, float* s, uint32_t* p,
+                     const Entry& entry) {
+  constexpr int kVectors = 4;
+  const auto all_rows = [](const __m512(&x)[kRows]) {
+    const auto row = [&](int r) { return x[r < kRows ? r : 0]; };
+    return max_across(row(0), row(1), row(2), row(3));
+  };
+  __mmask16 there[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    there[i] = static_cast<__mmask16>(count > 16 * i ? first_words(count - 16 * i) : 0);
+  }
+  __m512 most[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) most[r] = _mm512_set1_ps(-INFINITY);
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    const __m512 by = _mm512_loadu_ps(scales.key + 16 * i);
+    const __m512 zero = kWhole ? by : _mm512_loadu_ps(scales.key_zero + 16 * i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      float* at = s + r * kTile + 16 * i;
+      __m512 x = _mm512_loadu_ps(at);
+      if constexpr (kWhole) {
+        x = _mm512_mul_ps(x, _mm512_set1_ps(q.unit[r0 + r]));
+      } else {
+        x = _mm512_fnmadd_ps(zero, _mm512_set1_ps(q.sum[r0 + r]), x);
+      }
+      x = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), there[i], x, by);
+      most[r] = _mm512_max_ps(x, most[r]);
+      _mm512_storeu_ps(at, x);
+    }
+  }
+  // m and shrink of all rows at once.
+  const __m512 factor = _mm512_set1_ps(rule.factor), lowest = _mm512_set1_ps(rule.lowest);
+  const __m128 before = _mm_loadu_ps(t.m + r0), after = _mm_max_ps(all_rows(most), before);
+  const __m128 none = _mm_cmpeq_ps(after, _mm_set1_ps(-INFINITY));
+  const __m128 base = _mm_andnot_ps(none, after);
+  const __m512 by = exp2<V>(_mm512_castps128_ps512(_mm_sub_ps(before, base)), factor, lowest);
+  alignas(16) float shift[4];
+  _mm_store_ps(shift, base);
+  _mm_storeu_ps(t.m + r0, after);
+  _mm_storeu_ps(t.shrink + r0, _mm512_castps512_ps128(by));
+  __m512 sum[kRows], exact[kRows], zeros[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const __m512 shrink = _mm512_set1_ps(t.shrink[r0 + r]);
+    sum[r] = _mm512_mul_ps(_mm512_loadu_ps(t.l + (r0 + r) * V::kLanes), shrink);
+    exact[r] = _mm512_setzero_ps();
+    if constexpr (kLse) {
+      exact[r] = _mm512_mul_ps(_mm512_loadu_ps(t.lse_l + (r0 + r) * V::kLanes), shrink);
+    }
+    zeros[r] = most[r] = _mm512_setzero_ps();
+  }
+  const auto rounded = [](__m256i words) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+  };
+#pragma GCC unroll 2
+  for (int i = 0; i < kVectors; i += 2) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      __m512 w[2];
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        float* at = s + r * kTile + 16 * (i + h);
+        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(at), _mm512_set1_ps(shift[r]));
+        const __m512 power = exp2<V, !kLse>(x, factor, lowest);
+        if constexpr (kLse) exact[r] = _mm512_add_ps(exact[r], power);
+        w[h] = _mm512_mul_ps(power, _mm512_loadu_ps(scales.value + 16 * (i + h)));
+        if constexpr (kWhole) {
+          most[r] = _mm512_max_ps(w[h], most[r]);
+          _mm512_storeu_ps(at, w[h]);
+        }
+      }
+      if constexpr (!kWhole) {
+        const __m512i pairs = to_pairs(w[0], w[1]);
+        _mm512_storeu_si512(p + r * (kTile / 2) + 8 * i, pairs);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const __m512 y =
+              rounded(h == 0 ? _mm512_castsi512_si256(pairs) : _mm512_extracti64x4_epi64(pairs, 1));
+          const int j = 16 * (i + h);
+          sum[r] = _mm512_fmadd_ps(y, _mm512_loadu_ps(scales.inverse + j), sum[r]);
+          zeros[r] = _mm512_fmadd_ps(y, _mm512_loadu_ps(scales.value_zero + j), zeros[r]);
+        }
+      }
+    }
+  }
+  if constexpr (kWhole) {
+    // Units of the largest of a row / 32767; nothing counts beside a weight of 1 that is small.
+    const __m128 largest = all_rows(most);
+    const __m128 counts = _mm_cmpgt_ps(largest, _mm_set1_ps(0x1p-100f));
+    const __m128 unit = _mm_and_ps(counts, _mm_mul_ps(largest, _mm_set1_ps(1.0f / 32767.0f)));
+    alignas(16) float units[4], inverse[4];
+    _mm_store_ps(units, unit);
+    _mm_store_ps(inverse, _mm_and_ps(counts, _mm_div_ps(_mm_set1_ps(32767.0f), largest)));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      entry.unit[r] = units[r];
+      __m512 taken = _mm512_setzero_ps();
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        const __m512 x = _mm512_loadu_ps(s + r * kTile + 16 * i);
+        const __m512i w = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[r])));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + r * (kTile / 2) + 8 * i),
+                            _mm512_cvtsepi32_epi16(w));
+        taken =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(w), _mm512_loadu_ps(scales.inverse + 16 * i), taken);
+      }
+      sum[r] = _mm512_fmadd_ps(taken, _mm512_set1_ps(units[r]), sum[r]);
+    }
+  } else {
+    const auto sums = [&](int r) { return r < kRows ? V::reduce_add(zeros[r]) : 0.0f; };
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) entry.subtract[r] = sums(r);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_ps(t.l + (r0 + r) * V::kLanes, sum[r]);
+    if constexpr (kLse) _mm512_storeu_ps(t.lse_l + (r0 + r) * V::kLanes, exact[r]);
   }
 }
 

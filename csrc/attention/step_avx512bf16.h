@@ -1,17 +1,6 @@
 // One position (decode): K and V of tensors and of pages are read where they lie, once for up to
-// four query heads, and meet them without being copied. Every row sees all keys of the item.
-//
-//   scores   dimensions in lanes; sixteen sums (4 rows x 4 keys, 2 x 8 or 1 x 16) are added up
-//            across lanes together
-//   values   the rows of two keys interleaved in registers
-//
-// What is multiplied (a form, below):
-//   bf16, fp8_e4m3   pairs of bf16, exactly what the codes are
-//   int4             pairs of bf16, 16 + code, which takes two instructions for 32 of them
-//   int8             pairs of whole numbers of 16 bits with sums of 32: queries to 2^-16 of the
-//                    largest of a row, weights to 2^-16 of the largest of a tile, where bf16 keeps
-//                    2^-9; bf16 from bytes would take five instructions where this takes one
-// Scales and zeros meet scores and weights, as codes_avx512bf16.h has it.
+// four query heads, and meet them without being copied (products_avx512bf16.h). Every row sees all
+// keys of the item.
 //
 // Neither K nor V is looked at for numbers out of the ordinary. Small numbers of K that vdpbf16ps
 // takes for zero change no score that matters, because queries and scales are bounded; large ones
@@ -19,231 +8,13 @@
 // no number shows when it is read.
 #pragma once
 
-#include "csrc/attention/codes_avx512bf16.h"
+#include "csrc/attention/products_avx512bf16.h"
 
 namespace lowbit {
 namespace {
 
 // Keys of a tile: eight kv heads of head_dim 128 and what follows them have room in an L2 of 1 MiB.
 constexpr int kStepKeys = 64;
-
-// How keys and values of one format become operands. `words` are 32 of them (int4: 64) from
-// kBytes * 32 bytes; they have kParts parts, `dims / kParts` dimensions apart.
-struct Bf16Form {
-  static constexpr bool kInteger = false, kScaled = false;
-  static constexpr int kBytes = 2, kParts = 1;
-  static inline __m512i words(__mmask32 there, const uint8_t* at) {
-    return _mm512_maskz_loadu_epi16(there, at);
-  }
-  template <int kPart>
-  static inline __m512i part(__m512i words) {
-    return words;
-  }
-};
-struct E4m3Form : Bf16Form {
-  static constexpr bool kScaled = true;
-  static constexpr int kBytes = 1;
-  static inline __m512i words(__mmask32 there, const uint8_t* at) {
-    return bf16_of_e4m3(_mm256_maskz_loadu_epi8(there, at));
-  }
-};
-struct Int8Form : Bf16Form {
-  static constexpr bool kInteger = true, kScaled = true;
-  static constexpr int kBytes = 1;
-  static inline __m512i words(__mmask32 there, const uint8_t* at) {
-    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(there, at));
-  }
-};
-struct Int4Form : Bf16Form {
-  static constexpr bool kScaled = true;
-  static constexpr int kBytes = 1, kParts = 2;
-  static inline __m512i words(__mmask32 there, const uint8_t* at) {
-    return _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(there, at));
-  }
-  // 16 + code: the code as the upper bits of a mantissa.
-  template <int kPart>
-  static inline __m512i part(__m512i words) {
-    const __m512i shifted = kPart == 0 ? _mm512_slli_epi16(words, 3) : _mm512_srli_epi16(words, 1);
-    return _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(0x78), _mm512_set1_epi16(0x4180),
-                                     0xea);  // a & b | c
-  }
-};
-constexpr float kInt4Offset = 16.0f;
-
-template <class Form>
-inline __m512 add_products(__m512 sum, __m512i a, __m512i b) {
-  if constexpr (Form::kInteger) {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), _mm512_madd_epi16(a, b)));
-  } else {
-    return dot(sum, a, b);
-  }
-}
-template <class Form>
-inline __m512 plus(__m512 a, __m512 b) {
-  if constexpr (Form::kInteger) {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
-  } else {
-    return _mm512_add_ps(a, b);
-  }
-}
-template <class Form>
-inline __m512 to_floats(__m512 sum) {
-  return Form::kInteger ? _mm512_cvtepi32_ps(_mm512_castps_si512(sum)) : sum;
-}
-
-inline void ask_for(const uint8_t* at, int64_t begin, int64_t end) {
-  for (int64_t b = begin; b < end; b += 64) __builtin_prefetch(at + b, 0, 2);  // into L2
-}
-
-// Lane i: the sum over the lanes of x[i].
-template <class Form>
-inline __m512 add_across(__m512 (&x)[16]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = _mm512_mask_blend_ps(0xff00, x[i], x[i + 8]);
-    const __m512 b = _mm512_mask_blend_ps(0xff00, x[i + 8], x[i]);
-    x[i] = plus<Form>(a, _mm512_shuffle_f32x4(b, b, 0x4e));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = _mm512_mask_blend_ps(0xf0f0, x[i], x[i + 4]);
-    const __m512 b = _mm512_mask_blend_ps(0xf0f0, x[i + 4], x[i]);
-    x[i] = plus<Form>(a, _mm512_shuffle_f32x4(b, b, 0xb1));
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    const __m512 a = _mm512_mask_blend_ps(0xcccc, x[i], x[i + 2]);
-    const __m512 b = _mm512_mask_blend_ps(0xcccc, x[i + 2], x[i]);
-    x[i] = plus<Form>(a, _mm512_permute_ps(b, 0x4e));
-  }
-  const __m512 a = _mm512_mask_blend_ps(0xaaaa, x[0], x[1]);
-  const __m512 b = _mm512_mask_blend_ps(0xaaaa, x[1], x[0]);
-  return plus<Form>(a, _mm512_permute_ps(b, 0xb1));
-}
-
-// s[r][j] = q[r] . k[j] for kRows rows and 16 / kRows keys, in units of what q is multiplied with.
-// What `next` points at is on its way to L2 meanwhile.
-template <class Form, int kRows>
-inline void score_keys(const Bf16* q, int64_t q_stride, const uint8_t* const* key,
-                       const uint8_t* const* next, int64_t head_dim, float* s) {
-  constexpr int kKeys = 16 / kRows, kParts = Form::kParts;
-  const int64_t words = head_dim / kParts;
-  __m512 acc[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
-  for (int64_t d = 0; d < words; d += 32) {
-    const __mmask32 there = first_words(words - d);
-    __m512i a[kParts][kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      a[0][r] = _mm512_loadu_si512(q + r * q_stride + d);
-      if constexpr (kParts == 2) a[1][r] = _mm512_loadu_si512(q + r * q_stride + words + d);
-    }
-    const int64_t at = d * Form::kBytes;
-#pragma GCC unroll 16
-    for (int j = 0; j < kKeys; ++j) {
-      if (at % 64 == 0) __builtin_prefetch(next[j] + at, 0, 2);
-      const __m512i x = Form::words(there, key[j] + at);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        __m512& sum = acc[r * kKeys + j];
-        sum = add_products<Form>(sum, a[0][r], Form::template part<0>(x));
-        if constexpr (kParts == 2) {
-          sum = add_products<Form>(sum, a[1][r], Form::template part<1>(x));
-        }
-      }
-    }
-  }
-  const __m512 sums = to_floats<Form>(add_across<Form>(acc));
-  if constexpr (kRows == 1) {
-    _mm512_storeu_ps(s, sums);
-  } else if constexpr (kRows == 2) {
-    _mm256_storeu_ps(s, _mm512_castps512_ps256(sums));
-    _mm256_storeu_ps(s + kTile, _mm512_extractf32x8_ps(sums, 1));
-  } else {
-    _mm_storeu_ps(s, _mm512_castps512_ps128(sums));
-    _mm_storeu_ps(s + kTile, _mm512_extractf32x4_ps(sums, 1));
-    _mm_storeu_ps(s + 2 * kTile, _mm512_extractf32x4_ps(sums, 2));
-    _mm_storeu_ps(s + 3 * kTile, _mm512_extractf32x4_ps(sums, 3));
-  }
-}
-
-// o[r] takes in p[r][j] * v[j] for `count` keys, for kRows rows and kChunks chunks of words, of
-// which the last has those that are `there`. o's parts are `apart` dimensions apart.
-template <class Form, int kRows, int kChunks>
-inline void value_keys(const uint32_t* p, const float* shrink, const Entry& entry,
-                       const uint8_t* const* value, const uint8_t* const* next, int64_t at,
-                       int count, __mmask32 there, float* o, int64_t o_stride, int64_t apart) {
-  constexpr int kParts = Form::kParts, kVectors = 2 * kChunks * kParts;
-  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
-                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-                                                    11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  // Vector i of a row: chunks in turn, or the parts of one.
-  const auto place = [=](int i) {
-    return kParts == 1 ? 16 * static_cast<int64_t>(i) : i / 2 * apart + i % 2 * 16;
-  };
-  __m512 acc[kRows][kVectors];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) {
-      acc[r][i] = _mm512_setzero_ps();
-      if constexpr (!Form::kInteger) {
-        const __m512 before = _mm512_loadu_ps(o + r * o_stride + place(i));
-        acc[r][i] = _mm512_mul_ps(before, _mm512_set1_ps(shrink[r]));
-        if constexpr (Form::kScaled) {
-          acc[r][i] = _mm512_sub_ps(acc[r][i], _mm512_set1_ps(entry.subtract[r]));
-        }
-      }
-    }
-  }
-  const auto add = [&](int j, __mmask32 of_next) {
-    __m512i x[kVectors];
-#pragma GCC unroll 2
-    for (int i = 0; i < kChunks; ++i) {
-      const __mmask32 here = i + 1 < kChunks ? ~__mmask32{0} : there;
-      const int64_t from = at + 32 * Form::kBytes * i;
-      if (from % 64 == 0) {
-        __builtin_prefetch(next[j] + from, 0, 2);
-        __builtin_prefetch(next[j + 1] + from, 0, 2);
-      }
-      const __m512i a = Form::words(here, value[j] + from);
-      const __m512i b = Form::words(here & of_next, value[j + 1] + from);
-      const __m512i first = _mm512_permutex2var_epi16(a, low, b);
-      const __m512i second = _mm512_permutex2var_epi16(a, high, b);
-      x[2 * i] = Form::template part<0>(first);
-      x[2 * i + 1] = Form::template part<0>(second);
-      if constexpr (kParts == 2) {
-        x[2] = Form::template part<1>(first);
-        x[3] = Form::template part<1>(second);
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const __m512i w = _mm512_set1_epi32(static_cast<int>(p[r * (kTile / 2) + j / 2]));
-#pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) acc[r][i] = add_products<Form>(acc[r][i], w, x[i]);
-    }
-  };
-  int j = 0;
-  for (; j + 2 <= count; j += 2) add(j, ~__mmask32{0});
-  if (j < count) add(j, 0);
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) {
-      float* to = o + r * o_stride + place(i);
-      if constexpr (Form::kInteger) {
-        const __m512 before = _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_set1_ps(shrink[r]));
-        acc[r][i] =
-            _mm512_fmadd_ps(to_floats<Form>(acc[r][i]), _mm512_set1_ps(entry.unit[r]), before);
-      }
-      _mm512_storeu_ps(to, acc[r][i]);
-    }
-  }
-}
 
 // The keys and values of a tile of one item, row by row; what fills up the last sixteen repeats the
 // last one. `low` and `high` are the item's limits for every row: all of its keys.
@@ -260,24 +31,24 @@ struct StepTile {
   bool whole;  // whether every scale is a number
 };
 
-// Whole numbers in the place of an item's queries, which leave half of their room.
-inline Bf16* whole_queries(const Scratch& t, const Plan& p) {
-  return reinterpret_cast<Bf16*>(t.q) + V::kBlockRows * p.head_dim_pad;
+// Queries of an item as scores of int8 and int4 take them, in the half of the room of queries that
+// they leave.
+inline uint32_t* packed_queries(const Scratch& t, const Plan& p) {
+  return reinterpret_cast<uint32_t*>(t.q) + V::kBlockRows * p.head_dim_pad / 2;
 }
 
 template <class Form, int kRows>
 void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepTile& tile, int r0,
                   const QueryScales& scales) {
   const Plan& p = c.plan;
-  const auto* q = (Form::kInteger ? whole_queries(t, p) : reinterpret_cast<const Bf16*>(t.q)) +
-                  r0 * p.head_dim_pad;
+  const Queries q = {reinterpret_cast<const Bf16*>(t.q) + r0 * p.head_dim_pad,
+                     packed_queries(t, p) + r0 * p.head_dim_pad / 2, p.head_dim_pad,
+                     scales.bias + r0};
   float* s = t.s;
   auto* weights = reinterpret_cast<uint32_t*>(t.s + 4 * kTile);
   const int end = (tile.count + 31) / 32 * 32;
-  for (int j = 0; j < tile.count; j += 16 / kRows) {
-    score_keys<Form, kRows>(q, p.head_dim_pad, tile.here.k + j, tile.next.k + j, p.head_dim, s + j);
-  }
-  for (int r = 0; r < kRows && r0 + r < item.rows && !Form::kInteger; ++r) {
+  score_keys<Form, kRows>(q, {tile.here.k, tile.next.k}, tile.count, p.head_dim, s);
+  for (int r = 0; r < kRows && r0 + r < item.rows && !Form::kBounded; ++r) {
     __m512i most = _mm512_setzero_si512();
     for (int j = 0; j < tile.count; j += 16) {
       const auto lanes = static_cast<__mmask16>(first_words(tile.count - j));
@@ -290,27 +61,20 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
   }
   float subtract[kRows] = {}, unit[kRows] = {};
   const Entry entry = {subtract, unit};
-  if constexpr (Form::kScaled) {
+  const bool lse = present(c.args->lse);
+  if (Form::kBounded && !c.rule.transform && !c.rule.sigmoid) {
+    lse ? score_code_step<Form::kInteger, true, kRows>(c.rule, t, r0, tile.count, tile.scales,
+                                                       scales, s, weights, entry)
+        : score_code_step<Form::kInteger, false, kRows>(c.rule, t, r0, tile.count, tile.scales,
+                                                        scales, s, weights, entry);
+  } else if constexpr (Form::kScaled) {
     score_code_rows<Form::kInteger>(c, item, t, tile.low, tile.high, r0, kRows, tile.first, 0, end,
                                     tile.scales, scales, s, weights, entry);
   } else {
     score_step_rows(c, item, t, tile.low, tile.high, r0, kRows, tile.first, 0, end, s, weights);
   }
-  const int64_t words = p.head_dim_v / Form::kParts;
-  float* o = t.o + r0 * p.head_dim_v_pad;
-  for (int64_t d = 0; d < words;) {
-    const int64_t left = words - d, at = d * Form::kBytes;
-    if (Form::kParts == 1 && left > 32) {
-      value_keys<Form, kRows, 2 / Form::kParts>(weights, t.shrink + r0, entry, tile.here.v,
-                                                tile.next.v, at, tile.count, first_words(left - 32),
-                                                o + d, p.head_dim_v_pad, words);
-      d += 64;
-    } else {
-      value_keys<Form, kRows, 1>(weights, t.shrink + r0, entry, tile.here.v, tile.next.v, at,
-                                 tile.count, first_words(left), o + d, p.head_dim_v_pad, words);
-      d += 32;
-    }
-  }
+  add_values<Form, kRows>(weights, {t.shrink + r0, entry}, {tile.here.v, tile.next.v}, tile.count,
+                          p.head_dim_v, t.o + r0 * p.head_dim_v_pad, p.head_dim_v_pad);
 }
 
 template <class Form>
@@ -381,22 +145,6 @@ inline bool can_step(const Call& c, const Item& item) {
   }
 }
 
-// Queries as whole numbers of 16 bits, such that no sum of products with int8 leaves 32.
-inline float to_whole(const Bf16* q, int64_t n, int64_t padded, Bf16* out) {
-  float most = 0;
-  for (int64_t d = 0; d < n; ++d) most = std::max(most, std::fabs(to_f32(q[d])));
-  const float largest = n <= 512 ? 32767.0f : 16383.0f;
-  const float by = most > 0 ? largest / most : 0.0f;
-  for (int64_t d = 0; d < padded; d += 16) {
-    const __mmask32 there = first_words(n - d) & 0xffff;
-    const __m256i x = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(there), q + d);
-    const __m512 f = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-    const __m512i i = _mm512_cvtps_epi32(_mm512_mul_ps(f, _mm512_set1_ps(by)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), _mm512_cvtsepi32_epi16(i));
-  }
-  return most / largest;
-}
-
 // Rows of K and V of `count` keys from `first` on, up to sixteen more that repeat the last.
 void find_rows(const Call& c, const Item& item, int64_t first, int count, StepRows* rows) {
   const AttentionArgs& a = *c.args;
@@ -426,6 +174,30 @@ void find_rows(const Call& c, const Item& item, int64_t first, int count, StepRo
   for (int j = count; j % 16 != 0; ++j) {
     rows->k[j] = rows->k[count - 1];
     rows->v[j] = rows->v[count - 1];
+  }
+}
+
+// Asks for the scales and zeros of the tile of keys that item i of a tile, or of the next one, has.
+void ask_for_scales(const Call& c, const Item* items, int count, int i, const StepTile& tile) {
+  int64_t j = tile.first;
+  if (i >= count) {
+    i -= count;
+    j += tile.count;
+  }
+  if (i >= count) return;
+  const int64_t last = items[i].s.seq_kv;
+  for (const int64_t end = j + tile.count < last ? j + tile.count : last; j < end;) {
+    const KeyRun run = key_run(*c.args, items[i].s, items[i].kv_head, j, static_cast<int>(end - j));
+    j += run.count;
+    if (is_float(run.format)) continue;
+    for (const bool of_values : {false, true}) {
+      const KvTokens of =
+          kv_tokens(run.format, *run.form, run.block, run.token, run.count, 0, of_values);
+      for (int b = 0; b < 2 * run.count; b += 64) {
+        ask_for(of.scales + b);
+        if (run.format == KvFormat::int4) ask_for(of.zeros + b);
+      }
+    }
   }
 }
 
@@ -486,7 +258,7 @@ void find_scales(const Call& c, const Item& item, StepTile* tile) {
     tile->whole = tile->whole && all;
     j += run.count;
   }
-  fill_scales(tile->count, &tile->scales);
+  fill_scales(tile->count, kStepKeys, &tile->scales);
 }
 
 // Keys of the tile that begins at `first`: of one format.
@@ -504,6 +276,7 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
   const Sequence& s = items[0].s;
   const KvFormat format = p.paged ? c.args->kv.format : KvFormat::bf16;
   float q_sum[V::kBlockRows], q_unit[V::kBlockRows];
+  int32_t q_bias[V::kBlockRows];
   for (int i = 0; i < count; ++i) {
     const Scratch own = from_row(t, p, i * padded);
     const int32_t flag = has_ordinary_options(c, items[i]) ? 0 : 1;
@@ -516,10 +289,14 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
         _mm512_storeu_si512(q + d, _mm512_maskz_loadu_epi16(first_words(p.head_dim - d), from + d));
       }
       take_row(range, from, p.head_dim);
-      if (format == KvFormat::int4) q_sum[i * padded + r] = sum_of(from, p.head_dim);
+      uint32_t* packed = packed_queries(own, p) + r * p.head_dim_pad / 2;
+      if (format == KvFormat::int4) {
+        pack_nibbles(from, p.head_dim, packed);
+        q_sum[i * padded + r] = sum_of(from, p.head_dim);
+      }
       if (format == KvFormat::int8) {
         q_unit[i * padded + r] =
-            to_whole(from, p.head_dim, p.head_dim_pad, whole_queries(own, p) + r * p.head_dim_pad);
+            pack_bytes(from, p.head_dim, p.head_dim_pad, packed, &q_bias[i * padded + r]);
       }
     }
     if (!is_ordinary(range)) mark_queries(c, items[i], own.exact);
@@ -543,10 +320,13 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
       find_rows(c, item, first, tile.count, &tile.here);
       find_next(c, items, count, i, tile, &tile.next);
       if (!is_float(tile.format)) {
+        // What is asked for where the TLB misses is lost: the first time is for the TLB.
+        ask_for_scales(c, items, count, i + 2, tile);
+        ask_for_scales(c, items, count, i + 1, tile);
         find_scales(c, item, &tile);
         for (int r = 0; r < rows && !tile.whole; ++r) own.exact[r] = 1;
       }
-      const QueryScales scales = {q_sum + i * padded, q_unit + i * padded};
+      const QueryScales scales = {q_sum + i * padded, q_unit + i * padded, q_bias + i * padded};
       switch (tile.format) {
         case KvFormat::fp8_e4m3: step_item<E4m3Form>(c, item, own, tile, scales); break;
         case KvFormat::int8: step_item<Int8Form>(c, item, own, tile, scales); break;

@@ -46,9 +46,10 @@ ArchSet detect_cpu() {
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
   if (!(zmm && f && dq && bw && vl)) return set;
   set |= kArchAvx512;
-  if (c >> 11 & 1) set |= kArchAvx512Vnni | (c >> 1 & 1 ? kArchAvx512Vbmi : 0);
+  const bool vnni = c >> 11 & 1;
+  if (vnni) set |= kArchAvx512Vnni | (c >> 1 & 1 ? kArchAvx512Vbmi : 0);
   uint32_t a1, b1, c1, d1;
-  if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1))
+  if (vnni && a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1))
     set |= kArchAvx512Bf16;
   const bool tiles = (state & 0x60000) == 0x60000;  // tile configuration and data
   const bool amx = d >> 24 & 1, amx_int8 = d >> 25 & 1, amx_bf16 = d >> 22 & 1;

@@ -12,7 +12,7 @@ inline constexpr ArchSet kArchCpu = 1u << 0;         // any CPU: the reference r
 inline constexpr ArchSet kArchAvx2 = 1u << 1;        // AVX2, FMA, F16C
 inline constexpr ArchSet kArchAvx512 = 1u << 2;      // AVX-512 F, BW, DQ, VL
 inline constexpr ArchSet kArchAvx512Vnni = 1u << 3;  // and VNNI
-inline constexpr ArchSet kArchAvx512Bf16 = 1u << 4;  // and BF16
+inline constexpr ArchSet kArchAvx512Bf16 = 1u << 4;  // and VNNI and BF16
 inline constexpr ArchSet kArchAvx512Vbmi = 1u << 5;  // and VNNI and VBMI
 inline constexpr ArchSet kArchAmx =
     1u << 6;  // AMX tiles of int8 and bf16, with AVX-512, VNNI and BF16
@@ -33,7 +33,7 @@ inline constexpr ArchRow kArchs[] = {
     {"avx2", kArchAvx2, kArchCpu, 0, 0},
     {"avx512", kArchAvx512, kArchCpu | kArchAvx2, 0, 0},
     {"avx512vnni", kArchAvx512Vnni, kArchCpu | kArchAvx2 | kArchAvx512, 0, 0},
-    {"avx512bf16", kArchAvx512Bf16, kArchCpu | kArchAvx2 | kArchAvx512, 0, 0},
+    {"avx512bf16", kArchAvx512Bf16, kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni, 0, 0},
     {"avx512vbmi", kArchAvx512Vbmi, kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni, 0, 0},
     {"amx", kArchAmx,
      kArchCpu | kArchAvx2 | kArchAvx512 | kArchAvx512Vnni | kArchAvx512Vbmi | kArchAvx512Bf16, 0,
