@@ -37,6 +37,12 @@ __device__ __forceinline__ float4 cluster_load(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t cluster_load_byte(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared::cluster.u8 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
 // Returns once the kernels before this one have completed and their writes are visible. A kernel
 // launched as dependent reads nothing but weights before it, and writes nothing.
 __device__ __forceinline__ void dependency_wait() {

@@ -29,38 +29,19 @@ struct Few {
   const void* x;     // rows begin at multiples of 16 bytes
   int64_t x_stride;  // in elements
   const uint8_t* w;
-  int64_t w_stride;       // of a panel of 64 rows in frag64, else of a row
+  int64_t w_stride;       // of a row
   const uint8_t* scales;  // of groups of K, where they lie apart from the codes; or null
-  const float* x_blocks;  // scales of 128 columns of x, or null
-  int64_t x_blocks_stride;
   int32_t k, steps, strips;
-  int32_t step_bytes;  // of a unit of frag64
-  int32_t groups,
-      group_shift;    // of a row of w, or of a unit of frag64 (0: none); a group has 2^shift steps
-  int32_t row_shift;  // 2^shift rows share scales
-  int32_t slices;     // warps that share K; 16 is a multiple of it
-  int32_t first_bytes;  // of shared memory before x
+  int32_t groups, group_shift;  // of a row of w; a group has 2^shift steps
+  int32_t row_shift;            // 2^shift rows share scales
+  int32_t slices;               // warps that share K; 16 is a multiple of it
+  int32_t first_bytes;          // of shared memory before x
   DType scale_dtype;
   Finish finish;
 };
 
-// What is multiplied: x and codes in f16 or bf16, or in whole numbers of eight bits.
-enum class FewX { f16, bf16, s8 };
-// How x lies: as it is multiplied, or as codes of fp8, which are exact in f16.
-enum class FewFrom { same, e4m3, e5m2 };
-
-template <FewX kX>
-using FewSum = std::conditional_t<kX == FewX::s8, int32_t, float>;
-
-template <FewX kX>
-__device__ __forceinline__ void few_mma(FewSum<kX> (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1) {
-  if constexpr (kX == FewX::s8) {
-    mma_s8(d, a, b0, b1);
-  } else {
-    mma_16bit<kX == FewX::f16>(d, a, b0, b1);
-  }
-}
+// What is multiplied: x and codes in 16 bits.
+enum class FewX { f16, bf16 };
 
 // Of the warps that share K.
 __device__ __forceinline__ void few_sync(int sub, int slices) {
@@ -71,12 +52,11 @@ __device__ __forceinline__ void few_sync(int sub, int slices) {
   }
 }
 
-// kTiles: of 8 rows of x. kBlocks: scales of 128 columns of x.
-template <class W_, int kTiles_, bool kBlocks_ = false>
+// kTiles: of 8 rows of x.
+template <class W_, int kTiles_>
 struct FewShape {
   using W = W_;
   static constexpr int kTiles = kTiles_, kTokens = kTiles * 8;
-  static constexpr bool kBlocks = kBlocks_;
   static constexpr int kFlight = kTiles == 1 ? 4096 : kTiles == 2 ? 3072 : 2048;  // of a warp
   static constexpr int kDepth = kFlight / W::kCodes + (kTiles == 2 && W::kCodes == 1024 ? 0 : 1);
   static constexpr int kStage = W::kCodes + W::kScales;
@@ -84,16 +64,12 @@ struct FewShape {
   static constexpr int kPart = kTokens * kFewStride * 4;  // bytes
   static constexpr int kTurns = kTiles == 1 ? 2 : 1;      // strips whose sums are kept at a time
   static constexpr int kParts = kFewWarps * kTurns * kPart;
-  // Bytes of x for a step and row, and of its scales.
-  static constexpr int kStepX = W::kStepK * (W::kX == FewX::s8 ? 1 : 2);
-  static_assert(!kBlocks || W::kStepK == 128);
+  static constexpr int kStepX = W::kStepK * 2;  // bytes of x for a step and row
 };
 
 template <class S>
 __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ Few p) {
   using W = typename S::W;
-  using Sum = FewSum<W::kX>;
-  constexpr bool kInteger = W::kX == FewX::s8 && W::kParts == 0;
   extern __shared__ __align__(128) uint8_t few_shared[];
   uint8_t* const shared = few_shared;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane / 4, q = lane % 4;
@@ -114,7 +90,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
   uint8_t* const ring = shared + warp * (S::kDepth * S::kStage);
   float* const parts = reinterpret_cast<float*>(shared + S::kRing);
   float* const sums = reinterpret_cast<float*>(shared + S::kRing + S::kParts);  // of a cluster
-  uint8_t* const sX = shared + p.first_bytes;  // [k / 32 or 64][m][4 lanes][16 bytes]
+  uint8_t* const sX = shared + p.first_bytes;  // [k / 32][m][4 lanes][16 bytes]
 
   // The walk of the copies: strips, and steps inside.
   int ask_strip = begin < end ? first : last, ask_step = begin;
@@ -130,29 +106,22 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
     cp_async_commit();
     if (++ask_slot == S::kDepth) ask_slot = 0;
   };
-  // Weights are nobody's output: they are asked for before the kernels ahead have ended.
-#pragma unroll
-  for (int i = 0; i < S::kDepth - 1; ++i) ask();
   wait_for_others();
-  W::fill(p, own_begin * W::kStepK, own_end * W::kStepK, sX);
-  if constexpr (S::kBlocks) {
-    float* const to = sums;
-    for (int i = threadIdx.x; i < (own_end - own_begin) * S::kTokens; i += kFewThreads) {
-      const int token = i % S::kTokens, at = own_begin + i / S::kTokens;
-      const bool there = token < m && p.x_blocks != nullptr;
-      to[i] = there ? p.x_blocks[token * p.x_blocks_stride + at] : 1.0f;
-    }
-  }
+  // x is asked for before w: behind all that the rings ask for it would wait for some microseconds.
+  W::fill(p, own_begin * W::kStepK, own_end * W::kStepK, sX, [&] {
+#pragma unroll
+    for (int i = 0; i < S::kDepth - 1; ++i) ask();
+  });
   __syncthreads();
 
   // A lane's columns of x; beyond the last one it reads that again: nobody looks at those.
   const uint8_t* mine[S::kTiles];
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) mine[t] = sX + min(t * 8 + quad, m - 1) * 64 + q * 16;
-  const int block_x = m * 64;  // bytes of 32 columns of x (64 of bytes)
+  const int block_x = m * 64;  // bytes of 32 columns of x
   int slot = 0;
   for (int strip = first; strip < last; ++strip) {
-    Sum part[S::kTiles][4] = {};
+    float part[S::kTiles][4] = {};
     float total[S::kTiles][4] = {};
     for (int step = begin; step < end; ++step) {
       cp_async_wait<S::kDepth - 2>();
@@ -174,7 +143,8 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
         for (int h = 0; h < 2; ++h) {
 #pragma unroll
           for (int t = 0; t < S::kTiles; ++t) {
-            few_mma<W::kX>(part[t], a[h], h == 0 ? x[t].x : x[t].z, h == 0 ? x[t].y : x[t].w);
+            mma_16bit<W::kX == FewX::f16>(part[t], a[h], h == 0 ? x[t].x : x[t].z,
+                                          h == 0 ? x[t].y : x[t].w);
           }
           if constexpr (W::kParts > 0) {
             constexpr int kPer = W::kBlocks * 2 / W::kParts;  // products of a part
@@ -186,12 +156,8 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
             for (int t = 0; t < S::kTiles; ++t) {
 #pragma unroll
               for (int i = 0; i < 4; ++i) {
-                float s = scale[i / 2];
-                if constexpr (S::kBlocks) {
-                  s *= sums[(step - own_begin) * S::kTokens + t * 8 + q * 2 + i % 2];
-                }
-                total[t][i] = fmaf(static_cast<float>(part[t][i]), s, total[t][i]);
-                part[t][i] = 0;
+                total[t][i] = fmaf(part[t][i], scale[i / 2], total[t][i]);
+                part[t][i] = 0.0f;
               }
             }
           }
@@ -205,9 +171,8 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
     for (int t = 0; t < S::kTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float v = W::kParts > 0 ? total[t][i] : static_cast<float>(part[t][i]);
-        if constexpr (kInteger) v = __int_as_float(part[t][i]);
-        own[(t * 8 + q * 2 + i % 2) * kFewStride + quad + i / 2 * 8] = v;
+        own[(t * 8 + q * 2 + i % 2) * kFewStride + quad + i / 2 * 8] =
+            W::kParts > 0 ? total[t][i] : part[t][i];
       }
     }
     few_sync(sub, slices);
@@ -215,7 +180,6 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
       for (int item = lane; item < 2 * m; item += 32) {
         const int token = item / 2, c = item % 2 * 8;
         float v[8] = {};
-        int32_t whole[8] = {};
         for (int r = 0; r < slices; ++r) {
           const float* const from = parts +
                                     ((sub * slices + r) * S::kTurns + turn) * (S::kPart / 4) +
@@ -225,16 +189,10 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
           *reinterpret_cast<float4*>(u + 4) = *reinterpret_cast<const float4*>(from + 4);
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
-            if (kInteger) whole[j] += __float_as_int(u[j]);
-            if (!kInteger) v[j] += u[j];
+            v[j] += u[j];
           }
         }
         if (blocks == 1) {
-#pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            if (kInteger) v[j] = static_cast<float>(whole[j]);
-            if (W::kParts == 0) v[j] *= c == 0 ? W::kUpper : W::kLower;
-          }
           if (strip * 16 + c < p.finish.n) {
             scale_row(p.finish, token, strip * 16 + c, v);
             finish_row(p.finish, token, strip * 16 + c, v);
@@ -242,7 +200,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
         } else {
           float* const to = sums + ((strip - strip_of(group - sub)) * S::kTokens + token) * 16 + c;
 #pragma unroll
-          for (int j = 0; j < 8; ++j) to[j] = kInteger ? __int_as_float(whole[j]) : v[j];
+          for (int j = 0; j < 8; ++j) to[j] = v[j];
         }
       }
     if (S::kTurns == 1) few_sync(sub, slices);
@@ -256,21 +214,14 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
     const int strip = i / (m * 2), token = i / 2 % m, c = i % 2 * 8;
     const uint32_t at = smem_address(sums + (strip * S::kTokens + token) * 16 + c);
     float v[8] = {};
-    int32_t whole[8] = {};
     for (int r = 0; r < blocks; ++r) {
       float u[8];
       *reinterpret_cast<float4*>(u) = cluster_load(cluster_address(at, r));
       *reinterpret_cast<float4*>(u + 4) = cluster_load(cluster_address(at + 16, r));
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        if (kInteger) whole[j] += __float_as_int(u[j]);
-        if (!kInteger) v[j] += u[j];
+        v[j] += u[j];
       }
-    }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      if (kInteger) v[j] = static_cast<float>(whole[j]);
-      if (W::kParts == 0) v[j] *= c == 0 ? W::kUpper : W::kLower;
     }
     const int n = (cluster_first + strip) * 16 + c;
     if (n >= p.finish.n) continue;
@@ -307,9 +258,7 @@ static FewPlan few_plan(const Few& p, int places) {
     const int64_t groups = int64_t{clusters} * (16 / slices);
     if (p.strips * groups >= int64_t{1} << 32) return plan;
     const int64_t own = ceil_div(p.strips, clusters) + 1;
-    int sums = cluster == 1 ? 0 : static_cast<int>(own) * S::kTokens * 64;
-    if (S::kBlocks && cluster > 1) continue;
-    if (S::kBlocks) sums = steps * S::kTokens * 4;
+    const int sums = cluster == 1 ? 0 : static_cast<int>(own) * S::kTokens * 64;
     const int first = static_cast<int>(round_up(S::kRing + S::kParts + sums, 128));
     const int64_t shared = first + int64_t{steps} * m * S::kStepX;
     if (shared > kFewShared) continue;
@@ -344,10 +293,9 @@ static Status launch_few(Few p, const FewPlan& plan, const Ctx& ctx) {
 }
 
 // Rows [from, from + count) of x.
-static inline Few few_part(Few p, int from, int count, int x_size) {
+static inline Few few_part(Few p, int from, int count) {
   const Finish& f = p.finish;
-  p.x = static_cast<const uint8_t*>(p.x) + from * p.x_stride * x_size;
-  if (p.x_blocks != nullptr) p.x_blocks += from * p.x_blocks_stride;
+  p.x = static_cast<const uint8_t*>(p.x) + from * p.x_stride * 2;
   if (f.x_scale != nullptr) p.finish.x_scale = f.x_scale + from;
   const auto size = [](DType t) { return t == DType::f32 ? 4 : 2; };
   if (f.residual != nullptr) {
@@ -359,33 +307,26 @@ static inline Few few_part(Few p, int from, int count, int x_size) {
   return p;
 }
 
-template <class W, int kTiles, bool kBlocks>
+template <class W, int kTiles>
 static bool few_launched(const Few& p, const Ctx& ctx, Status* status) {
-  using S = FewShape<W, kTiles, kBlocks>;
+  using S = FewShape<W, kTiles>;
   const FewPlan plan = few_plan<S>(p, ctx.multiprocessors);
   if (plan.cluster > 0) *status = launch_few<S>(p, plan, ctx);
   return plan.cluster > 0;
 }
 
-// Rows of x that do not fit together go in halves.
-template <class W, bool kBlocks = false>
-static Status run_few(const Few& p, int x_size, const Ctx& ctx) {
-  constexpr int kMost = W::kX == FewX::s8 ? 32 : 16;
+// Up to 16 rows of x; those that do not fit together go in halves.
+template <class W>
+static Status run_few(const Few& p, const Ctx& ctx) {
   const int m = p.finish.m;
   Status status = ok();
-  if (m <= 8) {
-    if (few_launched<W, 1, kBlocks>(p, ctx, &status)) return status;
-  } else if (m <= 16) {
-    if (few_launched<W, 2, kBlocks>(p, ctx, &status)) return status;
-  } else if (m <= kMost) {
-    if constexpr (kMost == 32) {
-      if (few_launched<W, 4, kBlocks>(p, ctx, &status)) return status;
-    }
+  if (m <= 8 ? few_launched<W, 1>(p, ctx, &status) : few_launched<W, 2>(p, ctx, &status)) {
+    return status;
   }
   if (m == 1) return error(Code::unsupported, "linear: K = %d is too long", p.k);
-  const int half = m > kMost ? (m - 1) / kMost * kMost : (m + 1) / 2;
-  LB_TRY((run_few<W, kBlocks>(few_part(p, 0, half, x_size), x_size, ctx)));
-  return run_few<W, kBlocks>(few_part(p, half, m - half, x_size), x_size, ctx);
+  const int half = (m + 1) / 2;
+  LB_TRY((run_few<W>(few_part(p, 0, half), ctx)));
+  return run_few<W>(few_part(p, half, m - half), ctx);
 }
 
 }  // namespace

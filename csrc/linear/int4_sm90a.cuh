@@ -4,6 +4,7 @@
 #include "csrc/linear/dense_sm90a.cuh"
 #include "csrc/linear/few_int4_sm80.cuh"
 #include "csrc/linear/stream_int4_sm90a.cuh"
+#include "csrc/linear/units_sm90a.cuh"
 
 namespace lowbit {
 namespace {
@@ -12,8 +13,10 @@ template <class Mma>
 static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Shape& shape,
                                  const Finish& f, int processors, cudaStream_t stream) {
   if (shape.groups > 1) {  // sums of 32 columns
-    return f.m <= 16 ? launch_int4<StreamInt4<Mma, 16, 32>>(x, w, shape, f, processors, stream)
-                     : launch_int4<StreamInt4<Mma, 64, 32>>(x, w, shape, f, processors, stream);
+    if (f.m <= 16) return launch_int4<StreamInt4<Mma, 16, 32>>(x, w, shape, f, processors, stream);
+    // Four sums of 64 rows of x in bytes are more than the registers hold.
+    constexpr int kTokens = std::is_same_v<Mma, MmaS8> ? 32 : 64;
+    return launch_int4<StreamInt4<Mma, kTokens, 32>>(x, w, shape, f, processors, stream);
   }
   if (f.m <= 16) return launch_int4<StreamInt4<Mma, 16, 128>>(x, w, shape, f, processors, stream);
   if (f.m <= 32) return launch_int4<StreamInt4<Mma, 32, 128>>(x, w, shape, f, processors, stream);
@@ -21,15 +24,26 @@ static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Sh
   return launch_int4<StreamInt4<Mma, 128, 128>>(x, w, shape, f, processors, stream);
 }
 
+// With units of few panels the blocks' start and end take longer than what they gain between.
 template <class Mma>
 static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
   const Weight& w = args.w;
   const FragUnit unit = frag_unit(w.format, {w.n, w.k});
-  if (better_few(args.x.shape[0], w.n, ctx.multiprocessors)) {
-    return run_few_int4<std::is_same_v<Mma, MmaF16>>(args, ctx);
-  }
   Matrix x;
   LB_TRY(x_matrix(args, ctx, &x));
+  const int64_t m = args.x.shape[0];
+  if constexpr (std::is_same_v<Mma, MmaS8>) {
+    if (m <= kUnitTokens && w.k <= kUnitColumns) {
+      return run_unit_call<UnitX::s8, kUnitTokens>(args, x, ctx);
+    }
+  } else {
+    constexpr bool kHalf = std::is_same_v<Mma, MmaF16>;
+    constexpr UnitX kX = kHalf ? UnitX::f16 : UnitX::bf16;
+    if (m <= 8 && ceil_div(w.n, kFragRows) > 2 * ctx.multiprocessors && w.k <= kUnitColumns) {
+      return run_unit_call<kX, 8>(args, x, ctx);
+    }
+    if (better_few(m, w.n, ctx.multiprocessors)) return run_few_int4<kHalf>(args, ctx);
+  }
   const Int4Shape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                            static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                            static_cast<int32_t>(unit.groups), w.format.scale_dtype};

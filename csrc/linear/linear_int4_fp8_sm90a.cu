@@ -4,11 +4,11 @@
 // Shapes    any; up to 16 rows of x at a time.
 // Layout    frag64: groups of 32, 64 or 128, or one scale a row, or one for all.
 // Bound     memory: half a byte a weight and its share of the scale.
-// Method    few_sm90a.cuh with x as f16, which holds every code of fp8: sums are those of f16 and
+// Method    units_sm90a.cuh with x as f16, which holds every code of fp8: sums are those of f16 and
 //           not of the tensor cores for fp8, which keep 14 bits.
 // Source    NVIDIA, PTX ISA: mma, cvt.
 // Measured  NOTES.md.
-#include "csrc/linear/few_codes_sm90a.cuh"
+#include "csrc/linear/units_sm90a.cuh"
 
 namespace lowbit {
 namespace {
@@ -17,9 +17,9 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   Matrix x;
   LB_TRY(x_matrix(args, ctx, &x));
   if (args.x.dtype == DType::e5m2) {
-    return run_few_frag<FewX::f16, FewFrom::e5m2>(args, x, ctx);
+    return run_unit_call<UnitX::f16, kUnitTokens, UnitFrom::e5m2>(args, x, ctx);
   }
-  return run_few_frag<FewX::f16, FewFrom::e4m3>(args, x, ctx);
+  return run_unit_call<UnitX::f16, kUnitTokens, UnitFrom::e4m3>(args, x, ctx);
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // w lies in frag64 (format/layout.h), where 16 bytes of a thread are what it multiplies next, so a
 // stage is two runs of bytes: 128 of K of two panels of 64 rows, scales behind the codes
 // (decode_int4.cuh). Products of a group of K are added in the tensor core, their sum enters the
-// total times its scale.
+// total times its scale. With x in bytes the lanes of four first exchange codes, because frag64 has
+// them in the order of 16-bit fragments.
 #pragma once
 
 #include "csrc/linear/decode_int4.cuh"
@@ -17,13 +18,19 @@ struct StreamInt4 {
   using Mma = Mma_;
   static constexpr int kTokens = kTokens_, kGroup = kGroup_, kParts = 128 / kGroup;
   static_assert(kTokens * kParts <= 256);  // registers
-  static constexpr bool kHalf = std::is_same_v<Mma, MmaF16>;
+  static constexpr bool kHalf = std::is_same_v<Mma, MmaF16>, kBytes = std::is_same_v<Mma, MmaS8>;
+  static constexpr int kElement = kBytes ? 1 : 2;
+  static constexpr int kColumns = kBytes ? 32 : 16,
+                       kSteps = 64 / kColumns;  // of a product; of a half
+  // What the scales of the upper and lower rows are multiplied by.
+  static constexpr float kUpper = kBytes ? 1.0f / 16 : 1.0f;
+  static constexpr float kLower = kBytes ? 1.0f / 16 : kLowerRows<kHalf>;
   static constexpr int kK = 128;  // of a stage
   static constexpr int kCodes = 64 * kK / 2;
-  static constexpr int kUnit = kCodes + 64 * kParts * 4;  // f32 scales; 16-bit ones leave a gap
-  static constexpr int kStage = 2 * kTokens * 128 + 2 * kUnit;
+  static constexpr int kUnit = kCodes + 64 * kParts * 4;   // f32 scales; 16-bit ones leave a gap
+  static constexpr int kTiles = kTokens * 128 * kElement;  // bytes of x in a stage
+  static constexpr int kStage = kTiles + 2 * kUnit;
   static constexpr int kBlocks = kTokens >= 64 || kParts == 4 ? 1 : 2;  // of a multiprocessor
-  static constexpr int kTiles = kTokens * 256;                          // bytes of x in a stage
   static constexpr int kRing = (kBlocks == 2 ? kStreamShared : 220 * 1024) - 1024;
   // x first in every stage, for its alignment; the units of all stages behind.
   static constexpr int kFit = kRing / kStage;
@@ -37,6 +44,22 @@ struct Int4Shape {
   int32_t groups;                     // of K in a unit; 0: its scales are in Finish
   DType scale_dtype;                  // of the scales in a unit
 };
+
+// 32 codes of a thread into its fragments of two steps of 32 of K in bytes, less 8 and 16 times
+// their value. Columns 4 q to 4 q + 3 of 16 lie with two of the four lanes.
+__device__ __forceinline__ void decode_bytes(const uint4& w, uint32_t (&f)[2][4]) {
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+  const int lane = threadIdx.x % 32, from = (lane & ~3) + lane % 2 * 2;
+  const uint32_t order = lane % 4 < 2 ? 0x6420 : 0x7531;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t low = __shfl_sync(~0u, words[j], from);
+    const uint32_t high = __shfl_sync(~0u, words[j], from + 1);
+    const uint32_t own = __byte_perm(low, high, order);
+    f[j / 2][j % 2 * 2] = ((own << 4) & 0xF0F0F0F0u) ^ 0x80808080u;
+    f[j / 2][j % 2 * 2 + 1] = (own & 0xF0F0F0F0u) ^ 0x80808080u;
+  }
+}
 
 // Bands of 8 tiles of x, one tile of w after the other inside: what runs at one time shares both.
 template <class S>
@@ -86,9 +109,11 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
                     w + (int64_t{tile * 2 + p} * shape.units + unit) * shape.unit_bytes,
                     shape.unit_bytes, bar, once);
         }
-        uint8_t* const sX = shared + ring.slot * S::kTiles;  // 2 x (kTokens, 64 of K)
+        uint8_t* const sX = shared + ring.slot * S::kTiles;  // 2 x (kTokens, 64 of K), or all 128
         tma_load(sX, &map_x, unit * 128, first, bar, often);
-        tma_load(sX + S::kTokens * 128, &map_x, unit * 128 + 64, first, bar, often);
+        if constexpr (!S::kBytes) {
+          tma_load(sX + S::kTokens * 128, &map_x, unit * 128 + 64, first, bar, often);
+        }
         advance(ring);
       }
     }
@@ -96,7 +121,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
   } else {
     uint32_t d[S::kTokens / 2];  // f32: (64 rows of w, kTokens) of the group
     uint32_t part[S::kParts][S::kTokens / 2];
-    uint32_t frag[2][4][4];
+    uint32_t frag[2][S::kSteps][4];
     float scale[S::kParts][2], next_scale[S::kParts][2];
 #pragma unroll
     for (uint32_t& v : d) v = 0;
@@ -117,22 +142,29 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
             next_scale[p][i] =
                 shape.groups == 0 ? 1.0f : load_float(unit + S::kCodes, shape.scale_dtype, row);
           }
-          next_scale[p][1] *= kLowerRows<S::kHalf>;
+          next_scale[p][0] *= S::kUpper;
+          next_scale[p][1] *= S::kLower;
         }
       }
-      decode<S::kHalf>(*reinterpret_cast<const uint4*>(unit + kHalf * 2048 + t % 128 * 16),
-                       frag[kHalf]);
+      const uint4& codes = *reinterpret_cast<const uint4*>(unit + kHalf * 2048 + t % 128 * 16);
+      if constexpr (S::kBytes) {
+        decode_bytes(codes, frag[kHalf]);
+      } else {
+        decode<S::kHalf>(codes, frag[kHalf]);
+      }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) pin(frag[kHalf][j]);
+      for (int j = 0; j < S::kSteps; ++j) pin(frag[kHalf][j]);
     };
     const auto issue = [&](auto half, const Ring<S::kStages>& at) {
       constexpr int kHalf = decltype(half)::value;
-      const uint64_t x = wgmma_tile(shared + at.slot * S::kTiles + kHalf * S::kTokens * 128);
+      const uint64_t x =
+          wgmma_tile(shared + at.slot * S::kTiles + (S::kBytes ? 0 : kHalf * S::kTokens * 128)) +
+          (S::kBytes ? kHalf * S::kSteps * kTileStep : 0);
       wgmma_fence();
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        constexpr int kSteps = S::kGroup / 16;  // of a part
-        const int step = kHalf * 4 + j;
+      for (int j = 0; j < S::kSteps; ++j) {
+        constexpr int kSteps = S::kGroup / S::kColumns;  // of a part
+        const int step = kHalf * S::kSteps + j;
         Wgmma<typename S::Mma, S::kTokens>::rs(part[step / kSteps], frag[kHalf][j],
                                                x + j * kTileStep, step % kSteps > 0);
       }
@@ -145,8 +177,9 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
         pin(part[p]);
 #pragma unroll
         for (int i = 0; i < S::kTokens / 2; ++i) {
-          d[i] = __float_as_uint(
-              fmaf(__uint_as_float(part[p][i]), scale[p][i / 2 % 2], __uint_as_float(d[i])));
+          const float sum = S::kBytes ? static_cast<float>(static_cast<int32_t>(part[p][i]))
+                                      : __uint_as_float(part[p][i]);
+          d[i] = __float_as_uint(fmaf(sum, scale[p][i / 2 % 2], __uint_as_float(d[i])));
         }
       }
       if (t % 128 == 0) barrier_arrive(&empty[at.slot]);
@@ -194,7 +227,7 @@ static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shap
   CUtensorMap map_x = {};
   cudaError_t e = cudaSuccess;
   if (x.columns > 0) {
-    e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, S::kTokens}, &map_x);
+    e = tile_map({x.data, x.rows, x.columns, x.row_bytes, S::kElement, S::kTokens}, &map_x);
     if (e != cudaSuccess) return e;
   }
   static std::atomic<uint64_t> asked = 0;
