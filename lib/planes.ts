@@ -85,7 +85,7 @@ function assemble(
     }
     for (let i = 0; i < rows * groups; i++) {
       const to = (Math.floor(i / groups) * count + p) * groups + (i % groups)
-      scales[to] = (plane.scales[i] as number) * stored.factor
+      scales[to] = Number(plane.scales[i]) * stored.factor
     }
   }
   return canonical({
@@ -108,6 +108,13 @@ function halvesOf(values: Float32Array, format: 'f16' | 'bf16'): Uint16Array {
  * OneBit (Xu et al., OneBit: Towards Extremely Low-bit Large Language Models, 2024) is one plane whose scales are its
  * output vector h, and `linear(mul(x, g), w)` with its input vector g; where x comes out of {@link rmsNorm}, g may be folded
  * into that op's weight instead. BinaryDM (Zheng et al., 2024) is two planes.
+ *
+ * @example
+ * ```ts
+ * // A OneBit layer: signs [n, k] as floats or as -1 and 1, g [k], h [n].
+ * const w = device.load(signPlanes([{ codes: signs, scales: h }], [n, k]))
+ * const y = linear(mul(x, device.tensor(g, [k])), w)
+ * ```
  *
  * @param planes 1 to 8 of them, codes of any sign.
  * @param shape [N, K]; with several planes K is a multiple of 32, and of the group.

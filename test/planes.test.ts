@@ -11,11 +11,13 @@ import {
   lowRankPlanes,
   lowRankTerms,
   mul,
+  parseSafetensors,
   type QuantizedWeight,
   quantize,
   rmsNorm,
   type Scheme,
   serialize,
+  serializeSafetensors,
   signPlanes,
   type Tensor,
 } from 'lowbit'
@@ -404,6 +406,22 @@ describe('the forms of papers', () => {
   ])('refused %#', (call, code, text) => {
     expect(refusal(call)).toMatchObject({ code, message: expect.stringMatching(text) })
   })
+})
+
+test('a file whose planes are not those of its arrays', () => {
+  const q = quantize(new Random(9).floats(2 * 64), [2, 64], { format: 'int1', planes: 2, groupSize: 32 })
+  const { tensors, metadata } = parseSafetensors(serialize({ q }))
+  const line = metadata.get('lowbit:q') as string
+  for (const [planes, text] of [
+    ['3', /'q': .*expected 48 bytes of codes but got 32/],
+    ['1', /'q': .*expected 16 bytes of codes but got 32/],
+    ['99', /'q': .*1 to 8 planes but got 99/],
+    ['"2"', /'q': .*planes to be a whole number/],
+  ] as const) {
+    const words = new Map(metadata).set('lowbit:q', line.replace('"planes":2', `"planes":${planes}`))
+    const error = refusal(() => deserialize(serializeSafetensors(tensors, words)))
+    expect(error).toMatchObject({ code: 'ERR_FILE', message: expect.stringMatching(text) })
+  }
 })
 
 describe('refusals', () => {
