@@ -346,14 +346,16 @@ eachRow('attention', (row) => {
       [70, 200],
       [193, 193],
     ] as const) {
-      const sizes = { lengths: [[seqQ, seqKv]] as const, format, heads: 4, kvHeads: 2, headDim: 32 }
-      const dtype = random.pick(dtypes)
-      check(
-        row,
-        two,
-        callOf(random, { ...sizes, dtype, pageSize: random.pick([8, 32, 256]) }, { causal: true }),
-        31,
-      )
+      for (const headDim of seqQ < 70 ? [32, 64, 128] : [64]) {
+        const sizes = { lengths: [[seqQ, seqKv]] as const, format, heads: 4, kvHeads: 2, headDim }
+        const dtype = random.pick(dtypes)
+        check(
+          row,
+          two,
+          callOf(random, { ...sizes, dtype, pageSize: random.pick([8, 32, 256]) }, { causal: true }),
+          31,
+        )
+      }
     }
     const mixed = [
       [1, 900],
@@ -373,6 +375,7 @@ eachRow('attention', (row) => {
       dtype: random.pick(dtypes),
     }
     check(row, three, callOf(random, sizes, { causal: true, windowLeft: 500 }), 31)
+    check(row, three, callOf(random, { ...sizes, headDimV: 64 }, { causal: true, windowLeft: 500 }), 31)
     const prefix = { tokens: 7, dtype: all ? 'bf16' : (about.kvFormats[0] as Float) } as const
     check(
       row,
@@ -380,6 +383,7 @@ eachRow('attention', (row) => {
       callOf(random, { ...sizes, prefix }, { causal: true, sinks: numbers(random, 8, 'f32', 0, 4) }),
       31,
     )
+    check(row, three, callOf(random, { ...sizes, headDimV: 64, prefix }, { causal: true }), 31)
   })
 
   test.each(about.kvFormats)('%s: the same bits for one, two and three threads', (format) => {
@@ -404,23 +408,29 @@ eachRow('attention', (row) => {
     '%s: a token that holds NaN or inf reaches the rows that see it and no other',
     (format) => {
       const random = new Random(5)
-      for (const seqQ of [2, 40]) {
+      for (const [seqQ, headDim] of [
+        [2, 16],
+        [40, 16],
+        [7, 64],
+        [40, 128],
+      ] as const) {
         for (const bad of [nan, inf]) {
           const sizes = {
             lengths: [[seqQ, 60]] as const,
             format,
             heads: 2,
-            headDim: 16,
+            headDim,
             dtype: dtypes[0] ?? 'f32',
           }
           const clean = callOf(random, sizes, { causal: true })
           const j = 60 - Math.ceil(seqQ / 2)
-          const rawV = clean.rawV.map((x, i) => (i === j * 16 + 5 ? bad : x))
+          const rawV = clean.rawV.map((x, i) => (i === j * headDim + 5 ? bad : x))
           const [want, got] = [run(row, two, clean), run(row, two, { ...clean, rawV })]
-          const first = j - (60 - seqQ) // the first query that sees it
-          expectSame(got.out.slice(0, first * 32), want.out.slice(0, first * 32), `${format} ${bad} before`)
-          for (let i = first; i < seqQ; i++)
-            expect([format, bad, i, Number.isFinite(got.out[i * 32 + 5])]).toEqual([format, bad, i, false])
+          const width = 2 * headDim
+          const before = (j - (60 - seqQ)) * width // of the first query that sees it
+          expectSame(got.out.slice(0, before), want.out.slice(0, before), `${format} ${bad} before`)
+          for (let at = before; at < seqQ * width; at += width)
+            expect([format, bad, at, Number.isFinite(got.out[at + 5])]).toEqual([format, bad, at, false])
         }
       }
     },

@@ -28,7 +28,7 @@ AttentionTable attention_table() {
 static bool fits(const AttentionArgs& a, const AttentionSpec& spec) {
   if (!has(spec.dtypes, a.q.dtype)) return false;
   if (present(a.bias) && !spec.bias) return false;
-  if (is_paged(a) && !has(spec.paged, a.kv.format)) return false;
+  if (is_paged(a) ? !has(spec.paged, a.kv.format) : !spec.tensors) return false;
   if (present(a.prefix_rows) && !has(spec.paged, a.kv.prefix_format)) return false;
   for (const int64_t dim : {head_dim_of(a), head_dim_v_of(a)}) {
     if (spec.head_dim_max > 0 && dim > spec.head_dim_max) return false;

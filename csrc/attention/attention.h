@@ -81,6 +81,7 @@ struct AttentionSpec {
   int64_t head_dim_multiple;  // both are multiples of this
   KvFormatSet paged = 0;      // the formats of a cache that the row reads
   bool bias = false;          // whether it adds one
+  bool tensors = true;        // whether it reads k and v that are tensors
 };
 
 using AttentionKernel = Kernel<AttentionArgs, AttentionSpec>;

@@ -122,8 +122,9 @@ export function expectAttention(
   label: string,
 ): void {
   const want = refAttention(call, exact)
-  // A row of bf16 products has its weights in bf16, as a plain loop in that dtype has.
-  const weight = row.includes('_bf16_') ? (x: number) => roundTo('bf16', x) : Math.fround
+  // A row of bf16 or f16 products has its weights in that dtype, as a plain loop in it has.
+  const dtype = (['bf16', 'f16'] as const).find((name) => row.includes(`_${name}_`))
+  const weight = dtype === undefined ? Math.fround : (x: number) => roundTo(dtype, x)
   const forwards = refAttention(call, Math.fround, false, weight)
   const backwards = refAttention(call, Math.fround, true, weight)
   // A plain loop adds in some order; of two, the one that is worse at each place.
