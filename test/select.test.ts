@@ -226,6 +226,7 @@ test('no legal call of attention is left without a row, and each takes the first
     dtypes: DType[]
     headDimMax: number
     headDimMultiple: number
+    tensors: boolean
   }
   const rows = rowsOf('attention') as AttentionRow[]
   for (const dtype of ['f32', 'f16', 'bf16'] as const) {
@@ -236,6 +237,7 @@ test('no legal call of attention is left without a row, and each takes the first
             const device = has(archs)
             const call = { ...decode, dtype, headDim, headDimV, seqQ }
             const fits = (row: AttentionRow) =>
+              row.tensors &&
               row.dtypes.includes(dtype) &&
               [headDim, headDimV].every(
                 (dim) => (row.headDimMax === 0 || dim <= row.headDimMax) && dim % row.headDimMultiple === 0,
