@@ -1,6 +1,6 @@
 /** What is timed: the shapes that models of 7 to 9 billion parameters have, in one list. */
 import type { FloatDType, GroupSize } from '../quantize'
-import type { Compute, Format, ZeroPoint } from '../words'
+import type { Compute, Format, KvFormat, ZeroPoint } from '../words'
 
 /** [N, K] of the matrices of a Llama-3-8B or Mistral-7B layer, and a square one. */
 export const linearShapes: Readonly<Record<string, readonly [number, number]>> = {
@@ -45,14 +45,22 @@ export interface AttentionShape {
   readonly headDim: number
   readonly heads?: number
   readonly kvHeads?: number
+  /** Keys and values lie in the pages of a cache of this format. */
+  readonly kv?: KvFormat
 }
 
-/** Decode: one token against a cache. Prefill: causal, from nothing or behind a cache. */
+/** Decode: one token against keys and values; paged: against those of a cache's pages. Prefill: causal, from nothing or behind a cache. */
 export const attentionShapes: Readonly<Record<string, AttentionShape>> = {
   'decode-64-2k': { seqQ: 1, seqKv: 2048, headDim: 64 },
   'decode-64-8k': { seqQ: 1, seqKv: 8192, headDim: 64 },
   'decode-128-2k': { seqQ: 1, seqKv: 2048, headDim: 128 },
   'decode-128-8k': { seqQ: 1, seqKv: 8192, headDim: 128 },
+  'paged-64-8k-bf16': { seqQ: 1, seqKv: 8192, headDim: 64, kv: 'bf16' },
+  'paged-64-8k-int8': { seqQ: 1, seqKv: 8192, headDim: 64, kv: 'int8' },
+  'paged-64-8k-int4': { seqQ: 1, seqKv: 8192, headDim: 64, kv: 'int4' },
+  'paged-128-8k-bf16': { seqQ: 1, seqKv: 8192, headDim: 128, kv: 'bf16' },
+  'paged-128-8k-int8': { seqQ: 1, seqKv: 8192, headDim: 128, kv: 'int8' },
+  'paged-128-8k-int4': { seqQ: 1, seqKv: 8192, headDim: 128, kv: 'int4' },
   'prefill-64-512': { seqQ: 512, seqKv: 512, headDim: 64 },
   'prefill-64-2k': { seqQ: 2048, seqKv: 2048, headDim: 64 },
   'prefill-128-512': { seqQ: 512, seqKv: 512, headDim: 128 },

@@ -1,4 +1,5 @@
 /** What is timed against rivals: which calls are the same work, and how many times as fast ours shall be. */
+import type { KvFormat } from '../words'
 import type { LinearConfig } from './cases'
 
 /** A call of a rival that does the work of one of ours. */
@@ -11,8 +12,8 @@ export type Rival =
       /** What else it is told. */
       readonly [property: string]: string | number | boolean
     }
-  /** Another configuration of our own. */
-  | { readonly peer: 'own'; readonly config: LinearConfig }
+  /** Another configuration of our own: of linear, or of the cache of an attention of this shape. */
+  | { readonly peer: 'own'; readonly config?: LinearConfig; readonly kv?: KvFormat }
 
 /** Rivals of which the best counts, and the least ratio to it: their time over ours. */
 export interface Field {
@@ -166,12 +167,33 @@ const decodeRivals = [ggml('f16'), ggml('bf16'), grouped]
 const prefill: AttentionDuel = { fields: [{ rivals: prefillRivals, bar: 2.5, barAll: 2.5 }] }
 const decode: AttentionDuel = { fields: [{ rivals: decodeRivals, bar: 3, barAll: 2.5 }] }
 
-/** By the name of a shape in cases.ts; q, k and v of ours in bf16, of rivals in what they have. */
+const ownBf16: Rival = { peer: 'own', kv: 'bf16' }
+const pagedBf16: AttentionDuel = { fields: [{ rivals: decodeRivals, bar: 3, barAll: 2.5 }], percentBar: 70 }
+const pagedInt8: AttentionDuel = {
+  fields: [
+    { rivals: [ggml('q8_0')], bar: 5, barAll: 5 },
+    { rivals: [ownBf16], bar: 1.6, barAll: 1.6 },
+  ],
+}
+const pagedInt4: AttentionDuel = {
+  fields: [
+    { rivals: [ggml('q4_0', { error: 0.1 })], bar: 5, barAll: 5 },
+    { rivals: [ownBf16], bar: 2.4, barAll: 2.4 },
+  ],
+}
+
+/** By the name of a shape in cases.ts; q of ours in bf16, k and v too unless a cache has them, of rivals in what they have. */
 export const attentionDuels: Readonly<Record<string, AttentionDuel>> = {
   'decode-64-2k': decode,
   'decode-64-8k': { ...decode, percentBar: 70 },
   'decode-128-2k': decode,
   'decode-128-8k': { ...decode, percentBar: 70 },
+  'paged-64-8k-bf16': pagedBf16,
+  'paged-64-8k-int8': pagedInt8,
+  'paged-64-8k-int4': pagedInt4,
+  'paged-128-8k-bf16': pagedBf16,
+  'paged-128-8k-int8': pagedInt8,
+  'paged-128-8k-int4': pagedInt4,
   'prefill-64-512': prefill,
   'prefill-64-2k': prefill,
   'prefill-128-512': prefill,

@@ -21,7 +21,10 @@ import { ourRunner, type Runner, runRounds } from './rounds'
 import type { BenchCase, BenchContext, BenchOptions, BenchSink, Named } from './run'
 import { percentile } from './time'
 
-/** A rival's result may be so far from the exact one: x is quantised to 8 bits in the roughest of them. */
+/**
+ * A rival's result may be so far from the exact one: x is quantised to 8 bits in the roughest of them. One whose keys and
+ * values have 4 bits says itself how far.
+ */
 const largestError = 0.03
 
 /** A rival that takes part in the rounds. */
@@ -61,7 +64,8 @@ async function rivalRunner(
     context.device.syncSync()
     const wrong = own.check()
     if (wrong !== undefined) throw new LowbitError('ERR_INTERNAL', `${own.shape} is wrong: ${wrong}`)
-    return { ...ourRunner(`our ${rival.config.format}`, context.device, own.launch), version: '' }
+    const format = rival.config?.format ?? rival.kv
+    return { ...ourRunner(`our ${format}`, context.device, own.launch), version: '' }
   }
   const { peer: name, ...call } = rival
   const peer = await peers.get(name)
@@ -74,7 +78,7 @@ async function rivalRunner(
       ...sizes,
       ...{ threads: context.threads, coldBytes: cold },
     })
-    if (!(error <= largestError)) {
+    if (!(error <= (typeof call.error === 'number' ? call.error : largestError))) {
       sink.note(`${label}: its result is ${(100 * error).toFixed(1)} % from the exact one: the call is wrong`)
       return undefined
     }
@@ -211,8 +215,8 @@ async function duelOf(
   const contextOfMs = { ...context, options }
   const other = duel.ms
     .flatMap(({ fields }) => fields.flatMap(({ rivals }) => rivals))
-    .find((rival) => rival.peer === 'own')
-  const own = other === undefined ? undefined : linearCasesOf(contextOfMs, other.config, shape)
+    .flatMap((rival) => (rival.peer === 'own' ? (rival.config ?? []) : []))[0]
+  const own = other && linearCasesOf(contextOfMs, other, shape)
   let lines = 0
   let at = 0
   try {
@@ -310,8 +314,17 @@ export async function runAttentionDuels(
       const shape = attentionShapes[name] as AttentionShape
       const { seqQ, seqKv, headDim, heads = 32, kvHeads = 8 } = shape
       const spec = { rows: seqQ, op: 'attention', seqQ, seqKv, headDim, heads, kvHeads }
-      for (const ours of attentionCaseOf(arena.context, 'bf16', { name, shape })) {
-        lines += await fight(arena, name, attentionDuels[name] as AttentionDuel, ours, undefined, spec)
+      const duel = attentionDuels[name] as AttentionDuel
+      const kv = duel.fields
+        .flatMap(({ rivals }) => rivals)
+        .flatMap((rival) => (rival.peer === 'own' ? (rival.kv ?? []) : []))[0]
+      const other = kv && attentionCaseOf(arena.context, 'bf16', { name, shape: { ...shape, kv } })
+      try {
+        for (const ours of attentionCaseOf(arena.context, 'bf16', { name, shape })) {
+          lines += await fight(arena, name, duel, ours, other?.next().value ?? undefined, spec)
+        }
+      } finally {
+        other?.return(undefined)
       }
     }
     return lines
