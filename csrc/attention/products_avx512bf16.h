@@ -26,12 +26,39 @@
 namespace lowbit {
 namespace {
 
-// The rows of keys and values of a tile; what fills up the last sixteen repeats the last one.
-// `next` is what is asked for meanwhile.
-struct Rows {
-  const uint8_t* const* here;
-  const uint8_t* const* next;
+// The rows of keys or of values of a tile; what fills up the last sixteen repeats the last one.
+using Rows = const uint8_t* const*;
+
+// What comes next, in pieces: asked for line by line between products, so that it is on its way to
+// L2 meanwhile. Where sixteen or eight lines were asked for at once, some came too late or never.
+struct Ahead {
+  static constexpr int kMost = 160;  // two for each key of a tile, and more than pages of 8 make
+  struct Piece {
+    const uint8_t *at, *end;
+  };
+  Piece pieces[kMost];
+  int count, taken;
+  Piece here;
 };
+inline void start(Ahead& a) {
+  a.count = a.taken = 0;
+  a.here = {};
+}
+inline void add(Ahead& a, const uint8_t* at, int64_t bytes) {
+  if (a.count < Ahead::kMost && bytes > 0) a.pieces[a.count++] = {at, at + bytes};
+}
+template <int kLines>
+[[gnu::always_inline]] inline void ask(Ahead& a) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLines; ++i) {
+    if (a.here.at >= a.here.end) {
+      if (a.taken == a.count) return;
+      a.here = a.pieces[a.taken++];
+    }
+    __builtin_prefetch(a.here.at, 0, 2);  // into L2
+    a.here.at += 64;
+  }
+}
 
 // Queries as the scores take them, rows r0 to r0 + 3.
 struct Queries {
@@ -42,12 +69,6 @@ struct Queries {
 };
 
 inline __m512i set_pair(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
-
-inline void ask_for(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }  // into L2
-[[gnu::always_inline]] inline void ask_for_rows(const uint8_t* const* row, int64_t at) {
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) ask_for(row[i] + at);
-}
 
 // Lane i: the sum over the lanes of x[i].
 [[gnu::always_inline]] inline __m512 add_across(__m512 (&x)[16]) {
@@ -154,7 +175,7 @@ template <int kPart>
 
 // s[r][j] = q[r] . k[j] for kRows rows and `count` keys: dimensions in lanes.
 template <class Form, int kRows, bool kWhole>
-void score_words(const Queries& q, const Rows& k, int count, int64_t head_dim, float* s) {
+void score_words(const Queries& q, Rows k, Ahead& next, int count, int64_t head_dim, float* s) {
   constexpr int kKeys = 16 / kRows;
   for (int n = 0; n < count; n += kKeys) {
     __m512 acc[16];
@@ -168,8 +189,8 @@ void score_words(const Queries& q, const Rows& k, int count, int64_t head_dim, f
       const int64_t at = d * Form::kBytes;
 #pragma GCC unroll 16
       for (int j = 0; j < kKeys; ++j) {
-        if (at % 64 == 0) ask_for(k.next[n + j] + at);
-        const __m512i x = Form::template words<kWhole>(there, k.here[n + j] + at);
+        if (Form::kBytes == 2 || j % 2 == 0) ask<1>(next);
+        const __m512i x = Form::template words<kWhole>(there, k[n + j] + at);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) acc[r * kKeys + j] = dot(acc[r * kKeys + j], a[r], x);
       }
@@ -234,8 +255,8 @@ inline void pack_nibbles(const Bf16* q, int64_t n, uint32_t* out) {
 
 // The same scores in units of what queries are multiplied with: keys in lanes.
 template <int kRows, bool kWhole>
-[[gnu::noinline]] void score_bytes(const Queries& q, const Rows& k, int count, int64_t head_dim,
-                                   float* s) {
+[[gnu::noinline]] void score_bytes(const Queries& q, Rows k, Ahead& next, int count,
+                                   int64_t head_dim, float* s) {
   constexpr int kWays = 4 / kRows;  // eight sums hide the latency
   const __m512i flip = _mm512_set1_epi8(-128);
   for (int n = 0; n < count; n += 16) {
@@ -246,10 +267,11 @@ template <int kRows, bool kWhole>
     }
     for (int64_t at = 0; at < head_dim; at += 32) {
       __m512i x[8];
-      transpose_rows<kWhole>(k.here + n, at, first_words(head_dim - at), x);
-      if (at % 64 == 0) ask_for_rows(k.next + n, at);
+      transpose_rows<kWhole>(k + n, at, first_words(head_dim - at), x);
+      ask<1>(next);  // of scales
 #pragma GCC unroll 8
       for (int c = 0; c < 8; ++c) {
+        ask<1>(next);
         x[c] = _mm512_xor_si512(x[c], flip);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
@@ -274,7 +296,7 @@ template <int kRows, bool kWhole>
 }
 
 template <int kRows>
-void score_nibbles(const Queries& q, const Rows& k, int count, int64_t head_dim, float* s) {
+void score_nibbles(const Queries& q, Rows k, Ahead& next, int count, int64_t head_dim, float* s) {
   constexpr int kWays = 8 / kRows;  // eight sums hide the latency
   for (int n = 0; n < count; n += 16) {
     __m512 acc[kRows][kWays];
@@ -282,10 +304,11 @@ void score_nibbles(const Queries& q, const Rows& k, int count, int64_t head_dim,
     for (int i = 0; i < 8; ++i) acc[i / kWays][i % kWays] = _mm512_setzero_ps();
     for (int64_t at = 0; at < head_dim / 2; at += 32) {
       __m512i x[8];
-      transpose_rows<true>(k.here + n, at, 0, x);
-      if (at % 64 == 0) ask_for_rows(k.next + n, at);
+      transpose_rows<true>(k + n, at, 0, x);
+      ask<1>(next);  // of scales
 #pragma GCC unroll 8
       for (int c = 0; c < 8; ++c) {
+        ask<1>(next);
         const __m512i part[4] = {nibbles<0>(x[c]), nibbles<1>(x[c]), nibbles<2>(x[c]),
                                  nibbles<3>(x[c])};
 #pragma GCC unroll 4
@@ -379,9 +402,9 @@ template <class Form>
 
 // o[r] takes in p[r][j] * v[j] for `count` keys, for kRows rows and the 64 dimensions from d on.
 template <class Form, int kRows, bool kWhole>
-[[gnu::always_inline]] inline void value_pairs(const uint32_t* p, const Take& take, const Rows& v,
-                                               int64_t d, int64_t left, int count, float* o,
-                                               int64_t o_stride) {
+[[gnu::always_inline]] inline void value_pairs(const uint32_t* p, const Take& take, Rows v,
+                                               Ahead& next, int64_t d, int64_t left, int count,
+                                               float* o, int64_t o_stride) {
   __m512 acc[kRows][4];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
@@ -390,13 +413,9 @@ template <class Form, int kRows, bool kWhole>
   }
   const int64_t at = d * Form::kBytes;
   for (int j = 0; j < count; j += 2) {
-#pragma GCC unroll 2
-    for (int i = 0; i < Form::kBytes; ++i) {
-      ask_for(v.next[j] + at + 64 * i);
-      ask_for(v.next[j + 1] + at + 64 * i);
-    }
+    ask<2 * Form::kBytes>(next);
     __m512i x[4];
-    pairs_of<Form, kWhole>(v.here[j] + at, v.here[j + 1] + at, left, x);
+    pairs_of<Form, kWhole>(v[j] + at, v[j + 1] + at, left, x);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const __m512i w = set_pair(p[r * (kTile / 2) + j / 2]);
@@ -418,118 +437,124 @@ template <class Form, int kRows, bool kWhole>
   }
 }
 template <class Form, int kRows>
-void value_rows(const uint32_t* p, const Take& take, const Rows& v, int count, int64_t head_dim_v,
-                float* o, int64_t o_stride) {
+void value_rows(const uint32_t* p, const Take& take, Rows v, Ahead& next, int count,
+                int64_t head_dim_v, float* o, int64_t o_stride) {
   int64_t d = 0;
   for (; d + 64 <= head_dim_v; d += 64) {
-    value_pairs<Form, kRows, true>(p, take, v, d, 64, count, o, o_stride);
+    value_pairs<Form, kRows, true>(p, take, v, next, d, 64, count, o, o_stride);
   }
   if (d < head_dim_v) {
-    value_pairs<Form, kRows, false>(p, take, v, d, head_dim_v - d, count, o, o_stride);
+    value_pairs<Form, kRows, false>(p, take, v, next, d, head_dim_v - d, count, o, o_stride);
   }
 }
 
-// The same for int4: 64 bytes of two keys, or 32 of four, at `at`; of each eight dimensions of 16
-// bytes the lower four (kUpper: upper four) bytes'.
-template <int kRows, bool kFour, bool kUpper>
-[[gnu::always_inline]] inline void value_nibbles(const uint32_t* p, const Take& take, const Rows& v,
-                                                 int64_t at, int64_t apart, int count, float* o,
-                                                 int64_t o_stride) {
-  constexpr int kKeys = kFour ? 4 : 2;
+// The same for int4 and the 64 bytes of a key at `at`: of each sixteen the lower eight or the upper
+// eight, or all of 32 bytes.
+enum class Part { lower, upper, half };
+
+template <int kRows, Part kPart>
+[[gnu::always_inline]] inline void value_nibbles(const uint32_t* p, const Take& take, Rows v,
+                                                 Ahead& next, int64_t at, int64_t apart, int count,
+                                                 float* o, int64_t o_stride) {
   __m512 acc[kRows][4];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_setzero_ps();
   }
-  const auto load = [&](int j) {
-    if constexpr (!kFour) return _mm512_loadu_si512(v.here[j] + at);
-    const auto half = [&](int i) {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v.here[i] + at));
-    };
-    return _mm512_inserti64x4(_mm512_castsi256_si512(half(j)), half(j + 2), 1);
-  };
-  for (int j = 0; j < count; j += kKeys) {
-    if constexpr (!kUpper) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kKeys; ++i) ask_for(v.next[j + i] + at);
+  const auto words_of = [&](int j) {
+    if constexpr (kPart == Part::half) {
+      const auto load = [&](int i) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v[i] + at));
+      };
+      const __m256i a = load(j), b = load(j + 1);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_unpacklo_epi16(a, b)),
+                                _mm256_unpackhi_epi16(a, b), 1);
+    } else {
+      const __m512i a = _mm512_loadu_si512(v[j] + at), b = _mm512_loadu_si512(v[j + 1] + at);
+      return kPart == Part::upper ? _mm512_unpackhi_epi16(a, b) : _mm512_unpacklo_epi16(a, b);
     }
-    const __m512i a = load(j), b = load(j + 1);
-    const __m512i words = kUpper ? _mm512_unpackhi_epi16(a, b) : _mm512_unpacklo_epi16(a, b);
+  };
+  for (int j = 0; j < count; j += 2) {
+    ask<1>(next);
+    const __m512i words = words_of(j);
     const __m512i x[4] = {nibbles<0>(words), nibbles<1>(words), nibbles<2>(words),
                           nibbles<3>(words)};
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t* weight = p + r * (kTile / 2) + j / 2;
-      __m512i w = set_pair(weight[0]);
-      if constexpr (kFour) w = _mm512_mask_set1_epi32(w, 0xff00, static_cast<int>(weight[1]));
+      const __m512i w = set_pair(p[r * (kTile / 2) + j / 2]);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) acc[r][i] = dot(acc[r][i], w, x[i]);
     }
   }
+  // Quarters of a have the first four of eight dimensions, those of b the others. The eight of the
+  // bytes 16 * k on stand in quarter k; of half: of 8 * k on in the quarters 0, 2, 1 and 3.
+  alignas(64) static constexpr int32_t kPlain[32] = {0,  1,  2,  3,  16, 17, 18, 19, 4,  5,  6,
+                                                     7,  20, 21, 22, 23, 8,  9,  10, 11, 24, 25,
+                                                     26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
+  alignas(64) static constexpr int32_t kHalves[32] = {0,  1,  2,  3,  16, 17, 18, 19, 8,  9,  10,
+                                                      11, 24, 25, 26, 27, 4,  5,  6,  7,  20, 21,
+                                                      22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
+  const int32_t* order = kPart == Part::half ? kHalves : kPlain;
+  const __m512i first = _mm512_load_si512(order), second = _mm512_load_si512(order + 16);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int part = 0; part < 2; ++part) {
-      // Quarter k of a: the first four of the eight dimensions of bytes 16 * k on, of b the others.
       const __m512 a = _mm512_unpacklo_ps(acc[r][part], acc[r][part + 2]);
       const __m512 b = _mm512_unpackhi_ps(acc[r][part], acc[r][part + 2]);
-      const __m512i first =
-          _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-      const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-      __m512 low = _mm512_permutex2var_ps(a, first, b), high = _mm512_permutex2var_ps(a, second, b);
-      if constexpr (kFour) low = _mm512_add_ps(low, high);
-      float* to = o + r * o_stride + at + part * apart + (kUpper ? 8 : 0);
+      float* to = o + r * o_stride + at + part * apart + (kPart == Part::upper ? 8 : 0);
+      // Two times eight dimensions, one after the other or with eight between them.
+      constexpr int kNext = kPart == Part::half ? 8 : 16;
       const auto store = [&](__m512 x, float* here) {
         const __m512 before = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(here)),
-                                                 _mm256_loadu_ps(here + 16), 1);
+                                                 _mm256_loadu_ps(here + kNext), 1);
         const __m512 after = take_products<Int4Form>(take, r, before, x);
         _mm256_storeu_ps(here, _mm512_castps512_ps256(after));
-        _mm256_storeu_ps(here + 16, _mm512_extractf32x8_ps(after, 1));
+        _mm256_storeu_ps(here + kNext, _mm512_extractf32x8_ps(after, 1));
       };
-      store(low, to);
-      if constexpr (!kFour) store(high, to + 32);
+      store(_mm512_permutex2var_ps(a, first, b), to);
+      store(_mm512_permutex2var_ps(a, second, b), to + 2 * kNext);
     }
   }
 }
 template <int kRows>
-void value_nibble_rows(const uint32_t* p, const Take& take, const Rows& v, int count,
+void value_nibble_rows(const uint32_t* p, const Take& take, Rows v, Ahead& next, int count,
                        int64_t head_dim_v, float* o, int64_t o_stride) {
   const int64_t bytes = head_dim_v / 2;
   int64_t at = 0;
   for (; at + 64 <= bytes; at += 64) {
-    value_nibbles<kRows, false, false>(p, take, v, at, bytes, count, o, o_stride);
-    value_nibbles<kRows, false, true>(p, take, v, at, bytes, count, o, o_stride);
+    value_nibbles<kRows, Part::lower>(p, take, v, next, at, bytes, count, o, o_stride);
+    value_nibbles<kRows, Part::upper>(p, take, v, next, at, bytes, count, o, o_stride);
   }
   if (at < bytes) {
-    value_nibbles<kRows, true, false>(p, take, v, at, bytes, count, o, o_stride);
-    value_nibbles<kRows, true, true>(p, take, v, at, bytes, count, o, o_stride);
+    value_nibbles<kRows, Part::half>(p, take, v, next, at, bytes, count, o, o_stride);
   }
 }
 
 // Scores and values of one form.
 template <class Form, int kRows>
-[[gnu::always_inline]] inline void score_keys(const Queries& q, const Rows& k, int count,
+[[gnu::always_inline]] inline void score_keys(const Queries& q, Rows k, Ahead& next, int count,
                                               int64_t head_dim, float* s) {
   const bool whole = head_dim % 32 == 0;
   if constexpr (std::is_same_v<Form, Int4Form>) {
-    score_nibbles<kRows>(q, k, count, head_dim, s);
+    score_nibbles<kRows>(q, k, next, count, head_dim, s);
   } else if constexpr (Form::kInteger) {
-    whole ? score_bytes<kRows, true>(q, k, count, head_dim, s)
-          : score_bytes<kRows, false>(q, k, count, head_dim, s);
+    whole ? score_bytes<kRows, true>(q, k, next, count, head_dim, s)
+          : score_bytes<kRows, false>(q, k, next, count, head_dim, s);
   } else {
-    whole ? score_words<Form, kRows, true>(q, k, count, head_dim, s)
-          : score_words<Form, kRows, false>(q, k, count, head_dim, s);
+    whole ? score_words<Form, kRows, true>(q, k, next, count, head_dim, s)
+          : score_words<Form, kRows, false>(q, k, next, count, head_dim, s);
   }
 }
 template <class Form, int kRows>
-[[gnu::always_inline]] inline void add_values(const uint32_t* p, const Take& take, const Rows& v,
-                                              int count, int64_t head_dim_v, float* o,
+[[gnu::always_inline]] inline void add_values(const uint32_t* p, const Take& take, Rows v,
+                                              Ahead& next, int count, int64_t head_dim_v, float* o,
                                               int64_t o_stride) {
   if constexpr (std::is_same_v<Form, Int4Form>) {
-    value_nibble_rows<kRows>(p, take, v, count, head_dim_v, o, o_stride);
+    value_nibble_rows<kRows>(p, take, v, next, count, head_dim_v, o, o_stride);
   } else {
-    value_rows<Form, kRows>(p, take, v, count, head_dim_v, o, o_stride);
+    value_rows<Form, kRows>(p, take, v, next, count, head_dim_v, o, o_stride);
   }
 }
 

@@ -26,7 +26,7 @@ struct StepTile {
   int64_t first;
   int count;
   const int *low, *high;
-  StepRows here, next;  // next: what is asked for meanwhile
+  StepRows here;
   TileScales scales;
   bool whole;  // whether every scale is a number
 };
@@ -39,7 +39,7 @@ inline uint32_t* packed_queries(const Scratch& t, const Plan& p) {
 
 template <class Form, int kRows>
 void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepTile& tile, int r0,
-                  const QueryScales& scales) {
+                  const QueryScales& scales, Ahead& next) {
   const Plan& p = c.plan;
   const Queries q = {reinterpret_cast<const Bf16*>(t.q) + r0 * p.head_dim_pad,
                      packed_queries(t, p) + r0 * p.head_dim_pad / 2, p.head_dim_pad,
@@ -47,7 +47,7 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
   float* s = t.s;
   auto* weights = reinterpret_cast<uint32_t*>(t.s + 4 * kTile);
   const int end = (tile.count + 31) / 32 * 32;
-  score_keys<Form, kRows>(q, {tile.here.k, tile.next.k}, tile.count, p.head_dim, s);
+  score_keys<Form, kRows>(q, tile.here.k, next, tile.count, p.head_dim, s);
   for (int r = 0; r < kRows && r0 + r < item.rows && !Form::kBounded; ++r) {
     __m512i most = _mm512_setzero_si512();
     for (int j = 0; j < tile.count; j += 16) {
@@ -73,18 +73,18 @@ void step_rows_of(const Call& c, const Item& item, const Scratch& t, const StepT
   } else {
     score_step_rows(c, item, t, tile.low, tile.high, r0, kRows, tile.first, 0, end, s, weights);
   }
-  add_values<Form, kRows>(weights, {t.shrink + r0, entry}, {tile.here.v, tile.next.v}, tile.count,
+  add_values<Form, kRows>(weights, {t.shrink + r0, entry}, tile.here.v, next, tile.count,
                           p.head_dim_v, t.o + r0 * p.head_dim_v_pad, p.head_dim_v_pad);
 }
 
 template <class Form>
 void step_item(const Call& c, const Item& item, const Scratch& t, const StepTile& tile,
-               const QueryScales& scales) {
+               const QueryScales& scales, Ahead& next) {
   for (int r = 0; r < item.rows; r += 4) {
     switch (item.rows - r) {
-      case 1: step_rows_of<Form, 1>(c, item, t, tile, r, scales); break;
-      case 2: step_rows_of<Form, 2>(c, item, t, tile, r, scales); break;
-      default: step_rows_of<Form, 4>(c, item, t, tile, r, scales); break;
+      case 1: step_rows_of<Form, 1>(c, item, t, tile, r, scales, next); break;
+      case 2: step_rows_of<Form, 2>(c, item, t, tile, r, scales, next); break;
+      default: step_rows_of<Form, 4>(c, item, t, tile, r, scales, next); break;
     }
   }
 }
@@ -177,70 +177,46 @@ void find_rows(const Call& c, const Item& item, int64_t first, int count, StepRo
   }
 }
 
-// Asks for the scales and zeros of the tile of keys that item i of a tile, or of the next one, has.
-void ask_for_scales(const Call& c, const Item* items, int count, int i, const StepTile& tile) {
-  int64_t j = tile.first;
-  if (i >= count) {
-    i -= count;
-    j += tile.count;
-  }
-  if (i >= count) return;
-  const int64_t last = items[i].s.seq_kv;
-  for (const int64_t end = j + tile.count < last ? j + tile.count : last; j < end;) {
-    const KeyRun run = key_run(*c.args, items[i].s, items[i].kv_head, j, static_cast<int>(end - j));
-    j += run.count;
-    if (is_float(run.format)) continue;
-    for (const bool of_values : {false, true}) {
-      const KvTokens of =
-          kv_tokens(run.format, *run.form, run.block, run.token, run.count, 0, of_values);
-      for (int b = 0; b < 2 * run.count; b += 64) {
-        ask_for(of.scales + b);
-        if (run.format == KvFormat::int4) ask_for(of.zeros + b);
-      }
-    }
-  }
-}
-
-// What to ask for while item i of a tile is served, as many rows as it has: what follows in memory.
-// Where the heads of a token lie together, those of the next tile one token after the other; pages
-// have them one after the other.
+// What to ask for while item i of a tile is served: what follows in memory. Where the heads of a
+// token lie together, a share of the next tile's tokens; pages have the heads one after the other.
 void find_next(const Call& c, const Item* items, int count, int i, const StepTile& tile,
-               StepRows* next) {
+               Ahead* next) {
   const AttentionArgs& a = *c.args;
-  const int64_t after = tile.first + tile.count;
-  if (c.plan.paged) {
-    const int64_t last = items[0].s.seq_kv;
-    if (i + 1 < count) {
-      find_rows(c, items[i + 1], tile.first, tile.count, next);
-      return;
+  const Plan& p = c.plan;
+  start(*next);
+  const bool same = p.paged && i + 1 < count;  // the next head's share of this tile
+  const Item& item = items[same ? i + 1 : p.paged ? 0 : i];
+  const int64_t begin = same ? tile.first : tile.first + tile.count;
+  const int64_t left = item.s.seq_kv - begin;
+  const int keys = static_cast<int>(left < tile.count ? left : tile.count);
+  for (int j = 0; p.paged && j < keys;) {
+    const KeyRun run = key_run(a, item.s, item.kv_head, begin + j, keys - j);
+    const auto tokens = [&](int64_t dim, bool of_values) {
+      return kv_tokens(run.format, *run.form, run.block, run.token, run.count, dim, of_values);
+    };
+    const KvTokens k = tokens(p.head_dim, false), v = tokens(p.head_dim_v, true);
+    for (const KvTokens* of : {&k, &v}) {
+      if (is_float(run.format)) break;
+      add(*next, of->scales, 2 * run.count);
+      if (run.format == KvFormat::int4) add(*next, of->zeros, 2 * run.count);
     }
-    *next = tile.here;
-    const int64_t left = last - after;
-    if (left > 0) {
-      find_rows(c, items[0], after, static_cast<int>(left < tile.count ? left : tile.count), next);
-    }
-    return;
+    add(*next, k.codes, run.count * kv_row_bytes(run.format, p.head_dim));
+    add(*next, v.codes, run.count * kv_row_bytes(run.format, p.head_dim_v));
+    j += run.count;
   }
-  const auto walk = [&](const Tensor& t, int64_t start, const uint8_t** out) {
-    const auto* base = static_cast<const uint8_t*>(t.data) +
-                       2 * (start + items[0].kv_head * head_stride(t) + after * token_stride(t));
+  if (p.paged || keys <= 0) return;
+  const auto rows = [&](const Tensor& t, int64_t start, int64_t dim) {
     const int64_t token = 2 * token_stride(t), head = 2 * head_stride(t);
-    if (head > token) {
-      for (int j = 0; j < kStepKeys; ++j) out[j] = base + i * head + j * token;
+    const auto* base = static_cast<const uint8_t*>(t.data) + 2 * start + begin * token;
+    if (head * p.kv_heads == token && count == p.kv_heads) {
+      const int64_t share = keys * token / count;
+      add(*next, base + i * share, share);
       return;
     }
-    int64_t h = i * kStepKeys % count;
-    base += i * kStepKeys / count * token;
-    for (int j = 0; j < kStepKeys; ++j) {
-      out[j] = base + h * head;
-      if (++h == count) {
-        h = 0;
-        base += token;
-      }
-    }
+    for (int j = 0; j < keys; ++j) add(*next, base + item.kv_head * head + j * token, 2 * dim);
   };
-  walk(a.k, items[0].s.k, next->k);
-  walk(a.v, items[0].s.v, next->v);
+  rows(a.k, item.s.k, p.head_dim);
+  rows(a.v, item.s.v, p.head_dim_v);
 }
 
 // The scales of a paged tile.
@@ -304,6 +280,7 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
     for (int64_t d = rows * p.head_dim_v_pad; d < padded * p.head_dim_v_pad; ++d) own.o[d] = 0;
   }
   StepTile tile;
+  Ahead next;
   tile.low = t.low;
   tile.high = t.high;
   for (int64_t first = keys.begin; first < keys.end;) {
@@ -318,20 +295,17 @@ void step_pairs(const Call& c, const Item* items, int count, int padded, const S
       const Item& item = items[i];
       const Scratch own = from_row(t, p, i * padded);
       find_rows(c, item, first, tile.count, &tile.here);
-      find_next(c, items, count, i, tile, &tile.next);
+      find_next(c, items, count, i, tile, &next);
       if (!is_float(tile.format)) {
-        // What is asked for where the TLB misses is lost: the first time is for the TLB.
-        ask_for_scales(c, items, count, i + 2, tile);
-        ask_for_scales(c, items, count, i + 1, tile);
         find_scales(c, item, &tile);
         for (int r = 0; r < rows && !tile.whole; ++r) own.exact[r] = 1;
       }
       const QueryScales scales = {q_sum + i * padded, q_unit + i * padded, q_bias + i * padded};
       switch (tile.format) {
-        case KvFormat::fp8_e4m3: step_item<E4m3Form>(c, item, own, tile, scales); break;
-        case KvFormat::int8: step_item<Int8Form>(c, item, own, tile, scales); break;
-        case KvFormat::int4: step_item<Int4Form>(c, item, own, tile, scales); break;
-        default: step_item<Bf16Form>(c, item, own, tile, scales); break;
+        case KvFormat::fp8_e4m3: step_item<E4m3Form>(c, item, own, tile, scales, next); break;
+        case KvFormat::int8: step_item<Int8Form>(c, item, own, tile, scales, next); break;
+        case KvFormat::int4: step_item<Int4Form>(c, item, own, tile, scales, next); break;
+        default: step_item<Bf16Form>(c, item, own, tile, scales, next); break;
       }
     }
     first += tile.count;
