@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr unsigned kHeads = 4;
 
-// Sizes in eights where they are lengths in memory.
+// Lengths in memory count words of 16 bytes of T, those of the tables words of f32.
 struct Halves {
   unsigned total, groups, pairs, heads, seq;
   int64_t x, out;    // from one head to the next
@@ -109,11 +109,22 @@ template <DType T>
 __global__ void __launch_bounds__(kThreads)
     rope_halves(const __grid_constant__ RopeArgs a, const __grid_constant__ Halves h,
                 unsigned long long* check) {
+  constexpr int kWord = kPerWord<T>, kTable = kWord / 4;
   wait_for_others();
   const unsigned at = blockIdx.x * kThreads + threadIdx.x;
   if (at >= h.total) return;
   const unsigned run = at % h.pairs, group = at / h.pairs % h.groups;
   const unsigned token = at / h.pairs / h.groups, batch = token / h.seq, index = token % h.seq;
+  const int64_t first = int64_t{token} * h.heads + group * kHeads;
+  const unsigned left = h.heads - group * kHeads;
+  const auto* x = static_cast<const uint4*>(a.x.data) + first * h.x + run;
+  uint4 raw[kHeads][2];
+#pragma unroll
+  for (unsigned i = 0; i < kHeads; ++i) {
+    if (i >= left) break;
+    raw[i][0] = x[i * h.x];
+    raw[i][1] = x[i * h.x + h.pairs];
+  }
   const int64_t position = rope_position(a, batch, index);
   if (position < 0 || position >= a.cos.shape[0]) {
     if (check != nullptr && run == 0 && group == 0) {
@@ -121,32 +132,30 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  float cos[kEight], sin[kEight];
-  unpack<DType::f32>(fetch<DType::f32>(a.cos.data, position * h.cos + run), cos);
-  unpack<DType::f32>(fetch<DType::f32>(a.sin.data, position * h.sin + run), sin);
-  const int64_t first = int64_t{token} * h.heads + group * kHeads;
-  const unsigned left = h.heads - group * kHeads;
-  Eight<T> raw[kHeads][2];
+  float cos[kWord], sin[kWord];
 #pragma unroll
-  for (unsigned i = 0; i < kHeads; ++i) {
-    if (i >= left) break;
-    raw[i][0] = fetch<T>(a.x.data, (first + i) * h.x + run);
-    raw[i][1] = fetch<T>(a.x.data, (first + i) * h.x + h.pairs + run);
+  for (int i = 0; i < kTable; ++i) {
+    const int64_t place = int64_t{run} * kTable + i;
+    unpack_word<DType::f32>(static_cast<const uint4*>(a.cos.data)[position * h.cos + place],
+                            cos + 4 * i);
+    unpack_word<DType::f32>(static_cast<const uint4*>(a.sin.data)[position * h.sin + place],
+                            sin + 4 * i);
   }
+  auto* out = static_cast<uint4*>(a.out.data) + first * h.out + run;
 #pragma unroll
   for (unsigned i = 0; i < kHeads; ++i) {
     if (i >= left) break;
-    float low[kEight], high[kEight];
-    unpack<T>(raw[i][0], low);
-    unpack<T>(raw[i][1], high);
+    float low[kWord], high[kWord];
+    unpack_word<T>(raw[i][0], low);
+    unpack_word<T>(raw[i][1], high);
 #pragma unroll
-    for (int j = 0; j < kEight; ++j) {
+    for (int j = 0; j < kWord; ++j) {
       const float x1 = low[j], x2 = high[j];
       low[j] = x1 * cos[j] - x2 * sin[j];
       high[j] = x2 * cos[j] + x1 * sin[j];
     }
-    put<T>(a.out.data, (first + i) * h.out + run, pack<T>(low));
-    put<T>(a.out.data, (first + i) * h.out + h.pairs + run, pack<T>(high));
+    out[i * h.out] = pack_word<T>(low);
+    out[i * h.out + h.pairs] = pack_word<T>(high);
   }
 }
 
@@ -154,21 +163,22 @@ bool are_halves(const RopeArgs& a, const Rows& x, const Rows& out) {
   const int64_t half = a.cos.shape[1];
   return a.pairing == Pairing::half && a.x.dtype == a.out.dtype && x.length == 2 * half &&
          half % kEight == 0 && x.rank <= 1 && out.rank <= 1 && in_eights(a.x) && in_eights(a.out) &&
-         in_eights(a.cos) && in_eights(a.sin) && x.count * (half / kEight) <= INT32_MAX;
+         in_eights(a.cos) && in_eights(a.sin) && x.count * (half / 4) <= INT32_MAX;
 }
 
 Status run_halves(const RopeArgs& a, const Rows& x, const Rows& out, const Ctx& ctx) {
-  const auto step = [](const Rows& rows) { return rows.rank > 0 ? rows.strides[0] / kEight : 0; };
-  Halves h = {};
-  h.heads = static_cast<unsigned>(a.x.shape[a.x.rank - 2]);
-  h.seq = static_cast<unsigned>(a.x.shape[a.x.rank - 3]);
-  h.groups = (h.heads + kHeads - 1) / kHeads;
-  h.pairs = static_cast<unsigned>(a.cos.shape[1] / kEight);
-  h.total = static_cast<unsigned>(x.count / h.heads) * h.groups * h.pairs;
-  h.x = step(x), h.out = step(out);
-  h.cos = a.cos.strides[0] / kEight, h.sin = a.sin.strides[0] / kEight;
   Status status = ok();
   with_dtype(a.x.dtype, [&](auto dtype) {
+    constexpr int kWord = kPerWord<decltype(dtype)::value>;
+    const auto step = [](const Rows& rows) { return rows.rank > 0 ? rows.strides[0] / kWord : 0; };
+    Halves h = {};
+    h.heads = static_cast<unsigned>(a.x.shape[a.x.rank - 2]);
+    h.seq = static_cast<unsigned>(a.x.shape[a.x.rank - 3]);
+    h.groups = (h.heads + kHeads - 1) / kHeads;
+    h.pairs = static_cast<unsigned>(a.cos.shape[1] / kWord);
+    h.total = static_cast<unsigned>(x.count / h.heads) * h.groups * h.pairs;
+    h.x = step(x), h.out = step(out);
+    h.cos = a.cos.strides[0] / 4, h.sin = a.sin.strides[0] / 4;
     status = launch(ctx, rope_halves<decltype(dtype)::value>,
                     grid_for(h.total, kThreads, INT32_MAX), kThreads, 0, a, h, ctx.check);
   });
