@@ -77,7 +77,7 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const int
     if (tile.prefix) {
       block = kv_prefix(c, t.prefix_row, t.head);
     } else {
-      const int page = __ldg(pages + (key >> shift));
+      const int page = pages[key >> shift];
       block = kv_page(c, is_page(call.args, page) ? page : 0, t.head);
     }
     const KvBlock& form = tile.prefix ? c.prefix : c.page;
