@@ -27,7 +27,7 @@ interface Keys {
   readonly kvLens?: Tensor
 }
 
-/** o of some queries by the reference row; they stand at the end of these keys. */
+/** o of some queries by the device's plainest row; they stand at the end of these keys. */
 function referenceOf({ device }: BenchContext, q: Tensor, keys: Keys): Float32Array {
   using o = device.empty(q.shape, q.dtype)
   native.attention(
@@ -51,7 +51,7 @@ function referenceOf({ device }: BenchContext, q: Tensor, keys: Keys): Float32Ar
     0,
     o,
     undefined,
-    'attention_ref',
+    device.name === 'cpu' ? 'attention_ref' : 'attention_simt_sm75',
   )
   return o.readSync('f32')
 }
