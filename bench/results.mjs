@@ -18,6 +18,8 @@ export function newest(lines) {
     'threads',
     'hot',
     'peer',
+    'kv',
+    'sequences',
   ]
   const latest = new Map()
   for (const line of lines) {

@@ -1,5 +1,6 @@
 // Batch: whatever runs beside a request, its tokens are those of a session of its own.
 import * as fs from 'node:fs'
+import * as os from 'node:os'
 import { join } from 'node:path'
 import { Batch, type Device, Llama, type RequestOptions } from 'lowbit'
 import { schemeOf } from 'lowbit/llama/scheme'
@@ -80,6 +81,41 @@ describe('the tokens are those of sessions', () => {
     expect([batch.active, batch.freePages]).toEqual([0, 30])
   })
 
+  test('texts that end while the step after is already queued', async () => {
+    // The same weights with another end of text: a token that several of the texts make in their middle.
+    const counts = new Map<number, number>()
+    for (const tokens of await expected())
+      for (const token of new Set(tokens.slice(1, -1))) counts.set(token, (counts.get(token) ?? 0) + 1)
+    const [eos, many] = [...counts].reduce((best, one) => (one[1] > best[1] ? one : best))
+    expect(many).toBeGreaterThanOrEqual(3)
+    const folder = fs.mkdtempSync(join(os.tmpdir(), 'lowbit-batch-'))
+    for (const name of fs.readdirSync(small)) fs.symlinkSync(join(small, name), join(folder, name))
+    for (const name of ['config.json', 'generation_config.json']) {
+      const file = join(folder, name)
+      if (!fs.existsSync(file)) continue
+      const json = JSON.parse(fs.readFileSync(file, 'utf8'))
+      fs.rmSync(file)
+      fs.writeFileSync(file, JSON.stringify({ ...json, eos_token_id: eos }))
+    }
+    using other = await Llama.load(folder, { device, scheme: schemeOf('f32') })
+    fs.rmSync(folder, { recursive: true })
+    let short = 0
+    const want: number[][] = []
+    for (const { tokens, maxTokens } of requests) {
+      want.push(await tokensOf(other.generate(tokens, { maxTokens })))
+      if (want.at(-1)?.at(-1) === eos && (want.at(-1)?.length ?? 0) < maxTokens) short++
+    }
+    expect(short).toBeGreaterThanOrEqual(3)
+    for (const sequences of [1, 4, 14]) {
+      using batch = new Batch(other, { sequences, pageSize: 8 })
+      const total = batch.freePages
+      const found = requests.map(({ tokens, maxTokens }) => tokensOf(batch.add(tokens, { maxTokens })))
+      expect(await Promise.all(found)).toEqual(want)
+      await device.sync()
+      expect([batch.active, batch.queued, batch.freePages]).toEqual([0, 0, total])
+    }
+  })
+
   test('sampled, each with a seed of its own, beside greedy ones', async () => {
     using batch = new Batch(model, { sequences: 4, chunk: 16 })
     const options: RequestOptions[] = [
@@ -137,6 +173,22 @@ describe('shared prompts', () => {
     expect(batch.freePages).toBe(total)
     // It is gone, and its tokens are still known.
     expect(await tokensOf(batch.add([7], { after: shared, maxTokens: 3 }))).toEqual(found[1]?.slice(0, 3))
+  })
+
+  test('in a prefix that is full of sequences, each shared prompt has a row of its own', async () => {
+    using batch = new Batch(model, { sequences: 3, chunk: 24, pageSize: 8, prefixTokens: 12 })
+    const begins = [text.slice(0, 5), text.slice(50, 70)]
+    const prompts = begins.map((begin) => batch.share(begin))
+    const runs = [0, 1, 2, 3, 4, 5].map((i) => ({ end: text.slice(90 + i, 93 + 2 * i), at: i % 2 }))
+    const found = await Promise.all(
+      runs.map(({ end, at }) => tokensOf(batch.add(end, { after: prompts[at], maxTokens: 20 }))),
+    )
+    for (const [i, { end, at }] of runs.entries())
+      expect(found[i]).toEqual(
+        await tokensOf(model.generate([...(begins[at] ?? []), ...end], { maxTokens: 20 })),
+      )
+    for (const shared of prompts) shared.dispose()
+    expect([batch.active, batch.queued]).toEqual([0, 0])
   })
 
   test('what it holds may be too much for others', async () => {

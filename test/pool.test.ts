@@ -1,6 +1,7 @@
 // The pages of sequences: after any mixture of joins, forks and leaves each page is counted once for each sequence that has
 // it, holds what was written through that sequence, and is free when nobody has it.
 import { type KvSequence, PagePool } from 'lowbit'
+import { audit } from './ref/pool'
 import { Random } from './ref/random'
 import { refusal } from './ref/refusal'
 
@@ -23,24 +24,6 @@ class Slots {
   read(sequence: KvSequence): (number | undefined)[] {
     return [...sequence.slots()].map((slot) => this.held[slot])
   }
-}
-
-/** Counts every page and row anew from the sequences that there are. */
-function audit(pool: PagePool, live: Iterable<KvSequence>): void {
-  const users = new Array<number>(pool.pages).fill(0)
-  const rows = new Array<number>(pool.prefixRows).fill(0)
-  for (const { pageTable, prefixRow, length } of live) {
-    expect(pageTable).toHaveLength(Math.ceil(length / pool.pageSize))
-    const covered = Math.floor(pool.prefixTokens / pool.pageSize)
-    expect(pageTable.slice(0, covered).every((page) => page === -1)).toBe(true)
-    for (const page of pageTable.slice(covered)) users[page] = (users[page] ?? Number.NaN) + 1
-    expect(prefixRow >= 0).toBe(length > 0 && pool.prefixTokens > 0)
-    if (prefixRow >= 0) rows[prefixRow] = (rows[prefixRow] ?? Number.NaN) + 1
-  }
-  expect(users).toEqual(users.map((_, page) => pool.counts.users(page)))
-  expect(rows).toEqual(rows.map((_, row) => pool.rows.users(row)))
-  expect(pool.free).toBe(users.filter((count) => count === 0).length)
-  expect(pool.rows.free).toBe(rows.filter((count) => count === 0).length)
 }
 
 describe('random joins, growths, forks, trims and leaves', () => {

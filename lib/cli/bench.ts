@@ -13,16 +13,16 @@ import { attentionDuels, type Duel, duels } from '../bench/duels'
 import type { BenchLine } from '../bench/line'
 import type { BenchOptions, BenchSink } from '../bench/run'
 import type { Peaks, Rates } from '../peaks'
-import { type Compute, computes, type Format, formats, type ZeroPoint, zeroPoints } from '../words'
+import { type Compute, computes, type Format, formats, kvFormats, type ZeroPoint, zeroPoints } from '../words'
 import { floats, groupSizes, groupsOption, numbersOption, shapesOption, sizesOf, wordsOption } from './lists'
 import { type Column, command, numberOption, Progress, tableHead, tableRow, UsageError } from './terminal'
 
-const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'decode', 'peaks'] as const
+const ops = ['linear', 'attention', 'rows', 'load', 'calls', 'decode', 'serve', 'peaks'] as const
 
 const usage = `usage: lowbit bench [op] [options]
 
 Times the kernels of this machine's CPU, or of a GPU, and holds each against its bound: the time that memory or arithmetic needs at least,
-both as measured in the same run. Without an op all of them run, in under three minutes on two cores.
+both as measured in the same run. Without an op all but the last three run, in under three minutes on two cores.
 
   linear     x [M, K] times weights [N, K], in each format
   attention  decode and prefill
@@ -30,6 +30,7 @@ both as measured in the same run. Without an op all of them run, in under three 
   load       quantising 1 GB of bf16 to int4, and packing a weight of int4 for the device
   calls      what a call costs the JavaScript thread
   decode     tokens per second of a checkpoint, one text at a time
+  serve      requests per second of a checkpoint, many texts at once, and how long a token takes to come
   peaks      what the machine can do: bandwidth and multiply-adds
 
   --format <list>    linear: ${formats.join(', ')}
@@ -44,7 +45,12 @@ both as measured in the same run. Without an op all of them run, in under three 
   --device <name>    cpu, cuda, cuda:N (default: cpu)
   --threads <list>   default: 1 and all cores
   --row <name>       only this kernel row; see lowbit kernels
-  --checkpoint <f>   decode: a folder in Hugging Face's layout (default: test/checkpoints/small)
+  --checkpoint <f>   decode, serve: a folder in Hugging Face's layout (default: test/checkpoints/small)
+  --sequences <list> serve: clients, each with one request at a time (default: 1,8,32,128)
+  --kv <list>        serve: formats of the KV cache, out of ${kvFormats.join(', ')}
+                     (default: bf16)
+  --prompt <n>       serve: tokens of a prompt, from half to one and a half of it (default: 128)
+  --tokens <n>       serve: tokens that a request makes, likewise (default: 64)
   --peers            linear, attention, decode: against rivals, which bench/peers has; see its README
   --case <list>      with --peers linear: ${Object.keys(duels).join(', ')};
                      attention: ${Object.keys(attentionDuels).join(', ')}
@@ -69,6 +75,10 @@ const optionTypes = {
   threads: { type: 'string' },
   row: { type: 'string' },
   checkpoint: { type: 'string' },
+  sequences: { type: 'string' },
+  kv: { type: 'string' },
+  prompt: { type: 'string' },
+  tokens: { type: 'string' },
   peers: { type: 'boolean' },
   case: { type: 'string' },
   hot: { type: 'boolean' },
@@ -103,6 +113,19 @@ const peerColumns: readonly Column[] = [
   { title: 'bar', width: 5 },
 ]
 
+const serveColumns: readonly Column[] = [
+  { title: 'checkpoint', width: 32 },
+  { title: 'clients', width: 7 },
+  { title: 'threads', width: 7 },
+  { title: 'requests/s', width: 10 },
+  { title: 'tokens/s', width: 8 },
+  { title: 'first ms', width: 8 },
+  { title: '99 %', width: 7 },
+  { title: 'token ms', width: 8 },
+  { title: '90 %', width: 7 },
+  { title: '99 %', width: 7 },
+]
+
 const decimals = (value: number | undefined): string => {
   if (value === undefined) return ''
   return value >= 1000 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
@@ -133,6 +156,20 @@ function peerLine(line: BenchLine): string {
   return `${tableRow(peerColumns, cells)}${bar === undefined ? '' : `  ${verdict(holds)}`}${noisy === true ? '  ~' : ''}`
 }
 
+function serveLine(line: BenchLine): string {
+  const { requestsPerSecond, tokensPerSecond, firstMs, firstMsP99, tokenMs, tokenMsP90, tokenMsP99 } = line
+  const times = [requestsPerSecond, tokensPerSecond, firstMs, firstMsP99, tokenMs, tokenMsP90, tokenMsP99]
+  const cells = times.map((value) => decimals(value as number))
+  return tableRow(serveColumns, [line.row, `${line.sequences}`, `${line.threads}`, ...cells])
+}
+
+/** The ops whose lines look otherwise than those of kernels. */
+const tables: Readonly<Record<string, { columns: readonly Column[]; text: (line: BenchLine) => string }>> = {
+  peers: { columns: peerColumns, text: peerLine },
+  serve: { columns: serveColumns, text: serveLine },
+}
+const kernelTable = { columns, text: tableLine }
+
 /** Prints lines as they come, and appends them to the results of the repository if asked to. */
 class Printer implements BenchSink {
   private readonly shown = new Progress()
@@ -149,10 +186,10 @@ class Printer implements BenchSink {
     this.write(line)
     if (this.json) return
     this.head(line)
-    const peers = line.op === 'peers'
-    if (line.op !== this.op) process.stdout.write(`\n${tableHead(peers ? peerColumns : columns)}\n`)
+    const table = tables[line.op] ?? kernelTable
+    if (line.op !== this.op) process.stdout.write(`\n${tableHead(table.columns)}\n`)
     this.op = line.op
-    process.stdout.write(`${peers ? peerLine(line) : tableLine(line)}\n`)
+    process.stdout.write(`${table.text(line)}\n`)
   }
 
   peaks(peaks: Peaks, lines: readonly BenchLine[]): void {
@@ -214,7 +251,7 @@ export async function run(argv: readonly string[]): Promise<number> {
     }
     if (
       values.shape !== undefined &&
-      (op === undefined || op === 'calls' || op === 'decode' || op === 'peaks')
+      (op === undefined || !['linear', 'attention', 'rows', 'load'].includes(op))
     ) {
       throw new UsageError('--shape needs an op: linear, attention, rows or load')
     }
@@ -223,8 +260,11 @@ export async function run(argv: readonly string[]): Promise<number> {
     const peers = values.peers ?? false
     if (peers && op !== 'linear' && op !== 'attention' && op !== 'decode')
       throw new UsageError('--peers goes with linear, attention and decode')
-    if (values.checkpoint !== undefined && op !== 'decode')
-      throw new UsageError('--checkpoint goes with decode')
+    const checkpoint = op === 'decode' || op === 'serve'
+    if (values.checkpoint !== undefined && !checkpoint)
+      throw new UsageError('--checkpoint goes with decode and serve')
+    for (const name of ['sequences', 'kv', 'prompt', 'tokens'] as const)
+      if (values[name] !== undefined && op !== 'serve') throw new UsageError(`--${name} goes with serve`)
     if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')
     const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? (peers ? 5 : 9)
     const seconds = numberOption(values.seconds, 'seconds', 0, 60, false) ?? 0.04
@@ -277,16 +317,28 @@ export async function run(argv: readonly string[]): Promise<number> {
       const where = op === undefined || rowOp === undefined ? '' : ` in ${op}`
       throw new UsageError(`--row: there is no kernel row '${values.row}'${where}; lowbit kernels lists them`)
     }
-    const usual = ops.filter((name) => name !== 'peaks' && name !== 'decode')
+    const usual = ops.filter((name) => !['decode', 'serve', 'peaks'].includes(name))
     const chosen = op !== undefined ? [op] : rowOp !== undefined ? [rowOp] : usual
     let lines: number
     try {
+      const folder = values.checkpoint ?? path.join(__dirname, '..', '..', 'test', 'checkpoints', 'small')
+      if (checkpoint && values.checkpoint === undefined && !fs.existsSync(folder))
+        throw new UsageError('name a --checkpoint')
       if (op === 'decode') {
         const { runDecode } = require('../bench/decode') as typeof import('../bench/decode')
-        const folder = values.checkpoint ?? path.join(__dirname, '..', '..', 'test', 'checkpoints', 'small')
-        if (values.checkpoint === undefined && !fs.existsSync(folder))
-          throw new UsageError('name a --checkpoint')
         lines = await runDecode(folder, threads, options.effort, peers, printer)
+      } else if (op === 'serve') {
+        const { runServe } = require('../bench/serve') as typeof import('../bench/serve')
+        const served = {
+          sequences: numbersOption(values.sequences, 'sequences', 4096) ?? [1, 8, 32, 128],
+          kv: wordsOption(values.kv, 'kv', kvFormats) ?? (['bf16'] as const),
+          prompt: numberOption(values.prompt, 'prompt', 1, 2 ** 20) ?? 128,
+          tokens: numberOption(values.tokens, 'tokens', 1, 2 ** 20) ?? 64,
+          device: given.device ?? 'cpu',
+        }
+        lines = 0
+        for (const count of threads ?? [undefined])
+          lines += await runServe(folder, { ...served, threads: count }, printer)
       } else if (peers && op === 'attention') {
         const known = Object.keys(attentionDuels)
         const names = wordsOption(values.case, 'case', known) ?? known

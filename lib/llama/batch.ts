@@ -3,7 +3,9 @@
 //
 // Each step is one pass of the decoder over the next tokens of every running request: one token of those that generate, a
 // piece of the prompt of those that begin. Requests join and leave between steps. When pages run out, the request that came
-// last gives its pages back and waits; its tokens are computed anew when there is room.
+// last gives its pages back and waits; its tokens are computed anew when there is room. While nobody joins, leaves or
+// draws at random, a step is queued before the tokens of the last one are read: they go from argmax to the embedding on the
+// device, which never waits for this thread.
 
 import { LowbitError } from '../errors'
 import type { KvSequence } from '../kv/pool'
@@ -56,6 +58,20 @@ interface Job {
   /** Receives each token as it is chosen; true ends the job. */
   take(token: number): boolean
   end(error?: unknown): void
+}
+
+/** Who runs in a step, and the slots of their tokens. */
+type JobPart = Part & { readonly job: Job }
+
+/** A step that is queued, and what it will say. */
+interface Flight {
+  readonly parts: readonly JobPart[]
+  /** Which of them want a token: those whose prompt is read whole. */
+  readonly asks: readonly boolean[]
+  /** The likeliest token of each part; undefined where nobody wants it. */
+  readonly largest: Promise<Int32Array> | undefined
+  /** Logits of the parts that draw at random. */
+  readonly drawn: ReadonlyMap<number, Promise<Float32Array>>
 }
 
 /** One text of a {@link Batch}: iterate over it, once, for its tokens. Leaving the loop ends the request. */
@@ -188,7 +204,18 @@ export class Batch implements Disposable {
     }
     this.sequences = sequences
     this.length = Math.min(most, pages * pageSize)
-    const sizes = { rows: chunk, sequences, length: this.length, pages, kv, pageSize, prefixTokens }
+    // Each request has a row of the prefix, and so has each shared prompt.
+    const prefixRows = 2 * sequences
+    const sizes = {
+      rows: chunk,
+      sequences,
+      length: this.length,
+      pages,
+      kv,
+      pageSize,
+      prefixTokens,
+      prefixRows,
+    }
     this.decoder = new Decoder(model, sizes)
     try {
       this.logits = model.device.empty([sequences, model.config.vocabSize], 'f32')
@@ -329,13 +356,21 @@ export class Batch implements Disposable {
   private async run(): Promise<void> {
     // What is added in the same turn of the event loop begins in the same step.
     await Promise.resolve()
-    while (!this.closed && (this.running.length > 0 || this.waiting.length > 0)) {
+    let flight: Flight | undefined
+    while (!this.closed && (flight !== undefined || this.running.length > 0 || this.waiting.length > 0)) {
       try {
-        this.admit()
-        const parts = this.plan()
-        if (parts.length > 0) await this.step(parts)
+        if (flight === undefined) {
+          this.admit()
+          const parts = this.plan()
+          if (parts.length === 0) continue
+          flight = this.queue(parts)
+        }
+        const next = this.ahead(flight)
+        await this.land(flight)
+        flight = next
       } catch (error) {
         // A kernel failed: what the caches hold is unknown.
+        flight = undefined
         this.fail(error)
       }
     }
@@ -374,13 +409,13 @@ export class Batch implements Disposable {
   }
 
   // Who runs in the next step, with how many tokens: first those that generate, so that no token waits for a prompt.
-  private plan(): (Part & { readonly job: Job })[] {
+  private plan(): JobPart[] {
     const left = (job: Job) => job.tokens.length - (job.sequence?.length ?? 0)
     const order = [
       ...this.running.filter((job) => left(job) === 1),
       ...this.running.filter((job) => left(job) > 1),
     ]
-    const parts: (Part & { readonly job: Job })[] = []
+    const parts: JobPart[] = []
     let room = this.decoder.rows
     for (const job of order) {
       const { sequence } = job
@@ -427,17 +462,22 @@ export class Batch implements Disposable {
     }
   }
 
-  // One pass, and the tokens that come of it.
-  private async step(parts: readonly (Part & { readonly job: Job })[]): Promise<void> {
+  // Queues one pass. Tokens come from the host, or from the device, which has made them in the step before.
+  private queue(parts: readonly JobPart[], made?: Tensor<'i32'>): Flight {
     const { decoder } = this
-    const ids = parts.flatMap(({ job, sequence, slots }) =>
-      job.tokens.slice(sequence.length - slots.length, sequence.length),
+    const ids =
+      made ??
+      Int32Array.from(
+        parts.flatMap(({ job, sequence, slots }) =>
+          job.tokens.slice(sequence.length - slots.length, sequence.length),
+        ),
+      )
+    const hidden = decoder.forward(parts, ids, 'last')
+    const asks = parts.map(
+      ({ job, sequence }) => job.count > 0 && (made !== undefined || sequence.length === job.tokens.length),
     )
-    const hidden = decoder.forward(parts, Int32Array.from(ids), 'last')
-    // Those whose prompt is not yet read whole make no token.
-    const asks = parts.map(({ job, sequence }) => job.count > 0 && sequence.length === job.tokens.length)
-    let largest: Promise<Int32Array> | undefined
     const drawn = new Map<number, Promise<Float32Array>>()
+    let largest: Promise<Int32Array> | undefined
     if (asks.includes(true)) {
       using logits = this.logits.slice(0, 0, parts.length)
       using id = this.ids.slice(0, 0, parts.length)
@@ -449,7 +489,37 @@ export class Batch implements Disposable {
         using own = logits.slice(0, row, row + 1) as Tensor<'f32'>
         drawn.set(row, own.read())
       }
-    } else await this.model.device.sync()
+    }
+    // `land` waits for them, unless the batch is closed before.
+    for (const read of [largest, ...drawn.values()]) read?.catch(() => {})
+    return { parts, asks, largest, drawn }
+  }
+
+  // Queues the step after one that is not read yet, where that one says all that is unknown: the same requests, each with
+  // the token that it chooses there. One of them may turn out to have ended; its token is thrown away then.
+  private ahead({ parts, asks }: Flight): Flight | undefined {
+    if (this.waiting.length > 0 && this.running.length < this.sequences) return undefined
+    if (parts.length !== this.running.length || parts.length > this.decoder.pool.free) return undefined
+    const goesOn = ({ job, sequence }: JobPart, row: number) =>
+      asks[row] === true &&
+      job.sampler.greedy &&
+      job.state === 'running' &&
+      job.sequence === sequence &&
+      job.made + 1 < job.count
+    if (!parts.every(goesOn)) return undefined
+    // One token needs one page at most.
+    const next = parts.map(({ job, sequence }) => ({
+      job,
+      sequence,
+      slots: this.decoder.grow(sequence, 1),
+    }))
+    using ids = this.ids.slice(0, 0, parts.length)
+    return this.queue(next, ids)
+  }
+
+  // Waits for a step, and hands out its tokens.
+  private async land({ parts, asks, largest, drawn }: Flight): Promise<void> {
+    if (largest === undefined && drawn.size === 0) await this.model.device.sync()
     const [tokens] = await Promise.all([largest, ...drawn.values()])
     for (const [row, { job, sequence }] of parts.entries()) {
       if (this.closed) return

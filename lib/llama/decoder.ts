@@ -52,6 +52,8 @@ export interface DecoderSizes extends KvOptions {
   readonly length: number
   /** Pages of the cache. */
   readonly pages: number
+  /** Rows of the cache's prefix region, where there is one. Default: one for each sequence. */
+  readonly prefixRows?: number | undefined
 }
 
 /** The next tokens of one sequence: the slots that {@link Decoder.grow} gave. */
@@ -125,7 +127,8 @@ export class Decoder implements Disposable {
     const { rows, sequences, length, pages, pageSize = 32, prefixTokens = 0 } = sizes
     const { heads, kvHeads, headDim, hiddenSize, intermediateSize } = config
     const dtype = scheme.activations ?? 'f32'
-    const prefix = prefixTokens > 0 ? { rows: sequences, tokens: prefixTokens, dtype } : undefined
+    const prefix =
+      prefixTokens > 0 ? { rows: sizes.prefixRows ?? sequences, tokens: prefixTokens, dtype } : undefined
     this.rows = rows
     this.pool = new PagePool({ pages, pageSize, prefix })
     const empty = (...shape: number[]) => this.keep(device.empty(shape, dtype))
