@@ -76,6 +76,47 @@ describe('lowbit bench --json', () => {
     for (const { gbs, gops } of peaks) expect(gbs ?? gops).toBeGreaterThan(0)
   })
 
+  test('serve: a line for each format of the cache and number of clients', () => {
+    const { lines } = linesOf(
+      ...[
+        'serve',
+        '--sequences',
+        '1,3',
+        '--kv',
+        'bf16,int8',
+        '--prompt',
+        '9',
+        '--tokens',
+        '5',
+        '--chunk',
+        '16',
+      ],
+    )
+    lines.forEach(checkOrigin)
+    expect(lines.map(({ op, kv, sequences }) => `${op} ${kv} ${sequences}`)).toEqual([
+      'serve bf16 1',
+      'serve bf16 3',
+      'serve int8 1',
+      'serve int8 3',
+    ])
+    for (const line of lines) {
+      const of = (name: string) => line[name] as number
+      expect(of('rounds')).toBe(24)
+      // A request makes from half to one and a half of the tokens.
+      const each = of('tokensPerSecond') / of('requestsPerSecond')
+      expect(each).toBeGreaterThan(2)
+      expect(each).toBeLessThan(9)
+      for (const [less, more] of [
+        ['firstMs', 'firstMsP99'],
+        ['tokenMs', 'tokenMsP90'],
+        ['tokenMsP90', 'tokenMsP99'],
+      ] as const) {
+        expect(of(less)).toBeGreaterThan(0)
+        expect(of(more)).toBeGreaterThanOrEqual(of(less))
+      }
+    }
+  })
+
   test('load: quantising and packing', () => {
     const { lines } = linesOf('load', '--shape', '100x64')
     lines.forEach(checkTimed)

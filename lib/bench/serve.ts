@@ -6,7 +6,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { openDevice } from '../device'
-import { Batch } from '../llama/batch'
+import { Batch, type BatchRequest } from '../llama/batch'
 import { Llama } from '../llama/model'
 import { native } from '../native'
 import type { KvFormat } from '../words'
@@ -24,6 +24,8 @@ export interface ServeOptions {
   /** Tokens of a prompt, and tokens to make: the middle of what the requests draw, from half to one and a half of it. */
   readonly prompt: number
   readonly tokens: number
+  /** Tokens of one step at most. Default: that of `Batch`. */
+  readonly chunk?: number | undefined
   readonly device: string
   /** Default: all cores. */
   readonly threads?: number | undefined
@@ -70,27 +72,25 @@ async function measure(batch: Batch, clients: number, options: ServeOptions): Pr
   let begin = 0
   let waited = 0
   let over = false
-  const stop = new AbortController()
+  const running = new Set<BatchRequest>()
   const client = async (): Promise<void> => {
     while (!over) {
       const prompt = [...randomInts(around(options.prompt), vocabSize, ++asked)]
       const maxTokens = around(options.tokens)
       let last = now()
       let made = 0
-      try {
-        for await (const _ of batch.add(prompt, { maxTokens, ignoreEos: true, signal: stop.signal })) {
-          const at = now()
-          if (begin > 0) {
-            ;(made === 0 ? found.first : found.between).push(at - last)
-            found.tokens++
-          }
-          last = at
-          made++
+      const request = batch.add(prompt, { maxTokens, ignoreEos: true })
+      running.add(request)
+      for await (const _ of request) {
+        const at = now()
+        if (begin > 0) {
+          ;(made === 0 ? found.first : found.between).push(at - last)
+          found.tokens++
         }
-      } catch (error) {
-        if (!over) throw error
-        return
+        last = at
+        made++
       }
+      running.delete(request)
       if (over) return
       ended++
       if (begin > 0) found.requests++
@@ -101,7 +101,7 @@ async function measure(batch: Batch, clients: number, options: ServeOptions): Pr
         over = true
         found.seconds = (now() - begin) * 1e-3
         found.waited = ((waitedNs() - waited) * 1e-9) / found.seconds
-        stop.abort(new Error('bench serve: enough'))
+        for (const other of running) other.cancel()
       }
     }
   }
@@ -127,7 +127,7 @@ export async function runServe(folder: string, options: ServeOptions, sink: Benc
   for (const kv of options.kv) {
     for (const clients of options.sequences) {
       sink.progress(`serve ${name}, ${kv} cache, ${clients} clients`)
-      using batch = new Batch(model, { sequences: clients, length, kv })
+      using batch = new Batch(model, { sequences: clients, length, kv, chunk: options.chunk })
       const { requests, tokens, seconds, first, between, waited } = await measure(batch, clients, options)
       const sorted = (values: number[]) => values.sort((a, b) => a - b)
       const [firsts, gaps] = [sorted(first), sorted(between)]
@@ -139,6 +139,7 @@ export async function runServe(folder: string, options: ServeOptions, sink: Benc
         case: name,
         shape: `prompts of ${options.prompt}, ${options.tokens} tokens made`,
         kv,
+        ...(options.chunk === undefined ? {} : { chunk: options.chunk }),
         sequences: clients,
         threads: onCpu ? threads : 1,
         rounds: requests,

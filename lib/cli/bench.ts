@@ -51,6 +51,7 @@ both as measured in the same run. Without an op all but the last three run, in u
                      (default: bf16)
   --prompt <n>       serve: tokens of a prompt, from half to one and a half of it (default: 128)
   --tokens <n>       serve: tokens that a request makes, likewise (default: 64)
+  --chunk <n>        serve: tokens of one step at most, as of Batch (default: 512 or the clients)
   --peers            linear, attention, decode: against rivals, which bench/peers has; see its README
   --case <list>      with --peers linear: ${Object.keys(duels).join(', ')};
                      attention: ${Object.keys(attentionDuels).join(', ')}
@@ -79,6 +80,7 @@ const optionTypes = {
   kv: { type: 'string' },
   prompt: { type: 'string' },
   tokens: { type: 'string' },
+  chunk: { type: 'string' },
   peers: { type: 'boolean' },
   case: { type: 'string' },
   hot: { type: 'boolean' },
@@ -263,7 +265,7 @@ export async function run(argv: readonly string[]): Promise<number> {
     const checkpoint = op === 'decode' || op === 'serve'
     if (values.checkpoint !== undefined && !checkpoint)
       throw new UsageError('--checkpoint goes with decode and serve')
-    for (const name of ['sequences', 'kv', 'prompt', 'tokens'] as const)
+    for (const name of ['sequences', 'kv', 'prompt', 'tokens', 'chunk'] as const)
       if (values[name] !== undefined && op !== 'serve') throw new UsageError(`--${name} goes with serve`)
     if (values.case !== undefined && !peers) throw new UsageError('--case goes with --peers')
     const rounds = numberOption(values.rounds, 'rounds', 1, 1000) ?? (peers ? 5 : 9)
@@ -334,6 +336,7 @@ export async function run(argv: readonly string[]): Promise<number> {
           kv: wordsOption(values.kv, 'kv', kvFormats) ?? (['bf16'] as const),
           prompt: numberOption(values.prompt, 'prompt', 1, 2 ** 20) ?? 128,
           tokens: numberOption(values.tokens, 'tokens', 1, 2 ** 20) ?? 64,
+          chunk: numberOption(values.chunk, 'chunk', 1, 2 ** 20),
           device: given.device ?? 'cpu',
         }
         lines = 0
