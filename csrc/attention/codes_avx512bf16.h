@@ -6,6 +6,10 @@
 //   values    w[j] = P[j] * vs[j] rounded to bf16;  sum of w[j] * code[j]  -  sum of w[j] * vz[j]
 //   sum l     of w[j] / vs[j], so that the weights add up to one
 //
+// Where values have no scales the largest weight, P = 1, is not rounded, and the largest ones are
+// what counts. So m is not the largest score itself but as little beside it as makes P * vs of its
+// key a number that bf16 has: at most 2^-8 in the exponent of e.
+//
 // int4's codes are taken less 8, and so are its zeros: what is subtracted is small then.
 // Tokens of a bf16 prefix have the scale 1 and the zero 0. step_avx512bf16.h does the same in
 // registers.
@@ -177,6 +181,33 @@ inline void scale_scores(const TileScales& scales, float q_sum, float unit, int 
   }
 }
 
+// The m for largest scores of `top` whose keys have these value scales.
+inline __m128 settled(const ScoreRule& rule, __m128 top, __m128 scale) {
+  const __m128i words = _mm_cvtepu16_epi32(reinterpret_cast<__m128i>(_mm_cvtneps_pbh(scale)));
+  const __m128 one = _mm_set1_ps(1.0f), rounded = _mm_castsi128_ps(_mm_slli_epi32(words, 16));
+  const __m128 x = _mm_sub_ps(_mm_div_ps(rounded, scale), one);
+  // log(1 + x) for |x| <= 2^-8
+  const __m128 bend = _mm_fnmadd_ps(x, _mm_set1_ps(1.0f / 3), _mm_set1_ps(0.5f));
+  const __m128 log = _mm_mul_ps(x, _mm_fnmadd_ps(x, bend, one));
+  return _mm_fnmadd_ps(log, _mm_set1_ps(kLog2E / rule.factor), top);
+}
+// The same for one row and the scores that it is the largest of.
+struct Settled {
+  const ScoreRule& rule;
+  const TileScales& scales;
+  const float* s;
+  int begin, end;
+  float operator()(float top) const {
+    __m512 found = _mm512_setzero_ps();
+    for (int j = begin; j < end; j += 16) {
+      const __mmask16 is =
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(s + j), _mm512_set1_ps(top), _CMP_EQ_OQ);
+      found = _mm512_mask_max_ps(found, is, found, _mm512_loadu_ps(scales.value + j));
+    }
+    return _mm_cvtss_f32(settled(rule, _mm_set1_ps(top), _mm_set1_ps(V::reduce_max(found))));
+  }
+};
+
 // Weights of keys become weights of codes, for the panels [begin, end): p is overwritten from the
 // unrounded P in s. Returns what is to be subtracted from each value; *sum takes in the weights.
 inline float scale_weights(const TileScales& scales, int begin, int end, const float* s,
@@ -268,7 +299,11 @@ void score_code_rows(const Call& c, const Item& item, const Scratch& t, const in
     if (c.rule.sigmoid) {
       sigmoid_row<V>(c.rule, s, begin, end);
     } else {
-      t.shrink[row] = softmax_row<V>(c.rule, s, a, b, t.m + row, t.lse_l + row * V::kLanes);
+      float *m = t.m + row, *lse = t.lse_l + row * V::kLanes;
+      const int whole = a / 16 * 16;
+      t.shrink[row] =
+          kWhole ? softmax_row<V>(c.rule, s, a, b, m, lse)
+                 : softmax_row<V>(c.rule, s, a, b, m, lse, Settled{c.rule, scales, s, whole, b});
     }
     fill_outside(s, begin, end, a, b, 0.0f);
     __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(l), _mm512_set1_ps(t.shrink[row]));
@@ -332,7 +367,27 @@ void score_code_step(const ScoreRule& rule, const Scratch& t, int r0, int count,
   }
   // m and shrink of all rows at once.
   const __m512 factor = _mm512_set1_ps(rule.factor), lowest = _mm512_set1_ps(rule.lowest);
-  const __m128 before = _mm_loadu_ps(t.m + r0), after = _mm_max_ps(all_rows(most), before);
+  const __m128 before = _mm_loadu_ps(t.m + r0), top = all_rows(most);
+  __m128 after = _mm_max_ps(top, before);
+  if constexpr (!kWhole) {
+    alignas(16) float tops[4];
+    _mm_store_ps(tops, top);
+    __m512 found[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 largest = _mm512_set1_ps(tops[r]);
+      found[r] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        const __m512 x = _mm512_loadu_ps(s + r * kTile + 16 * i);
+        const __mmask16 is = _mm512_cmp_ps_mask(x, largest, _CMP_EQ_OQ) & there[i];
+        const __m512 of = _mm512_loadu_ps(scales.value + 16 * i);
+        found[r] = _mm512_mask_max_ps(found[r], is, found[r], of);
+      }
+    }
+    const __m128 rises = _mm_cmpgt_ps(top, before);
+    after = _mm_blendv_ps(after, settled(rule, top, all_rows(found)), rises);
+  }
   const __m128 none = _mm_cmpeq_ps(after, _mm_set1_ps(-INFINITY));
   const __m128 base = _mm_andnot_ps(none, after);
   const __m512 by = exp2<V>(_mm512_castps128_ps512(_mm_sub_ps(before, base)), factor, lowest);

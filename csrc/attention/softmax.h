@@ -115,11 +115,18 @@ static void sigmoid_row(const ScoreRule& rule, float* s, int begin, int end) {
   }
 }
 
+// The largest score, to which the others are relative.
+struct Largest {
+  float operator()(float largest) const { return largest; }
+};
+
 // One row of a tile: s[j] becomes P for j in [low, high), low < high, which are the keys that the
 // row sees, and (m, l) take them in; l has a partial sum for each lane. Works on whole vectors:
-// lanes outside [low, high) are overwritten with P = 0. Returns the factor by which o shrinks.
-template <class V>
-static float softmax_row(const ScoreRule& rule, float* s, int low, int high, float* m, float* l) {
+// lanes outside [low, high) are overwritten with P = 0. A new largest score becomes the m that
+// `settle` makes of it, which must be near it. Returns the factor by which o shrinks.
+template <class V, class Settle = Largest>
+static float softmax_row(const ScoreRule& rule, float* s, int low, int high, float* m, float* l,
+                         Settle settle = {}) {
   using F = typename V::F;
   const int begin = low / V::kLanes * V::kLanes;
   const int end = (high + V::kLanes - 1) / V::kLanes * V::kLanes;
@@ -131,7 +138,7 @@ static float softmax_row(const ScoreRule& rule, float* s, int low, int high, flo
   }
   const float row_max = V::reduce_max(largest);
   const float before = *m;
-  const float after = row_max > before ? row_max : before;
+  const float after = row_max > before ? settle(row_max) : before;
   // Relative to 0 while all scores are -inf: -inf minus -inf is no number.
   const float base = after == -INFINITY ? 0.0f : after;
   const F shift = V::set1(base), factor = V::set1(rule.factor), lowest = V::set1(rule.lowest);
