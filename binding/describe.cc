@@ -125,6 +125,7 @@ static napi_value kernel_rows(napi_env env) {
              set_boolean(env, row, "blockScales", s.block_scales);
              set_boolean(env, row, "fp8Sums", s.fp8_sums);
              set_boolean(env, row, "manyTables", s.many_tables);
+             set_boolean(env, row, "planes", s.planes);
              set_number(env, row, "mMin", static_cast<double>(s.m_min));
              set_number(env, row, "mMax", static_cast<double>(s.m_max));
              set_number(env, row, "nMultiple", static_cast<double>(s.n_multiple));
@@ -189,8 +190,13 @@ napi_value describe(napi_env env, napi_callback_info info) {
   return out;
 }
 
-napi_value host_info(napi_env env, napi_callback_info) {
-  const CpuInfo cpu = cpu_info();
+// hostInfo(root): `root` is a folder that holds the /proc and /sys of a test.
+napi_value host_info(napi_env env, napi_callback_info info) {
+  Reader r(env, info, "hostInfo");
+  char root[512] = "";
+  r.text("root", root, sizeof root);
+  if (r.failed()) return nullptr;
+  const CpuInfo cpu = cpu_info(root);
   napi_value out;
   napi_create_object(env, &out);
   set_text(env, out, "name", cpu.name);

@@ -63,6 +63,36 @@ test('every row is named after its op and its instruction set, once', () => {
   }
 })
 
+test('what a spec says of a row is said of every row of its op', () => {
+  const renamed: Record<string, string> = { kinds: 'formats', paged: 'kvFormats' }
+  // `codesOnly` is for linear_run alone.
+  const kept = ['codesOnly']
+  for (const [op, struct] of [
+    ['linear', 'LinearSpec'],
+    ['attention', 'AttentionSpec'],
+  ] as const) {
+    const source = read('csrc', op, `${op}.h`)
+    const begin = source.indexOf(`struct ${struct} {`)
+    const body = source
+      .slice(begin, source.indexOf('\n};', begin))
+      .split('\n')
+      .slice(1)
+      .map((line) => line.replace(/\/\/.*/, ''))
+      .join(' ')
+    const fields = body
+      .split(';')
+      .flatMap((text) => text.replace(/=[^,]*/g, '').split(','))
+      .map((text) => text.trim().split(' ').pop() ?? '')
+      .filter((name) => name !== '')
+      .map((name) => name.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase()))
+      .map((name) => renamed[name] ?? name)
+      .filter((name) => !kept.includes(name))
+    expect(fields.length).toBeGreaterThan(5)
+    for (const row of description.kernels.filter((one) => one.op === op))
+      expect([row.name, Object.keys(row)]).toEqual([row.name, expect.arrayContaining(fields)])
+  }
+})
+
 test('every op has a function in lib and a test', () => {
   const faces: Record<string, string> = {
     norm: 'rmsNorm',
