@@ -1,23 +1,31 @@
-// What a warp of attention_decode_*_sm90a does with its keys of a tile: s = q k^T, softmax, and
-// o += p v, by mma.sync with query rows as its 16 rows.
+// What a warp of attention_decode_*_sm90a does with its keys of a tile: s = k q^T, softmax, and
+// o^T += v^T p^T, by mma.sync with keys, then elements of values, as its 16 rows and eight query
+// rows as its columns: what few rows leave empty of a product is then small. Scores stand key by
+// key across lanes; movmatrix turns weights into operands.
 //
 // The cache arrives swizzled (csrc/cuda/swizzle.cuh), so that reads are free of bank conflicts, or
 // nearly. Codes of 8 and 4 bits become operands without their scales:
 //
-//   K    times q in f16, scaled by a power of two a row; the scale meets the score, and for int4
-//        the zero times the sum of q is taken off
-//   V    bf16 times a power of two a format: int4 and e4m3 bits in the low end of bf16's exponent
-//        and mantissa. P times the scale, in bf16, is the weight; the sum of weights divides each
-//        by its scale again, so that they add up to one
+//   K    f16, times q in f16, scaled by a power of two a row; e4m3 by conversion, others as they
+//        are in the low bits of f16, where a number n is n times 2^-24. The scale meets the score;
+//        for int4 the zero times the sum of q is taken off, for int8 (codes + 128) 128 times
+//   V    bf16 times a power of two a format: bits in the low end of bf16's exponent and mantissa.
+//        P times the scale, in bf16, is the weight; the sum of weights divides each by its scale
+//        again, so that they add up to one
+//
+// Sums of codes without a sign are far larger than what is left once their middle is taken off, and
+// tensor cores cut off what an addition leaves behind. So a tile's products begin at zero and
+// are added to the sums by rounding additions.
 //
 // A masked key has p = 0, but 0 times a NaN or inf of its value is no number. In tiles that not
-// every row sees whole, such values are added row by row and then cleared; int8, int4 and e4m3
-// codes are finite.
+// every row sees whole, such values are added row by row and then cleared; codes are finite, and a
+// scale that is none makes the rows that see it NaN.
 #pragma once
 
 #include "csrc/attention/decode_items_sm90a.cuh"
 #include "csrc/cuda/ldmatrix.cuh"
 #include "csrc/cuda/mma.cuh"
+#include "csrc/cuda/movmatrix.cuh"
 
 namespace lowbit {
 namespace {
@@ -25,6 +33,7 @@ namespace {
 inline constexpr float kLog2 = 1.44269504f, kLn2 = 0.693147181f;
 // Of weights of codes, so that products with the smallest bf16 stay in f32's range.
 inline constexpr float kLift = 0x1p96f, kDrop = 0x1p-96f;
+inline constexpr float kTiny = 0x1p-24f;  // 1 in the low bits of f16
 
 __device__ __forceinline__ float exp2_of(float x) {
   float y;
@@ -51,30 +60,19 @@ __device__ __forceinline__ float high_of(uint32_t w) {
   if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w >> 16));
   return __uint_as_float(w & 0xffff0000u);
 }
-__device__ __forceinline__ uint32_t sub_f16(uint32_t a, uint32_t b) {
-  uint32_t c;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-  return c;
+// Over the lanes that hold the same columns.
+__device__ __forceinline__ float column_max(float x) {
+  for (int step = 4; step < 32; step *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
 }
-__device__ __forceinline__ uint32_t fma_f16(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t d;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
+__device__ __forceinline__ float column_sum(float x) {
+  for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
 }
-__device__ __forceinline__ uint32_t sub_bf16(uint32_t a, uint32_t b) {
-  uint32_t c;
-  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-  return c;
-}
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-// Four consecutive codes of 8 bits of a key as f16: the first two, the others.
+
+// ---- codes -------------------------------------------------------------------------------------
+
+// Four consecutive codes of a key as pairs of f16: which two stand together says q_place().
 template <KvFormat kFormat>
 __device__ __forceinline__ void key_codes(uint32_t w, uint32_t& first, uint32_t& second) {
   if constexpr (kFormat == KvFormat::fp8_e4m3) {
@@ -83,21 +81,9 @@ __device__ __forceinline__ void key_codes(uint32_t w, uint32_t& first, uint32_t&
         : "=r"(first), "=r"(second)
         : "r"(w));
   } else {
-    // 1024 + u, u = code + 128, less 1152.
-    w ^= 0x80808080u;
-    first = sub_f16(__byte_perm(w, 0x64646464u, 0x4140), 0x64806480u);
-    second = sub_f16(__byte_perm(w, 0x64646464u, 0x4342), 0x64806480u);
+    first = (w ^ 0x80808080u) & 0x00ff00ffu;
+    second = (w >> 8 & 0x00ff00ffu) ^ 0x00800080u;
   }
-}
-// Eight codes of 4 bits of a key, less 8, as f16: of the four low halves the first and the third,
-// the others; and the same of the high halves.
-__device__ __forceinline__ void key_nibbles(uint32_t w, uint32_t (&to)[4]) {
-  constexpr uint32_t kBase = 0x64006400u;  // 1024 + n, and 1024 + 16 n
-  const uint32_t y = w >> 8;
-  to[0] = sub_f16((w & 0x000f000fu) | kBase, 0x64086408u);
-  to[1] = sub_f16((y & 0x000f000fu) | kBase, 0x64086408u);
-  to[2] = fma_f16((w & 0x00f000f0u) | kBase, 0x2c002c00u, 0xd480d480u);  // / 16 - 72
-  to[3] = fma_f16((y & 0x00f000f0u) | kBase, 0x2c002c00u, 0xd480d480u);
 }
 // Of two values the bytes 2n and 2n + 1, as pairs in bf16: byte 2n of both, byte 2n + 1 of both.
 template <KvFormat kFormat>
@@ -105,83 +91,65 @@ __device__ __forceinline__ void value_codes(uint32_t w, uint32_t& even, uint32_t
   if constexpr (kFormat == KvFormat::fp8_e4m3) {  // times 2^-120
     even = ((w << 8) & 0x80008000u) | ((w << 4) & 0x07f007f0u);
     odd = (w & 0x80008000u) | ((w >> 4) & 0x07f007f0u);
-  } else {
-    // 0x4300 and the low seven bits are 128 + b, the sign's bit alone 128 or 256.
-    const auto whole = [](uint32_t t) { return sub_bf16(t & 0xff7fff7fu, t & 0xff80ff80u); };
-    even = whole(__byte_perm(w, 0x43434343u, 0x4240));
-    odd = whole(__byte_perm(w, 0x43434343u, 0x4341));
+  } else {  // plus 128, times 2^-133
+    even = (w ^ 0x80808080u) & 0x00ff00ffu;
+    odd = (w >> 8 & 0x00ff00ffu) ^ 0x00800080u;
   }
 }
-
-// What the operands of a format leave to the sums of values: their power of two.
+// What the operands of a format leave to the sums of values: their power of two, for sums of
+// elements 16 m to 16 m + 15.
 template <class F>
-__device__ __forceinline__ float value_unit(int pair) {
+__device__ __forceinline__ constexpr float value_unit(int m) {
   switch (F::kFormat) {
     case KvFormat::fp8_e4m3: return 0x1p24f;
-    case KvFormat::int8: return kDrop;
-    case KvFormat::int4: return pair < F::kDim / 32 ? 0x1p37f : 0x1p33f;
+    case KvFormat::int8: return 0x1p37f;
+    case KvFormat::int4: return m < F::kDim / 32 ? 0x1p37f : 0x1p33f;
     default: return 1.0f;
   }
 }
-
-// Column of q that stands at place `i` of 4 of a lane in step `step`: pairs (0, 1) and (2, 3).
+// Which of 16 elements of q stands at place i of a product's step, so that it meets its own.
 template <class F>
-__device__ __forceinline__ constexpr int q_column(int step, int i) {
-  if (F::kBits == 16) return step * 16 + i / 2 * 8 + i % 2;  // + 2 (lane % 4)
-  if (F::kBits == 8) return step * 16 + i;                   // + 4 (lane % 4)
-  const int half = F::kDim / 32;
-  const int place = i % 2 * 2 + i / 2;
-  return step < half ? step * 16 + place : F::kDim / 2 + (step - half) * 16 + place;
+__device__ __forceinline__ constexpr int q_place(int i) {
+  const int half = i / 8, pair = i % 8 / 2, which = i % 2;
+  if (F::kBits == 16) return i;
+  if (F::kFormat == KvFormat::fp8_e4m3) return 4 * pair + 2 * half + which;
+  return 4 * pair + 2 * which + half;
 }
 
-// What the two rows of a lane carry from tile to tile, and what they see.
-struct Rows {
-  int begin[2], end[2];
-  float position[2], slope[2];  // slope in units of log2
-  float unit[2];                // log2(e) of one unit of a score
-  float scale[2];               // of a product, before a transform
-  float q_sum[2];
-  float max[2], base[2];  // base: max in units of log2
-  float weights[2], sums[2], zeros[2];
-};
+// ---- rows of q ---------------------------------------------------------------------------------
 
-// The rows of q as operands a.
-template <class F, bool kTransform>
-__device__ __forceinline__ void load_q(const Call& call, const Item& t, const Sequence& s,
-                                       Rows& rows, uint32_t (&q)[F::kSteps][4]) {
+// By a warp: the rows of q of an item as operands in shared memory, and what is known of each.
+template <class F>
+__device__ __forceinline__ void prepare_rows(const Call& call, const Item& t, const Sequence& s,
+                                             uint8_t* queries, Row* rows) {
   const AttentionArgs& a = call.args;
-  const int lane = threadIdx.x % 32, group = group_of(a);
-  const Mask mask = make_mask(a.causal, a.window_left, a.window_right);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = lane / 4 + 8 * r, of = t.row0 + row, token = of / group;
-    const int h = t.head * group + of % group;
+  constexpr int kParts = F::kDim / 64;  // of 16 elements, of a lane
+  for (int row = threadIdx.x % 32 / 4; row < F::kRows; row += 8) {
+    const int part0 = threadIdx.x % 4, of = t.row0 + row, token = of / call.group;
+    const int h = t.head * call.group + of - token * call.group;
     const bool there = row < t.rows;
-    const int64_t position = token + s.seq_kv - s.seq_q;
-    const KeyRange keys = visible_keys(mask, position, s.seq_kv);
-    rows.begin[r] = there ? static_cast<int>(keys.begin) : 0;
-    rows.end[r] = there ? static_cast<int>(keys.end) : 0;
-    rows.position[r] = static_cast<float>(position);
-    rows.slope[r] =
-        there && present(a.alibi_slopes) ? static_cast<const float*>(a.alibi_slopes.data)[h] : 0.0f;
-    rows.max[r] = -INFINITY;
-    rows.base[r] = rows.weights[r] = rows.sums[r] = rows.zeros[r] = rows.q_sum[r] = 0.0f;
     const uint16_t* from = static_cast<const uint16_t*>(a.q.data) + s.q +
-                           token * token_stride(a.q) + h * head_stride(a.q) +
-                           lane % 4 * (F::kBits == 16 ? 2 : 4);
+                           token * token_stride(a.q) + h * head_stride(a.q) + 16 * part0;
+    uint32_t w[kParts][8] = {};
+    if (there && is_aligned(from)) {
 #pragma unroll
-    for (int step = 0; step < F::kSteps; ++step) {
+      for (int i = 0; i < kParts; ++i) {
+        const auto* p = reinterpret_cast<const uint4*>(from + 64 * i);
+        const uint4 x = p[0], y = p[1];
+        w[i][0] = x.x, w[i][1] = x.y, w[i][2] = x.z, w[i][3] = x.w;
+        w[i][4] = y.x, w[i][5] = y.y, w[i][6] = y.z, w[i][7] = y.w;
+      }
+    } else if (there) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint32_t w = 0;
-        if (there) {
-          w = from[q_column<F>(step, 2 * i)] |
-              static_cast<uint32_t>(from[q_column<F>(step, 2 * i + 1)]) << 16;
+      for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const uint16_t* p = from + 64 * i + 2 * j;
+          w[i][j] = p[0] | static_cast<uint32_t>(p[1]) << 16;
         }
-        q[step][2 * i + r] = w;
       }
     }
-    float scale = 1.0f;
+    float scale = 1.0f, sum = 0.0f;
     if constexpr (F::kCodes) {
       // The largest finite number of the row comes to 2^14: f16 then holds what f32 sums see.
       float most = 0.0f;
@@ -189,32 +157,116 @@ __device__ __forceinline__ void load_q(const Call& call, const Item& t, const Se
         if (fabsf(x) < INFINITY) most = fmaxf(most, fabsf(x));
       };
 #pragma unroll
-      for (int step = 0; step < F::kSteps; ++step) {
+      for (int i = 0; i < kParts; ++i) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          take(low_of<false>(q[step][2 * i + r]));
-          take(high_of<false>(q[step][2 * i + r]));
+        for (int j = 0; j < 8; ++j) {
+          take(low_of<false>(w[i][j]));
+          take(high_of<false>(w[i][j]));
         }
       }
-      const int exponent = static_cast<int>(__float_as_uint(quad_max(most)) >> 23);
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      const int exponent = static_cast<int>(__float_as_uint(most) >> 23);
       const int up = clamped(127 + 14 - exponent, -126, 126);
-      const float lift = __uint_as_float(static_cast<uint32_t>(127 + up) << 23);
       scale = __uint_as_float(static_cast<uint32_t>(127 - up) << 23);
 #pragma unroll
-      for (int step = 0; step < F::kSteps; ++step) {
+      for (int i = 0; i < kParts; ++i) {
+        // The high bits of int4's bytes are 16 times their number.
+        const float down = F::kZeros && part0 + 4 * i >= F::kDim / 32 ? 16.0f : 1.0f;
+        const float lift = __uint_as_float(static_cast<uint32_t>(127 + up) << 23) / down;
+        float own = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          uint32_t& w = q[step][2 * i + r];
-          w = pair_of<true>(low_of<false>(w) * lift, high_of<false>(w) * lift);
-          if constexpr (F::kZeros) rows.q_sum[r] += low_of<true>(w) + high_of<true>(w);
+        for (int j = 0; j < 8; ++j) {
+          w[i][j] = pair_of<true>(low_of<false>(w[i][j]) * lift, high_of<false>(w[i][j]) * lift);
+          own += low_of<true>(w[i][j]) + high_of<true>(w[i][j]);
         }
+        sum += own * down;
       }
-      if constexpr (F::kZeros) rows.q_sum[r] = quad_sum(rows.q_sum[r]);
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
     }
-    rows.scale[r] = call.scale * scale;
-    rows.unit[r] = kTransform ? kLog2 : rows.scale[r] * kLog2;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      uint32_t to[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int low = q_place<F>(2 * j), high = q_place<F>(2 * j + 1);
+        to[j] = __byte_perm(w[i][low / 2], w[i][high / 2],
+                            (low % 2 == 0 ? 0x0010 : 0x0032) | (high % 2 == 0 ? 0x5400 : 0x7600));
+      }
+      auto* p = reinterpret_cast<uint4*>(queries + row * F::kQueryStride + 32 * part0 + 128 * i);
+      p[0] = {to[0], to[1], to[2], to[3]};
+      p[1] = {to[4], to[5], to[6], to[7]};
+    }
+    if (part0 != 0) continue;
+    const int position = token + t.seq_kv - t.seq_q;
+    const Keys keys = seen_keys(call, position, t.seq_kv);
+    Row r;
+    r.begin = there ? keys.begin : 0;
+    r.end = there ? keys.end : 0;
+    r.token = token;
+    r.head = h;
+    r.position = static_cast<float>(position);
+    r.slope =
+        there && present(a.alibi_slopes) ? static_cast<const float*>(a.alibi_slopes.data)[h] : 0.0f;
+    r.scale = call.scale * scale;
+    r.unit = call.transform ? kLog2 : r.scale * kLog2;
+    r.shift = F::kShifted ? -128.0f * kTiny * sum : kTiny * sum;
+    rows[row] = r;
   }
 }
+
+// What a warp needs of a segment's rows: operands b, and of its columns 2 (lane % 4) and the next
+// of each eight rows.
+template <class F>
+struct Queries {
+  // 16 rows of codes leave no registers for operands: those come again for each tile.
+  static constexpr bool kKeeps = !F::kCodes || F::kGroups == 1;
+  uint32_t from;  // where the lane reads operands
+  uint32_t b[kKeeps ? F::kSteps : 1][F::kGroups][2];
+  float unit[F::kGroups][2], shift[F::kGroups][2];
+};
+template <class F>
+__device__ __forceinline__ void load_queries(const uint8_t* queries, const Row* rows,
+                                             Queries<F>& q) {
+  const int lane = threadIdx.x % 32;
+  q.from = smem_address(queries) + lane % 8 * F::kQueryStride + lane / 8 * 16;
+#pragma unroll
+  for (int g = 0; g < F::kGroups; ++g) {
+    if constexpr (Queries<F>::kKeeps) {
+#pragma unroll
+      for (int i = 0; i < F::kSteps; i += 2) {
+        ldmatrix(q.from + 8 * g * F::kQueryStride + 32 * i, q.b[i][g][0], q.b[i][g][1],
+                 q.b[i + 1][g][0], q.b[i + 1][g][1]);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const Row& r = rows[8 * g + 2 * (lane % 4) + e];
+      q.unit[g][e] = r.unit;
+      q.shift[g][e] = r.shift;
+    }
+  }
+}
+
+// What a warp carries from tile to tile. o: of elements 16 m + lane / 4 and eight behind (codes:
+// 16 m + 2 (lane / 4) and the next) its two columns each; the others: of its columns, the sums of
+// its own keys.
+template <class F>
+struct Sums {
+  float o[F::kSteps][F::kGroups][4] = {};
+  float max[F::kGroups][2], base[F::kGroups][2];  // base: max in units of log2
+  float weights[F::kGroups][2] = {}, sums[F::kGroups][2] = {}, zeros[F::kGroups][2] = {};
+  __device__ __forceinline__ Sums() {
+#pragma unroll
+    for (int i = 0; i < 2 * F::kGroups; ++i) {
+      max[i / 2][i % 2] = -INFINITY;
+      base[i / 2][i % 2] = 0.0f;
+    }
+  }
+};
+
+// ---- places ------------------------------------------------------------------------------------
 
 // A place of ldmatrix in a swizzled tile: `lane` is where the lane's row begins and `at` what is
 // added to it, no bit of which `lane` has. Both are relative to a multiple of 1024.
@@ -222,21 +274,32 @@ __device__ __forceinline__ uint32_t lane_place(uint32_t lane) { return lane ^ (l
 __device__ __forceinline__ uint32_t place_at(uint32_t base, uint32_t at) {
   return (base ^ ((at & 0x3ffu) ^ (at >> 3 & 0x70u))) + (at & ~0x3ffu);
 }
-
-// f16 number `array` of keys `key` and the next one, `key` even, of those in a stage.
+// Which of 16 keys is row r + 8 half of a product. Keys with scales: two that follow each other in
+// one lane; rows of 128 bytes in the order that leaves no two of them in the same banks.
+template <class F>
+__device__ __forceinline__ int key_place(int r, int half) {
+  if (!F::kCodes) return r + 8 * half;
+  return 2 * r + (F::kRowBytes == 128 ? half ^ (r >> 2) : half);
+}
+// f16 number `array` of a lane's two keys of the 16 from `key` on, of those in a stage.
 template <class F>
 __device__ __forceinline__ float2 scales_at(const uint8_t* scales, int box, int array, int key) {
+  const int lane = threadIdx.x % 32;
+  key += 2 * (lane / 4);
   const int in = key & (box - 1);
   const uint32_t w = *reinterpret_cast<const uint32_t*>(scales + (key - in) * 2 * F::kScales +
                                                         array * 2 * box + 2 * in);
-  return {low_of<true>(w), high_of<true>(w)};
+  const float2 x = {low_of<true>(w), high_of<true>(w)};
+  if (F::kRowBytes == 128 && lane >= 16) return {x.y, x.x};
+  return x;
 }
 
 // Values of a warp's 16 keys that aren't finite: each is added to the rows that see it and cleared.
+// `p` are weights key by key, as the scores stand.
 template <class F>
-__device__ __forceinline__ void clear_values(const Rows& rows, const Tile& tile, int key,
-                                             const uint32_t (&p)[4], uint8_t* values,
-                                             float (&o)[F::kColumns][4]) {
+__device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, int key,
+                                             const uint32_t (&p)[2][F::kGroups], uint8_t* values,
+                                             Sums<F>& t) {
   constexpr uint32_t kMost = F::kHalf ? 0x7c00u : 0x7f80u;  // the exponent of NaN and inf
   const int lane = threadIdx.x % 32;
   unsigned bad = 0;
@@ -249,74 +312,112 @@ __device__ __forceinline__ void clear_values(const Rows& rows, const Tile& tile,
     if (any) bad |= 1u << at / F::kRowBytes;
   }
   bad = __reduce_or_sync(~0u, bad);
-  if (bad == 0) return;
-  for (int t = 0; t < 16; ++t) {
-    if ((bad >> t & 1) == 0) continue;
-    float weight[2];
-    bool sees[2];
+  for (; bad != 0; bad &= bad - 1) {
+    const int i = __ffs(static_cast<int>(bad)) - 1, j = key + i;
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(values);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint32_t pair = __shfl_sync(~0u, t < 8 ? p[r] : p[2 + r], (lane & ~3) | (t % 8 / 2));
-      weight[r] = t % 2 == 0 ? low_of<F::kHalf>(pair) : high_of<F::kHalf>(pair);
-      const int j = key + t;
-      sees[r] = j >= rows.begin[r] && j < rows.end[r] && j >= tile.lo && j < tile.hi;
-    }
+    for (int g = 0; g < F::kGroups; ++g) {
+      const uint32_t w =
+          __shfl_sync(~0u, i < 8 ? p[0][g] : p[1][g], i % 8 * 4 + lane % 4);
+      const float weight[2] = {low_of<F::kHalf>(w), high_of<F::kHalf>(w)};
 #pragma unroll
-    for (int n = 0; n < F::kColumns; ++n) {
-      const uint32_t w = *reinterpret_cast<const uint32_t*>(
-          values + lane_place(t * F::kRowBytes + 16 * n + 4 * (lane % 4)));
+      for (int e = 0; e < 2; ++e) {
+        const Row& r = rows[8 * g + 2 * (lane % 4) + e];
+        if (j < r.begin || j >= r.end || j < tile.lo || j >= tile.hi) continue;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        if (!sees[r]) continue;
-        o[n][2 * r] += weight[r] * low_of<F::kHalf>(w);
-        o[n][2 * r + 1] += weight[r] * high_of<F::kHalf>(w);
+        for (int m = 0; m < F::kSteps; ++m) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int d = 16 * m + 8 * half + lane / 4;
+            const uint32_t v = row[lane_place(i * F::kRowBytes + 2 * d) / 2];
+            t.o[m][g][2 * half + e] += weight[e] * low_of<F::kHalf>(v);
+          }
+        }
       }
     }
     __syncwarp();
     for (int at = lane * 16; at < F::kRowBytes; at += 512) {
-      *reinterpret_cast<uint4*>(values + lane_place(t * F::kRowBytes + at)) = {};
+      *reinterpret_cast<uint4*>(values + lane_place(i * F::kRowBytes + at)) = {};
     }
     __syncwarp();
   }
   async_fence();  // the copy engine writes here next
 }
 
+// ---- a warp's keys -----------------------------------------------------------------------------
+
 // A warp's keys of a tile, from `key` on.
-template <class F, bool kTransform>
-__device__ __forceinline__ void take_keys(const Call& call, const Item& t, const Tile& tile,
-                                          int key, int box, uint8_t* stage,
-                                          const uint32_t (&q)[F::kSteps][4], Rows& rows,
-                                          float (&o)[F::kColumns][4]) {
-  constexpr int kKeys = F::kKeys, kRowBytes = F::kRowBytes, kChunks = kRowBytes / 16;
+template <class F>
+__device__ __forceinline__ void take_keys(const Call& call, const Item& item, const Tile& tile,
+                                          int key, int box, uint8_t* stage, const Row* rows,
+                                          const Queries<F>& q, Sums<F>& t) {
+  constexpr int kM = F::kKeys / 16, kG = F::kGroups, kRowBytes = F::kRowBytes;
+  constexpr int kChunks = kRowBytes / 16;
   const int lane = threadIdx.x % 32, part = key - tile.key0;
   const uint8_t* scales = stage + 2 * F::kPart;
 
-  float s[kKeys / 8][4] = {};
+  // s[m][g]: of keys 16 m + key_place(lane / 4, half), columns 2 half and 2 half + 1.
+  float s[kM][kG][4];
+#pragma unroll
+  for (int i = 0; i < kM * kG * 4; ++i) {
+    s[i / 4 / kG][i / 4 % kG][i % 4] = F::kShifted ? q.shift[i / 4 % kG][i % 2] : 0.0f;
+  }
   {
-    const uint32_t base = smem_address(stage) + part * kRowBytes +
-                          lane_place((lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * 16);
+    const uint32_t base =
+        smem_address(stage) + part * kRowBytes +
+        lane_place(key_place<F>(lane % 8, lane / 8 % 2) * kRowBytes + lane / 16 * 16);
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; n += 2) {
+    for (int c = 0; c < kChunks; c += 2) {
+      // Of codes: steps c and c + 1, and those of the high four bits.
+      constexpr int kHigh = F::kBits == 4 ? F::kSteps / 2 : 0;
+      uint32_t b[4][kG][2];
+      if constexpr (F::kCodes) {
 #pragma unroll
-      for (int c = 0; c < kChunks; c += 2) {
-        uint32_t w[4];  // keys n and chunks c and c + 1; the same of keys n + 1
-        ldmatrix(place_at(base, n * 8 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
+        for (int i = 0; i < (F::kBits == 4 ? 4 : 2); i += 2) {
+          const int step = c + i / 2 * kHigh;
+#pragma unroll
+          for (int g = 0; g < kG; ++g) {
+            if constexpr (Queries<F>::kKeeps) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) b[i + j / 2][g][j % 2] = q.b[step + j / 2][g][j % 2];
+            } else {
+              ldmatrix(q.from + 8 * g * F::kQueryStride + 32 * step, b[i][g][0], b[i][g][1],
+                       b[i + 1][g][0], b[i + 1][g][1]);
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        uint32_t w[4];  // chunk c of keys of half 0 and 1; the same of chunk c + 1
+        ldmatrix(place_at(base, m * 16 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
         if constexpr (F::kBits == 16) {
-          mma_16bit<F::kHalf>(s[n], q[c / 2], w[0], w[1]);
-          mma_16bit<F::kHalf>(s[n + 1], q[c / 2], w[2], w[3]);
+#pragma unroll
+          for (int g = 0; g < kG; ++g) {
+            mma_16bit<F::kHalf>(s[m][g], w, q.b[c / 2][g][0], q.b[c / 2][g][1]);
+          }
         } else {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float(&to)[4] = s[n + i / 2];
+          for (int i = 0; i < 2; ++i) {
+            const uint32_t w0 = w[2 * i], w1 = w[2 * i + 1];
+            uint32_t x[4];
             if constexpr (F::kBits == 8) {
-              uint32_t b0, b1;
-              key_codes<F::kFormat>(w[i], b0, b1);
-              mma_16bit<true>(to, q[c + i % 2], b0, b1);
+              key_codes<F::kFormat>(w0, x[0], x[2]);
+              key_codes<F::kFormat>(w1, x[1], x[3]);
+#pragma unroll
+              for (int g = 0; g < kG; ++g) {
+                mma_16bit<true>(s[m][g], x, b[i][g][0], b[i][g][1]);
+              }
             } else {
-              uint32_t b[4];
-              key_nibbles(w[i], b);
-              mma_16bit<true>(to, q[c + i % 2], b[0], b[1]);
-              mma_16bit<true>(to, q[kChunks + c + i % 2], b[2], b[3]);
+              constexpr uint32_t kLow4 = 0x000f000fu, kHigh4 = 0x00f000f0u;
+              const uint32_t y0 = w0 >> 8, y1 = w1 >> 8;
+              const uint32_t low[4] = {w0 & kLow4, w1 & kLow4, y0 & kLow4, y1 & kLow4};
+              const uint32_t high[4] = {w0 & kHigh4, w1 & kHigh4, y0 & kHigh4, y1 & kHigh4};
+#pragma unroll
+              for (int g = 0; g < kG; ++g) {
+                mma_16bit<true>(s[m][g], low, b[i][g][0], b[i][g][1]);
+                mma_16bit<true>(s[m][g], high, b[2 + i][g][0], b[2 + i][g][1]);
+              }
             }
           }
         }
@@ -324,159 +425,215 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& t, const
     }
   }
 
-  const int column = key + 2 * (lane % 4);
   if constexpr (F::kCodes) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-      const int at = part + 8 * n + 2 * (lane % 4);
-      const float2 scale = scales_at<F>(scales, box, 0, at);
+    for (int m = 0; m < kM; ++m) {
+      const float2 pair = scales_at<F>(scales, box, 0, part + 16 * m);
+      const float unit = F::kBits == 4 || F::kShifted ? 0x1p24f : 1.0f;
+      const float scale[2] = {pair.x * unit, pair.y * unit};
       float2 zero = {};
-      if constexpr (F::kZeros) zero = scales_at<F>(scales, box, 1, at);
+      if constexpr (F::kZeros) zero = scales_at<F>(scales, box, 1, part + 16 * m);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        if constexpr (F::kZeros) {
-          s[n][2 * r] -= (zero.x - 8.0f) * rows.q_sum[r];
-          s[n][2 * r + 1] -= (zero.y - 8.0f) * rows.q_sum[r];
-        }
-        s[n][2 * r] *= scale.x;
-        s[n][2 * r + 1] *= scale.y;
+      for (int i = 0; i < 4 * kG; ++i) {
+        float& x = s[m][i / 4][i % 4];
+        const int half = i % 4 / 2;
+        if constexpr (F::kZeros) x = fmaf(half == 0 ? -zero.x : -zero.y, q.shift[i / 4][i % 2], x);
+        x *= scale[half];
       }
     }
   }
-  if constexpr (kTransform) {
+  if (call.transform) {
     const AttentionArgs& a = call.args;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x = s[n][i] * rows.scale[i / 2];
-        if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
-        const auto j = static_cast<float>(column + 8 * n + i % 2);
-        s[n][i] = x + rows.slope[i / 2] * (j - rows.position[i / 2]);
-      }
+    for (int i = 0; i < kM * kG * 4; ++i) {
+      const int m = i / 4 / kG, g = i / 4 % kG, half = i % 4 / 2;
+      const Row& r = rows[8 * g + 2 * (lane % 4) + i % 2];
+      float x = s[m][g][i % 4] * r.scale;
+      if (a.softcap > 0) x = a.softcap * tanhf(x / a.softcap);
+      const auto j = static_cast<float>(key + 16 * m + key_place<F>(lane / 4, half));
+      s[m][g][i % 4] = x + r.slope * (j - r.position);
     }
   }
-  const int low = tile.lo > t.low ? tile.lo : t.low, high = tile.hi < t.high ? tile.hi : t.high;
-  const bool ragged = key < low || key + kKeys > high;
-  uint64_t seen[2] = {~uint64_t{0}, ~uint64_t{0}};  // a bit for each key of a lane
+  const int low = tile.lo > item.low ? tile.lo : item.low;
+  const int high = tile.hi < item.high ? tile.hi : item.high;
+  const bool ragged = key < low || key + F::kKeys > high;
+  uint32_t seen = ~0u;  // a bit for each score of a lane, as they are counted above
   if (ragged) {
+    seen = 0;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int begin = (rows.begin[r] > tile.lo ? rows.begin[r] : tile.lo) - column;
-      const int end = (rows.end[r] < tile.hi ? rows.end[r] : tile.hi) - column;
-      seen[r] = 0;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int j = 8 * n + i;
-          const bool sees = j >= begin && j < end;
-          if (sees) seen[r] |= uint64_t{1} << (2 * n + i);
-          if (!sees) s[n][2 * r + i] = -INFINITY;
-        }
+    for (int i = 0; i < kM * kG * 4; ++i) {
+      const int m = i / 4 / kG, g = i / 4 % kG, half = i % 4 / 2, e = i % 2;
+      const int j = key + 16 * m + key_place<F>(lane / 4, half);
+      const Row& r = rows[8 * g + 2 * (lane % 4) + e];
+      const bool sees = j >= r.begin && j < r.end && j >= tile.lo && j < tile.hi;
+      if (sees) {
+        seen |= 1u << i;
+      } else {
+        s[m][g][i % 4] = -INFINITY;
       }
     }
   }
 
+  float factor[kG][2];
   bool moved = false;
-  float factor[2];
+  float most[kG][2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float most = rows.max[r];
+  for (int i = 0; i < 2 * kG; ++i) {
+    const int g = i / 2, e = i % 2;
+    most[g][e] = fmaxf(s[0][g][e], s[0][g][2 + e]);
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-      most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-    }
-    most = quad_max(most);
-    const float base = most == -INFINITY ? 0.0f : most * rows.unit[r];
-    factor[r] = rows.max[r] == -INFINITY ? 0.0f : exp2_of(rows.base[r] - base);
-    moved = moved || most != rows.max[r];
-    rows.max[r] = most;
-    rows.base[r] = base;
+    for (int m = 1; m < kM; ++m) most[g][e] = fmaxf(most[g][e], fmaxf(s[m][g][e], s[m][g][2 + e]));
+    moved = moved || most[g][e] > t.max[g][e];
+    factor[g][e] = 1.0f;
   }
   if (__any_sync(~0u, moved)) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rows.weights[r] *= factor[r];
-      rows.sums[r] *= factor[r];
-      rows.zeros[r] *= factor[r];
+    for (int i = 0; i < 2 * kG; ++i) {
+      const int g = i / 2, e = i % 2;
+      const float next = fmaxf(t.max[g][e], column_max(most[g][e]));
+      const float base = next == -INFINITY ? 0.0f : next * q.unit[g][e];
+      factor[g][e] = t.max[g][e] == -INFINITY ? 0.0f : exp2_of(t.base[g][e] - base);
+      t.max[g][e] = next;
+      t.base[g][e] = base;
+      t.weights[g][e] *= factor[g][e];
+      t.sums[g][e] *= factor[g][e];
+      if constexpr (F::kZeros || F::kShifted) t.zeros[g][e] *= factor[g][e];
+      if constexpr (!F::kCodes) {
 #pragma unroll
-      for (int n = 0; n < F::kColumns; ++n) {
-        o[n][2 * r] *= factor[r];
-        o[n][2 * r + 1] *= factor[r];
+        for (int m = 0; m < F::kSteps; ++m) {
+          t.o[m][g][e] *= factor[g][e];
+          t.o[m][g][2 + e] *= factor[g][e];
+        }
       }
     }
   }
 
-  uint32_t p[kKeys / 16][4];
+  uint32_t p[kM][2][kG];  // weights of a key and two columns
 #pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-    float2 scale = {1.0f, 1.0f}, inverse = {1.0f, 1.0f}, zero = {};
+  for (int m = 0; m < kM; ++m) {
+    float scale[2] = {1.0f, 1.0f}, inverse[2] = {1.0f, 1.0f}, zero[2] = {};
     if constexpr (F::kCodes) {
-      const int at = part + 8 * n + 2 * (lane % 4);
-      scale = scales_at<F>(scales, box, F::kZeros ? 2 : 1, at);
-      scale = {scale.x * kLift, scale.y * kLift};
-      inverse = {reciprocal(scale.x), reciprocal(scale.y)};
-      if constexpr (F::kZeros) zero = scales_at<F>(scales, box, 3, at);
+      const float2 x = scales_at<F>(scales, box, F::kZeros ? 2 : 1, part + 16 * m);
+      scale[0] = x.x * kLift;
+      scale[1] = x.y * kLift;
+      inverse[0] = reciprocal(scale[0]);
+      inverse[1] = reciprocal(scale[1]);
+      if constexpr (F::kZeros) {
+        const float2 z = scales_at<F>(scales, box, 3, part + 16 * m);
+        zero[0] = z.x;
+        zero[1] = z.y;
+      }
+      if (ragged) {
+        // What stands beside keys that a row doesn't see may be anything.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float number = scale[half] + zero[half];
+          if (fabsf(number) < INFINITY && scale[half] != 0.0f) continue;
+          scale[half] = inverse[half] = zero[half] = 0.0f;
+#pragma unroll
+          for (int i = 0; i < 2 * kG; ++i) {
+            const int bit = (m * kG + i / 2) * 4 + 2 * half + i % 2;
+            if ((seen >> bit & 1) != 0) t.weights[i / 2][i % 2] = NAN;
+          }
+        }
+      }
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float x = exp2_of(fmaf(s[n][2 * r], rows.unit[r], -rows.base[r]));
-      const float y = exp2_of(fmaf(s[n][2 * r + 1], rows.unit[r], -rows.base[r]));
-      rows.sums[r] += x + y;
-      if constexpr (!F::kCodes) {
-        const uint32_t w = pair_of<F::kHalf>(x, y);
-        p[n / 2][n % 2 * 2 + r] = w;
-        rows.weights[r] += low_of<F::kHalf>(w) + high_of<F::kHalf>(w);
-      } else {
-        // What stands beside keys that a row doesn't see may be NaN.
-        const bool first = !ragged || (seen[r] >> (2 * n) & 1) != 0;
-        const bool second = !ragged || (seen[r] >> (2 * n + 1) & 1) != 0;
-        const uint32_t w = pair_of<false>(first ? x * scale.x : 0.0f, second ? y * scale.y : 0.0f);
-        p[n / 2][n % 2 * 2 + r] = w;
-        const float u = low_of<false>(w), v = high_of<false>(w);
-        rows.weights[r] += (first ? u * inverse.x : 0.0f) + (second ? v * inverse.y : 0.0f);
-        if constexpr (F::kZeros) {
-          rows.zeros[r] += (first ? u * zero.x : 0.0f) + (second ? v * zero.y : 0.0f);
+    for (int g = 0; g < kG; ++g) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float x = exp2_of(fmaf(s[m][g][2 * half], q.unit[g][0], -t.base[g][0]));
+        const float y = exp2_of(fmaf(s[m][g][2 * half + 1], q.unit[g][1], -t.base[g][1]));
+        t.sums[g][0] += x;
+        t.sums[g][1] += y;
+        if constexpr (!F::kCodes) {
+          const uint32_t w = pair_of<F::kHalf>(x, y);
+          p[m][half][g] = w;
+          t.weights[g][0] += low_of<F::kHalf>(w);
+          t.weights[g][1] += high_of<F::kHalf>(w);
+        } else {
+          const uint32_t w = pair_of<false>(x * scale[half], y * scale[half]);
+          p[m][half][g] = w;
+          const float u = low_of<false>(w), v = high_of<false>(w);
+          t.weights[g][0] = fmaf(u, inverse[half], t.weights[g][0]);
+          t.weights[g][1] = fmaf(v, inverse[half], t.weights[g][1]);
+          if constexpr (F::kZeros) {
+            t.zeros[g][0] = fmaf(u, zero[half], t.zeros[g][0]);
+            t.zeros[g][1] = fmaf(v, zero[half], t.zeros[g][1]);
+          } else if constexpr (F::kShifted) {
+            t.zeros[g][0] += u;
+            t.zeros[g][1] += v;
+          }
         }
       }
     }
   }
 
   uint8_t* values = stage + F::kPart + part * kRowBytes;
-  const uint32_t base =
-      smem_address(values) + lane_place((lane / 8 % 2 * 8 + lane % 8) * kRowBytes + lane / 16 * 16);
+  if constexpr (!F::kCodes) {
+    if (ragged) {
 #pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
-    if constexpr (!F::kCodes) {
-      if (ragged) {
-        clear_values<F>(rows, tile, key + 16 * k, p[k], values + k * 16 * kRowBytes, o);
+      for (int m = 0; m < kM; ++m) {
+        clear_values<F>(rows, tile, key + 16 * m, p[m], values + m * 16 * kRowBytes, t);
       }
     }
+  }
 #pragma unroll
-    for (int c = 0; c < kChunks; c += 2) {
-      uint32_t w[4];  // chunk c of values 0 to 7 and 8 to 15; the same of chunk c + 1
-      ldmatrix_across(place_at(base, k * 16 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
+  for (int i = 0; i < kM * 2 * kG; ++i) {
+    uint32_t& w = p[i / 2 / kG][i / kG % 2][i % kG];
+    w = transposed(w);
+  }
+  const uint32_t base =
+      smem_address(values) +
+      lane_place(key_place<F>(lane % 8, lane / 16) * kRowBytes + lane / 8 % 2 * 16);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t w0 = w[2 * i], w1 = w[2 * i + 1];
-        if constexpr (F::kBits == 16) {
-          mma_16bit<F::kHalf>(o[c + i], p[k], w0, w1);
-        } else if constexpr (F::kBits == 8) {
-          uint32_t even0, odd0, even1, odd1;
-          value_codes<F::kFormat>(w0, even0, odd0);
-          value_codes<F::kFormat>(w1, even1, odd1);
-          mma_16bit<false>(o[2 * (c + i)], p[k], even0, even1);
-          mma_16bit<false>(o[2 * (c + i) + 1], p[k], odd0, odd1);
-        } else {
-          // Four bits in bf16's low end: n times 2^-133, and 16 n.
-          constexpr int kHigh = F::kColumns / 2;
-          constexpr uint32_t kLow4 = 0x000f000fu, kHigh4 = 0x00f000f0u;
-          const uint32_t y0 = w0 >> 8, y1 = w1 >> 8;
-          mma_16bit<false>(o[2 * (c + i)], p[k], w0 & kLow4, w1 & kLow4);
-          mma_16bit<false>(o[2 * (c + i) + 1], p[k], y0 & kLow4, y1 & kLow4);
-          mma_16bit<false>(o[kHigh + 2 * (c + i)], p[k], w0 & kHigh4, w1 & kHigh4);
-          mma_16bit<false>(o[kHigh + 2 * (c + i) + 1], p[k], y0 & kHigh4, y1 & kHigh4);
+  for (int c = 0; c < kChunks; c += 2) {
+    constexpr int kParts = 16 / F::kBits;  // of 16 elements, of two chunks
+    float own[kParts][kG][4] = {};
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      uint32_t w[4];  // chunks c and c + 1 of values of half 0, the same of half 1
+      ldmatrix_across(place_at(base, m * 16 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
+      const auto add = [&](float(&to)[kG][4], const uint32_t(&x)[4]) {
+#pragma unroll
+        for (int g = 0; g < kG; ++g) {
+          if constexpr (F::kCodes) {
+            mma_16bit<false>(to[g], x, p[m][0][g], p[m][1][g]);
+          } else {
+            mma_16bit<F::kHalf>(to[g], x, p[m][0][g], p[m][1][g]);
+          }
+        }
+      };
+      if constexpr (F::kBits == 16) {
+        add(t.o[c / 2], w);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t x[4];
+          if constexpr (F::kBits == 8) {
+            value_codes<F::kFormat>(w[i], x[0], x[1]);
+            value_codes<F::kFormat>(w[2 + i], x[2], x[3]);
+            add(own[i], x);
+          } else {
+            // Four bits in bf16's low end: n times 2^-133, and 16 n.
+            constexpr uint32_t kLow4 = 0x000f000fu, kHigh4 = 0x00f000f0u;
+            const uint32_t y0 = w[i] >> 8, y1 = w[2 + i] >> 8;
+            const uint32_t low4[4] = {w[i] & kLow4, y0 & kLow4, w[2 + i] & kLow4, y1 & kLow4};
+            const uint32_t high4[4] = {w[i] & kHigh4, y0 & kHigh4, w[2 + i] & kHigh4, y1 & kHigh4};
+            add(own[2 * i], low4);
+            add(own[2 * i + 1], high4);
+          }
+        }
+      }
+    }
+    if constexpr (F::kCodes) {
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        const int m = F::kBits == 8 ? c + i : c + i / 2 + i % 2 * (F::kSteps / 2);
+#pragma unroll
+        for (int j = 0; j < 4 * kG; ++j) {
+          float& x = t.o[m][j / 4][j % 4];
+          x = fmaf(x, factor[j / 4][j % 2], own[i][j / 4][j % 4]);
         }
       }
     }

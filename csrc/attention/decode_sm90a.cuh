@@ -2,64 +2,104 @@
 // memory for all rows of an item (decode_items_sm90a.cuh), products run on the tensor cores by
 // mma.sync (decode_keys_sm90a.cuh).
 //
-// Of each block one warp finds its tiles and asks the copy engine for them, eight multiply: four of
-// them take a tile, a quarter of its keys each, the other four the next one. At the end of an item
-// they add up, in the order of warps; an item that has tiles in several blocks leaves parts in
-// scratch, which join_parts() adds up in the order of blocks. So the bits depend on lengths and on
-// the number of multiprocessors only.
+// Of each block one warp asks the copy engine for tiles, one makes operands of the next segment's
+// queries, eight multiply: four of them take a tile, a quarter of its keys each, the other four the
+// next one. At the end of a segment they leave their sums in shared memory, where two more warps
+// add them up, in the order of warps, while the next segment is under way. An item that has units
+// in several blocks leaves parts in scratch, each announced by a number that no other call has; the
+// block where the item ends adds them up when its own units are done, in the order of blocks. It
+// waits for blocks of lower numbers only, which were there before it. So the bits depend on lengths
+// and on the number of multiprocessors only.
 //
 // The cache is one column of lines of 128 bytes to the copy engine, so pages of any size arrive
 // swizzled.
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "csrc/attention/decode_keys_sm90a.cuh"
 
 namespace lowbit {
 namespace {
 
+inline constexpr int kFinishers = 2;  // warps
+
+// An item that ends in this block and began in block `from`; -1: none.
+struct Join {
+  Segment segment;
+  int from;
+};
+
 template <class F>
 struct Shared {
-  uint8_t* stages;
-  float* pass;                   // [kWarps][kPassRows][kPassStride]
-  float *base, *weights, *sums;  // [kWarps][kRows]
-  uint64_t *full, *empty, *segment_full, *segment_empty;
-  Segment* segments;  // two: the producer is one ahead
+  uint8_t *stages, *queries;     // [kStages][kStageBytes], [2][kQueryBytes]
+  float* pass;                   // [kWarps][8][kPassStride]
+  float *base, *weights, *sums;  // [kWarps][8]
+  uint64_t *full, *empty, *segment_full, *segment_empty, *pass_full, *pass_empty;
+  Segment* segments;  // two: what prepares is one ahead
+  Row* rows;          // [3][kRows], the last for the join
+  Join* join;
   Start* start;
 };
 template <class F>
 __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   Shared<F> s;
   s.stages = align_tile(raw);
-  s.pass = reinterpret_cast<float*>(s.stages + F::kStages * F::kStageBytes);
+  s.queries = s.stages + F::kStages * F::kStageBytes;
+  s.pass = reinterpret_cast<float*>(s.queries + 2 * F::kQueryBytes);
   s.base = s.pass + F::kPassBytes / sizeof(float);
-  s.weights = s.base + kWarps * kRows;
-  s.sums = s.weights + kWarps * kRows;
-  s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * kRows);
+  s.weights = s.base + kWarps * 8;
+  s.sums = s.weights + kWarps * 8;
+  s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * 8);
   s.empty = s.full + F::kStages;
   s.segment_full = s.empty + F::kStages;
   s.segment_empty = s.segment_full + 2;
-  s.segments = reinterpret_cast<Segment*>(s.segment_empty + 2);
-  s.start = reinterpret_cast<Start*>(s.segments + 2);
+  s.pass_full = s.segment_empty + 2;
+  s.pass_empty = s.pass_full + 1;
+  s.segments = reinterpret_cast<Segment*>(s.pass_empty + 1);
+  s.join = reinterpret_cast<Join*>(s.segments + 2);
+  s.start = reinterpret_cast<Start*>(s.join + 1);
+  s.rows = reinterpret_cast<Row*>(s.start + 1);
   return s;
 }
 
-// ---- the producer ------------------------------------------------------------------------------
+__device__ __forceinline__ void workers_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kWorkers) : "memory");
+}
+__device__ __forceinline__ void finishers_sync() {
+  asm volatile("bar.sync 2, %0;" ::"n"(32 * kFinishers) : "memory");
+}
+// The workers go on when the finishers are done.
+__device__ __forceinline__ void finished_sync() {
+  asm volatile("bar.sync 3, %0;" ::"n"(kWorkers + 32 * kFinishers) : "memory");
+}
+__device__ __forceinline__ void release(uint64_t* to, uint64_t x) {
+  asm volatile("fence.acq_rel.gpu;\nst.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(x)
+               : "memory");
+}
+__device__ __forceinline__ uint64_t acquire(const uint64_t* from) {
+  uint64_t x;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(from) : "memory");
+  return x;
+}
+
+// ---- tiles -------------------------------------------------------------------------------------
+
+// Numbers of 32 pages of a sequence that follow each other, one a lane.
+struct Window {
+  int sequence = -1, first = 0, page = 0;
+};
 
 // Asks for one tile, by all lanes: the boxes of K and V and the scales, each lane some of them.
 template <class F>
-__device__ __forceinline__ void bring(const Call& call, const Item& t, const int32_t* pages,
+__device__ __forceinline__ void bring(const Call& call, const Item& t, const Window& window,
                                       const Tile& tile, uint8_t* stage, uint64_t* full,
                                       uint64_t policy) {
   const KvCache& c = call.args.kv;
   const int lane = threadIdx.x % 32, shift = call.page_shift, size = 1 << shift;
-  const int box_shift = size < F::kTile ? shift : log2_of(F::kTile), box = 1 << box_shift;
-  const int lo = tile.lo > tile.key0 ? tile.lo : tile.key0;
-  const int hi = tile.hi < tile.key0 + F::kTile ? tile.hi : tile.key0 + F::kTile;
-  const int first = lo >> box_shift;
-  const int count = lo < hi ? ((hi - 1) >> box_shift) - first + 1 : 0;
+  const int box_shift = size < kUnit ? shift : log2_of(kUnit), box = 1 << box_shift;
+  const int first = tile.lo >> box_shift;
+  const int count = tile.lo < tile.hi ? ((tile.hi - 1) >> box_shift) - first + 1 : 0;
   if (lane == 0) {
     if (count > 0) {
       barrier_expect(full, count * box * 2 * (F::kRowBytes + F::kScales));
@@ -70,16 +110,13 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const int
   __syncwarp();
   // The scales of a whole page stand together.
   const int copies = 2 + (F::kScales == 0 ? 0 : box == size ? 1 : F::kScales);
-  for (int i = lane; i < count * copies; i += 32) {
-    const int which = i / copies, part = i - which * copies;
+  for (int i0 = 0; i0 < count * copies; i0 += 32) {
+    const int i = i0 + lane, which = i / copies, part = i - which * copies;
     const int key = (first + which) << box_shift, token = tile.prefix ? key : key & (size - 1);
-    const uint8_t* block;
-    if (tile.prefix) {
-      block = kv_prefix(c, t.prefix_row, t.head);
-    } else {
-      const int page = pages[key >> shift];
-      block = kv_page(c, is_page(call.args, page) ? page : 0, t.head);
-    }
+    const int page = __shfl_sync(~0u, window.page, (key >> shift) - window.first & 31);
+    if (i >= count * copies) continue;
+    const uint8_t* block = tile.prefix ? kv_prefix(c, t.prefix_row, t.head)
+                                       : kv_page(c, is_page(call.args, page) ? page : 0, t.head);
     const KvBlock& form = tile.prefix ? c.prefix : c.page;
     const int to = key - tile.key0;
     if (part < 2) {
@@ -96,213 +133,350 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const int
 
 template <class F>
 __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
-  const AttentionArgs& a = call.args;
-  const bool one = threadIdx.x % 32 == 0;
-  const int heads = static_cast<int>(a.kv.kv_heads);
-  const int64_t total = s.start->total;
-  const int64_t begin = first_of(total, blockIdx.x);
-  int64_t left = first_of(total, blockIdx.x + 1) - begin;
-  int b = s.start->sequence, block = s.start->block, head = s.start->head, tile = s.start->tile;
+  const int lane = threadIdx.x % 32, shift = call.page_shift;
   Ring<F::kStages> ring;
-  Ring<2> next;
-  Join join = {};
-  const auto give = [&](const Segment& segment) {
-    barrier_wait(&s.segment_empty[next.slot], next.parity ^ 1);
-    if (one) {
-      s.segments[next.slot] = segment;
-      barrier_arrive(&s.segment_full[next.slot]);
-    }
-    advance(next);
-  };
-  for (; left > 0; ++b, block = 0) {
-    Sequence sequence;
-    if (!sequence_of(a, b, &sequence)) continue;
-    const int blocks = block_count(a, sequence);
+  Window window;
+  each_segment<F>(call, *s.start, [&](const Sequence& sequence, const Item& item, int first,
+                                      int count) {
     // Keys that several blocks of rows see come again.
-    const uint64_t policy = blocks > 1 ? evict_last() : evict_first();
-    for (; block < blocks && left > 0; ++block, head = 0) {
-      Item item = item_at<F>(a, sequence, block);
-      for (; head < heads && left > 0; ++head, tile = 0) {
-        item.head = head;
-        const int rest = item.tiles - tile;
-        const int count = left < rest ? static_cast<int>(left) : rest;
-        left -= count;
-        if (tile > 0 && count == rest) {
-          join.item = item;
-          join.total = total;
-          const int64_t unit = begin - tile;  // the item's first of all
-          int from = static_cast<int>(unit * gridDim.x / total);
-          while (first_of(total, from + 1) <= unit) ++from;
-          join.from = from;
-        }
-        give({item, tile, count});
-        for (int i = tile; i < tile + count; ++i) {
-          const Tile at = tile_at<F>(item, i);
-          barrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
-          bring<F>(call, item, sequence.pages, at, s.stages + ring.slot * F::kStageBytes,
-                   &s.full[ring.slot], policy);
-          advance(ring);
-        }
+    const uint64_t policy = item.seq_q * call.group > F::kRows ? evict_last() : evict_first();
+    for (int i = first; i < first + count;) {
+      const Tile tile = tile_at<F>(item, i, first + count - i);
+      i += tile.units;
+      const int page = tile.lo >> shift, last = (tile.hi - 1) >> shift;
+      if (!tile.prefix && tile.lo < tile.hi &&
+          (window.sequence != item.sequence || page < window.first || last >= window.first + 32)) {
+        window.sequence = item.sequence;
+        window.first = page;
+        const int mine = page + lane;
+        window.page = mine <= (item.end - 1) >> shift ? sequence.pages[mine] : 0;
+      }
+      barrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
+      bring<F>(call, item, window, tile, s.stages + ring.slot * F::kStageBytes, &s.full[ring.slot],
+               policy);
+      advance(ring);
+    }
+  });
+}
+
+// ---- queries -----------------------------------------------------------------------------------
+
+template <class F>
+__device__ __forceinline__ void prepare(const Call& call, const Shared<F>& s) {
+  const int lane = threadIdx.x % 32;
+  Ring<2> ring;
+  const auto give = [&](const Segment& segment) {
+    if (lane == 0) s.segments[ring.slot] = segment;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&s.segment_full[ring.slot]);
+    advance(ring);
+  };
+  if (lane == 0) s.join->from = -1;
+  each_segment<F>(call, *s.start, [&](const Sequence& sequence, const Item& item, int first,
+                                      int count) {
+    barrier_wait(&s.segment_empty[ring.slot], ring.parity ^ 1);
+    Row* rows = s.rows + ring.slot * F::kRows;
+    prepare_rows<F>(call, item, sequence, s.queries + ring.slot * F::kQueryBytes, rows);
+    const Segment segment = {item, first, count, sequence.o, sequence.lse};
+    if (first > 0 && first + count == item.units) {
+      __syncwarp();
+      if (lane < F::kRows) s.rows[2 * F::kRows + lane] = rows[lane];
+      if (lane == 0) {
+        const Deal deal = deal_of(s.start->total);
+        s.join->segment = segment;
+        s.join->from = block_of(deal, first_of(deal, blockIdx.x) - first);  // of its first unit
       }
     }
-  }
+    give(segment);
+  });
+  barrier_wait(&s.segment_empty[ring.slot], ring.parity ^ 1);
   give({});
-  if (one) call.joins[blockIdx.x] = join;
+}
+
+// ---- results -----------------------------------------------------------------------------------
+
+// What a row has in the sums of all warps, by a warp: four elements a lane, of those there are.
+struct Result {
+  float o[4];
+  float base, weights, sums;
+};
+template <class F>
+__device__ __forceinline__ Result sum_of_warps(const Shared<F>& s, int row) {
+  const int lane = threadIdx.x % 32;
+  Result r = {{}, -INFINITY, 0.0f, 0.0f};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) r.base = fmaxf(r.base, s.base[w * 8 + row]);
+  const float shift = r.base == -INFINITY ? 0.0f : r.base;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const float factor = exp2_of(s.base[w * 8 + row] - shift);
+    r.weights += factor * s.weights[w * 8 + row];
+    r.sums += factor * s.sums[w * 8 + row];
+    if (4 * lane >= F::kDim) continue;
+    const float4 x = *reinterpret_cast<const float4*>(s.pass + (w * 8 + row) * F::kPassStride +
+                                                      4 * lane);
+    r.o[0] += factor * x.x;
+    r.o[1] += factor * x.y;
+    r.o[2] += factor * x.z;
+    r.o[3] += factor * x.w;
+  }
+  return r;
+}
+
+// A row of an item to o and lse, by a warp.
+template <class F>
+__device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g, const Row& row,
+                                       Result r) {
+  const int lane = threadIdx.x % 32;
+  const bool empty = row.begin == row.end;
+  const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[row.head]
+                                      : -INFINITY;
+  if (sink != -INFINITY) {
+    const float most = fmaxf(r.base, sink * kLog2);
+    const float factor = exp2_of(r.base - most), own = exp2_of(sink * kLog2 - most);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) r.o[i] *= factor;
+    r.weights = r.weights * factor + own;
+    r.sums = r.sums * factor + own;
+    r.base = most;
+  }
+  if (4 * lane < F::kDim) {
+    float x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = empty ? 0.0f : r.o[i] / r.weights;
+    const int64_t to = g.o + row.token * token_stride(a.o) + row.head * head_stride(a.o) + 4 * lane;
+    void* p = element(a.o.data, a.o.dtype, to);
+    if (a.o.dtype == DType::f32 && (reinterpret_cast<uintptr_t>(p) & 15) == 0) {
+      *static_cast<float4*>(p) = {x[0], x[1], x[2], x[3]};
+    } else if (a.o.dtype != DType::f32 && (reinterpret_cast<uintptr_t>(p) & 7) == 0) {
+      *static_cast<uint2*>(p) = {pair_of<F::kHalf>(x[0], x[1]), pair_of<F::kHalf>(x[2], x[3])};
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) store_f32(a.o.data, a.o.dtype, to + i, x[i]);
+    }
+  }
+  if (lane != 0 || !present(a.lse)) return;
+  const int64_t to =
+      g.lse + row.head * a.lse.strides[a.lse.rank - 2] + row.token * a.lse.strides[a.lse.rank - 1];
+  const float shift = r.base == -INFINITY ? 0.0f : r.base;
+  static_cast<float*>(a.lse.data)[to] = empty ? sink : (shift + log2f(r.sums)) * kLn2;
+}
+
+// The two warps that add up what workers leave of each segment.
+template <class F>
+__device__ __forceinline__ void finish_segments(const Call& call, const Shared<F>& s) {
+  constexpr int kPart = kPartFloats<F::kRows, F::kDim>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kFinishers;
+  Ring<2> ring;
+  Ring<1> pass;
+  while (true) {
+    barrier_wait(&s.segment_full[ring.slot], ring.parity);
+    const Segment& g = s.segments[ring.slot];
+    if (g.count == 0) break;
+    const bool whole = g.count == g.item.units;
+    float* part = call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) *
+                                   kPart;
+    for (int row0 = 0; row0 < g.item.rows; row0 += 8) {
+      const int count = g.item.rows - row0 < 8 ? g.item.rows - row0 : 8;
+      barrier_wait(s.pass_full, pass.parity);
+      for (int i = warp; i < count; i += kFinishers) {
+        const Result r = sum_of_warps<F>(s, i);
+        const int row = row0 + i;
+        if (whole) {
+          finish<F>(call.args, g, s.rows[ring.slot * F::kRows + row], r);
+          continue;
+        }
+        if (4 * lane < F::kDim) {
+          *reinterpret_cast<float4*>(part + row * F::kDim + 4 * lane) = {r.o[0], r.o[1], r.o[2],
+                                                                         r.o[3]};
+        }
+        if (lane < 3) {
+          part[F::kRows * (F::kDim + lane) + row] = lane == 0   ? r.base
+                                                    : lane == 1 ? r.weights
+                                                                : r.sums;
+        }
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(s.pass_empty);
+      advance(pass);
+    }
+    if (!whole && g.first + g.count < g.item.units) {
+      finishers_sync();
+      if (warp == 0 && lane == 0) release(call.there + blockIdx.x, call.call);
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&s.segment_empty[ring.slot]);
+    advance(ring);
+  }
+  finished_sync();
 }
 
 // ---- the workers -------------------------------------------------------------------------------
 
-__device__ __forceinline__ void workers_sync() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kWorkers) : "memory");
-}
-
-// Element d of row `row` of an item, from sums relative to 2^base, to o; and once a row to lse.
-__device__ __forceinline__ void finish(const AttentionArgs& a, const Item& t, const Sequence& s,
-                                       int row, int d, float o, float base, float weights,
-                                       float sums) {
-  const int group = group_of(a), of = t.row0 + row, token = of / group;
-  const int h = t.head * group + of % group;
-  const KeyRange keys = visible_keys(make_mask(a.causal, a.window_left, a.window_right),
-                                     token + s.seq_kv - s.seq_q, s.seq_kv);
-  const bool empty = keys.begin == keys.end;
-  const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[h] : -INFINITY;
-  if (sink != -INFINITY) {
-    const float most = fmaxf(base, sink * kLog2);
-    const float factor = exp2_of(base - most), own = exp2_of(sink * kLog2 - most);
-    o *= factor;
-    weights = weights * factor + own;
-    sums = sums * factor + own;
-    base = most;
-  }
-  store_f32(a.o.data, a.o.dtype, s.o + token * token_stride(a.o) + h * head_stride(a.o) + d,
-            empty ? 0.0f : o / weights);
-  if (d != 0 || !present(a.lse)) return;
-  const int64_t to =
-      s.lse + h * a.lse.strides[a.lse.rank - 2] + token * a.lse.strides[a.lse.rank - 1];
-  const float shift = base == -INFINITY ? 0.0f : base;
-  static_cast<float*>(a.lse.data)[to] = empty ? sink : (shift + log2f(sums)) * kLn2;
-}
-
-// All workers: what their warps have of a segment's rows, added up, goes to o and lse or, where
-// other blocks have tiles of the item too, to scratch.
+// What a warp has of a segment's rows, for the finishers.
 template <class F>
-__device__ __forceinline__ void merge(const Call& call, const Shared<F>& shared, const Segment& g,
-                                      const Sequence& s, Rows& rows, float (&o)[F::kColumns][4]) {
-  const Item& t = g.item;
+__device__ __forceinline__ void leave_sums(const Shared<F>& s, int rows, Ring<1>& pass,
+                                           Sums<F>& t) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool whole = g.count == t.tiles;
-  float* part = call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) *
-                                 kPartFloats<F::kDim>;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float weights = quad_sum(rows.weights[r]), sums = quad_sum(rows.sums[r]);
-    if constexpr (F::kZeros) rows.zeros[r] = quad_sum(rows.zeros[r]) * kDrop;
-    if (lane % 4 == 0) {
-      const int at = warp * kRows + lane / 4 + 8 * r;
-      shared.base[at] = rows.max[r] == -INFINITY ? -INFINITY : rows.base[r];
-      shared.weights[at] = weights;
-      shared.sums[at] = sums;
+  for (int g = 0; g < F::kGroups; ++g) {
+    if (8 * g >= rows) break;
+    float weights[2], sums[2], zero[2] = {};
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      weights[e] = column_sum(t.weights[g][e]);
+      sums[e] = column_sum(t.sums[g][e]);
+      if constexpr (F::kZeros || F::kShifted) {
+        zero[e] = column_sum(t.zeros[g][e]) * (F::kShifted ? 128.0f * kDrop : kDrop);
+      }
     }
-  }
-  for (int row0 = 0; row0 < t.rows; row0 += kPassRows) {
-    const int place = lane / 4 - row0 % 8;
-    if (place >= 0 && place < kPassRows) {
-      float* to = shared.pass + (warp * kPassRows + place) * F::kPassStride;
-      const auto write = [&](auto half) {
-        constexpr int r = decltype(half)::value;
-        if constexpr (!F::kCodes) {
+    barrier_wait(s.pass_empty, pass.parity ^ 1);
 #pragma unroll
-          for (int n = 0; n < F::kColumns; ++n) {
-            *reinterpret_cast<float2*>(to + 8 * n + 2 * (lane % 4)) = {o[n][2 * r],
-                                                                       o[n][2 * r + 1]};
-          }
+    for (int e = 0; e < 2; ++e) {
+      const int row = 2 * (lane % 4) + e;
+      if (8 * g + row >= rows) continue;
+      float* to = s.pass + (warp * 8 + row) * F::kPassStride;
+#pragma unroll
+      for (int m = 0; m < F::kSteps; ++m) {
+        const float x = t.o[m][g][e], y = t.o[m][g][2 + e];
+        if constexpr (F::kCodes) {
+          const float unit = value_unit<F>(m);
+          *reinterpret_cast<float2*>(to + 16 * m + 2 * (lane / 4)) = {x * unit - zero[e],
+                                                                      y * unit - zero[e]};
         } else {
-#pragma unroll
-          for (int n = 0; n < F::kColumns; n += 2) {
-            const float unit = value_unit<F>(n / 2), zero = F::kZeros ? rows.zeros[r] : 0.0f;
-            *reinterpret_cast<float4*>(to + 8 * n + 4 * (lane % 4)) = {
-                o[n][2 * r] * unit - zero, o[n + 1][2 * r] * unit - zero,
-                o[n][2 * r + 1] * unit - zero, o[n + 1][2 * r + 1] * unit - zero};
-          }
+          to[16 * m + lane / 4] = x;
+          to[16 * m + 8 + lane / 4] = y;
         }
-      };
-      if (row0 < 8) {
-        write(std::integral_constant<int, 0>());
-      } else {
-        write(std::integral_constant<int, 1>());
+      }
+      if (lane < 4) {
+        s.base[warp * 8 + row] = t.max[g][e] == -INFINITY ? -INFINITY : t.base[g][e];
+        s.weights[warp * 8 + row] = weights[e];
+        s.sums[warp * 8 + row] = sums[e];
       }
     }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(s.pass_full);
+    advance(pass);
+  }
+}
+
+// Adds up the parts of the item that ends in this block, by all workers: each warp some blocks', by
+// turns.
+template <class F>
+__device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s) {
+  constexpr int kPart = kPartFloats<F::kRows, F::kDim>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int from = s.join->from, count = static_cast<int>(blockIdx.x) - from;  // other blocks
+  for (int i = threadIdx.x; i < count; i += kWorkers) {
+    uint64_t* there = call.there + from + i;
+    while (acquire(there) != call.call) {
+    }
+    *there = 0;
+  }
+  workers_sync();
+  const Item& t = s.join->segment.item;
+  for (int row0 = 0; row0 < t.rows; row0 += 4) {
+    Result r[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) r[i] = {{}, -INFINITY, 0.0f, 0.0f};
+#pragma unroll 2
+    for (int k = warp; k <= count; k += kWarps) {
+      const float* part = call.parts + (2 * static_cast<int64_t>(from + k) + (k == 0 ? 1 : 0)) *
+                                           kPart;
+      const auto four = [&](int at) {
+        return __ldcg(reinterpret_cast<const float4*>(part + at));
+      };
+      const float4 base = four(F::kRows * F::kDim + row0);
+      const float4 weights = four(F::kRows * (F::kDim + 1) + row0);
+      const float4 sums = four(F::kRows * (F::kDim + 2) + row0);
+      float4 o[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        o[i] = row0 + i < t.rows && 4 * lane < F::kDim ? four((row0 + i) * F::kDim + 4 * lane)
+                                                       : float4{};
+      }
+      const float bases[4] = {base.x, base.y, base.z, base.w};
+      const float of_weights[4] = {weights.x, weights.y, weights.z, weights.w};
+      const float of_sums[4] = {sums.x, sums.y, sums.z, sums.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float next = fmaxf(r[i].base, bases[i]), shift = next == -INFINITY ? 0.0f : next;
+        const float old = exp2_of(r[i].base - shift), own = exp2_of(bases[i] - shift);
+        r[i].o[0] = r[i].o[0] * old + o[i].x * own;
+        r[i].o[1] = r[i].o[1] * old + o[i].y * own;
+        r[i].o[2] = r[i].o[2] * old + o[i].z * own;
+        r[i].o[3] = r[i].o[3] * old + o[i].w * own;
+        r[i].weights = r[i].weights * old + of_weights[i] * own;
+        r[i].sums = r[i].sums * old + of_sums[i] * own;
+        r[i].base = next;
+      }
+    }
+    const int place = row0 % 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row0 + i >= t.rows) break;
+      const int at = warp * 8 + place + i;
+      if (4 * lane < F::kDim) {
+        *reinterpret_cast<float4*>(s.pass + at * F::kPassStride + 4 * lane) = {
+            r[i].o[0], r[i].o[1], r[i].o[2], r[i].o[3]};
+      }
+      if (lane == 0) {
+        s.base[at] = r[i].base;
+        s.weights[at] = r[i].weights;
+        s.sums[at] = r[i].sums;
+      }
+    }
+    if (place == 0 && row0 + 4 < t.rows) continue;
     workers_sync();
-    for (int i = threadIdx.x; i < kPassRows * F::kDim; i += kWorkers) {
-      const int in = i / F::kDim, row = row0 + in, d = i % F::kDim;
-      if (row >= t.rows) break;
-      float most = -INFINITY;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.base[w * kRows + row]);
-      const float shift = most == -INFINITY ? 0.0f : most;
-      float sum = 0.0f, weights = 0.0f, sums = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float factor = exp2_of(shared.base[w * kRows + row] - shift);
-        sum += factor * shared.pass[(w * kPassRows + in) * F::kPassStride + d];
-        weights += factor * shared.weights[w * kRows + row];
-        sums += factor * shared.sums[w * kRows + row];
-      }
-      if (whole) {
-        finish(call.args, t, s, row, d, sum, most, weights, sums);
-      } else {
-        part[row * F::kDim + d] = sum;
-        if (d == 0) {
-          float* of = part + kRows * F::kDim + row;
-          of[0] = most;
-          of[kRows] = weights;
-          of[2 * kRows] = sums;
-        }
-      }
+    const int row = row0 - place + warp;
+    if (row < t.rows) {
+      finish<F>(call.args, s.join->segment, s.rows[2 * F::kRows + row], sum_of_warps<F>(s, warp));
     }
     workers_sync();
   }
 }
 
-template <class F, bool kTransform>
-__device__ __forceinline__ void work(const Call& call, const Shared<F>& shared) {
-  const AttentionArgs& a = call.args;
+template <class F>
+__device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int size = 1 << call.page_shift, box = size < F::kTile ? size : F::kTile;
+  const int size = 1 << call.page_shift, box = size < kUnit ? size : kUnit;
   Ring<F::kStages> ring;
   Ring<2> next;
+  Ring<1> pass;
   int turn = warp / 4;
   while (true) {
-    barrier_wait(&shared.segment_full[next.slot], next.parity);
-    const Segment g = shared.segments[next.slot];
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.segment_empty[next.slot]);
-    advance(next);
-    if (g.count == 0) return;
-    const Sequence s = sequence_at(a, g.item.sequence);
-    Rows rows;
-    uint32_t q[F::kSteps][4];
-    load_q<F, kTransform>(call, g.item, s, rows, q);
-    float o[F::kColumns][4] = {};
-    for (int i = g.first; i < g.first + g.count; ++i, turn ^= 1) {
+    barrier_wait(&s.segment_full[next.slot], next.parity);
+    const Segment& g = s.segments[next.slot];
+    if (g.count == 0) break;
+    const Row* rows = s.rows + next.slot * F::kRows;
+    Queries<F> q;
+    load_queries<F>(s.queries + next.slot * F::kQueryBytes, rows, q);
+    Sums<F> sums;
+    for (int i = g.first; i < g.first + g.count; turn ^= 1) {
+      const Tile tile = tile_at<F>(g.item, i, g.first + g.count - i);
+      i += tile.units;
       if (turn == 0) {
-        const Tile tile = tile_at<F>(g.item, i);
         const int key = tile.key0 + warp % 4 * F::kKeys;
-        barrier_wait(&shared.full[ring.slot], ring.parity);
+        barrier_wait(&s.full[ring.slot], ring.parity);
         if (key < tile.hi && key + F::kKeys > tile.lo) {
-          take_keys<F, kTransform>(call, g.item, tile, key, box,
-                                   shared.stages + ring.slot * F::kStageBytes, q, rows, o);
+          take_keys<F>(call, g.item, tile, key, box, s.stages + ring.slot * F::kStageBytes, rows, q,
+                       sums);
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.empty[ring.slot]);
+        if (lane == 0) barrier_arrive(&s.empty[ring.slot]);
       }
       advance(ring);
     }
-    merge<F>(call, shared, g, s, rows, o);
+    leave_sums<F>(s, g.item.rows, pass, sums);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&s.segment_empty[next.slot]);
+    advance(next);
   }
+  finished_sync();
+  if (s.join->from >= 0) join_parts<F>(call, s);
 }
 
-template <class F, bool kTransform>
+template <class F>
 __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constant__ Call call) {
   extern __shared__ uint8_t raw[];
   const Shared<F> s = shared_of<F>(raw);
@@ -313,123 +487,88 @@ __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constan
     }
     for (int i = 0; i < 2; ++i) {
       barrier_init(&s.segment_full[i], 1);
-      barrier_init(&s.segment_empty[i], kWarps);
+      barrier_init(&s.segment_empty[i], kWarps + kFinishers);
     }
+    barrier_init(s.pass_full, kWarps);
+    barrier_init(s.pass_empty, kFinishers);
     barrier_init_fence();
     tma_prefetch(&call.map);
   }
   wait_for_others();
-  find_start<F>(call.args, s.start);
+  find_start<F>(call, s.start);
   // 64512 registers of 65536.
   if (threadIdx.x >= kWorkers) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    if (threadIdx.x < kWorkers + 32) produce<F>(call, s);
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    switch (threadIdx.x / 32 - kWarps) {
+      case 0: produce<F>(call, s); break;
+      case 1: prepare<F>(call, s); break;
+      default:
+        if (call.check != nullptr) {
+          const int thread = threadIdx.x - (kThreads - 32 * kFinishers);
+          check_lens(call.args, call.check, blockIdx.x * 32 * kFinishers + thread,
+                     gridDim.x * 32 * kFinishers);
+        }
+        finish_segments<F>(call, s);
+    }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
-    if (call.check != nullptr) {
-      check_lens(call.args, call.check, blockIdx.x * kWorkers + threadIdx.x, gridDim.x * kWorkers);
-    }
-    work<F, kTransform>(call, s);
-  }
-}
-
-__device__ __forceinline__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
-// Adds up the parts of the item that ends in block blockIdx.x, if it began in another one.
-template <int kDim>
-__global__ void __launch_bounds__(kWorkers) join_parts(const __grid_constant__ Call call) {
-  __shared__ float factors[kMostBlocks][kRows], base[kRows], weights[kRows], sums[kRows];
-  __shared__ const float* parts[kMostBlocks];  // null: a block without tiles
-  wait_for_others();
-  const Join join = call.joins[blockIdx.x];
-  const Item& t = join.item;
-  if (t.rows == 0) return;
-  const int count = static_cast<int>(blockIdx.x) - join.from + 1;
-  for (int i = threadIdx.x; i < count; i += kWorkers) {
-    const int block = join.from + i;
-    const bool there = first_of(join.total, block) < first_of(join.total, block + 1);
-    const int64_t at = 2 * static_cast<int64_t>(block) + (i == 0 ? 1 : 0);
-    parts[i] = there ? call.parts + at * kPartFloats<kDim> : nullptr;
-  }
-  __syncthreads();
-  const int lane = threadIdx.x % 32;
-  for (int row = threadIdx.x / 32; row < t.rows; row += kWarps) {
-    const auto number = [&](int i, int which) { return parts[i][kRows * (kDim + which) + row]; };
-    float most = -INFINITY;
-    for (int i = lane; i < count; i += 32) {
-      const float x = parts[i] == nullptr ? -INFINITY : number(i, 0);
-      factors[i][row] = x;
-      most = fmaxf(most, x);
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-    }
-    const float shift = most == -INFINITY ? 0.0f : most;
-    float weight = 0.0f, sum = 0.0f;
-    for (int i = lane; i < count; i += 32) {
-      const float factor = exp2_of(factors[i][row] - shift);
-      factors[i][row] = factor;
-      if (parts[i] == nullptr) continue;
-      weight += factor * number(i, 1);
-      sum += factor * number(i, 2);
-    }
-    weight = warp_sum(weight);
-    sum = warp_sum(sum);
-    if (lane == 0) {
-      base[row] = most;
-      weights[row] = weight;
-      sums[row] = sum;
-    }
-  }
-  __syncthreads();
-  const Sequence s = sequence_at(call.args, t.sequence);
-  for (int i = threadIdx.x; i < t.rows * kDim; i += kWorkers) {
-    const int row = i / kDim;
-    float o = 0.0f;
-#pragma unroll 8
-    for (int k = 0; k < count; ++k) {
-      if (parts[k] != nullptr) o += factors[k][row] * parts[k][i];
-    }
-    finish(call.args, t, s, row, i % kDim, o, base[row], weights[row], sums[row]);
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+    work<F>(call, s);
   }
 }
 
 // ---- host --------------------------------------------------------------------------------------
 
 static inline bool takes_pages(const AttentionArgs& a) {
-  constexpr int64_t kMost = int64_t{1} << 30;  // positions and rows are int
   if (!is_paged(a) || present(a.bias) || a.score != Score::softmax) return false;
   if (head_dim_of(a) != head_dim_v_of(a)) return false;
   if (head_dim_of(a) != 64 && head_dim_of(a) != 128) return false;
   if (present(a.prefix_rows) && a.kv.prefix_format != a.kv.format) return false;
-  if (a.q.shape[a.q.rank - 3] * head_count(a) > kMost || seq_kv_bound(a) > kMost) return false;
-  if (sequence_count(a) > kMost) return false;
-  return kv_bytes(a.kv) / kSwizzleRow < 2 * kMost && a.kv.pages > 0 &&
+  if (a.q.shape[a.q.rank - 3] * head_count(a) >= kMostRows) return false;
+  if (seq_kv_bound(a) >= kMostRows || sequence_count(a) >= kMostRows) return false;
+  return kv_bytes(a.kv) / kSwizzleRow < 2 * kMostRows && a.kv.pages > 0 &&
          (reinterpret_cast<uintptr_t>(a.kv.data) & 127) == 0;
 }
 
 // The same for all head dims.
 static inline size_t pages_workspace(const AttentionArgs& args, int) {
   if (!takes_pages(args)) return 0;
-  return kMostBlocks * (2 * sizeof(float) * kPartFloats<128> + sizeof(Join));
+  return kMostBlocks * (2 * sizeof(float) * kPartFloats<16, 128> + sizeof(uint64_t));
 }
 
-template <class F, bool kTransform>
+// A number that no other call of this process has, and memory that was not written by one of them
+// hardly ever: each step is one to one (Steele, Lea, Flood, SplitMix, 2014).
+static inline uint64_t number_of_call() {
+  static std::atomic<uint64_t> calls{0};
+  uint64_t x = (calls.fetch_add(1, std::memory_order_relaxed) + 1) * 0x9E3779B97F4A7C15ull;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+  return x ^ x >> 31;
+}
+
+template <class F>
 static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   static std::atomic<uint64_t> asked{0};
   const int blocks = ctx.multiprocessors < kMostBlocks ? ctx.multiprocessors : kMostBlocks;
+  const auto limit = [](int64_t window) {
+    return static_cast<int>(window < 0 ? -1 : window < kMostRows ? window : kMostRows - 1);
+  };
+  const Mask mask = make_mask(args.causal, args.window_left, args.window_right);
   Call call;
   call.args = args;
   call.scale =
       args.softmax_scale != 0 ? args.softmax_scale : 1.0f / std::sqrt(static_cast<float>(F::kDim));
   call.page_shift = log2_of(args.kv.page_size);
+  call.group = static_cast<int>(head_count(args) / kv_head_count(args));
+  call.left = limit(mask.left);
+  call.right = limit(mask.right);
+  // A maximum in units of q . k needs a positive scale.
+  call.transform = args.softcap != 0 || present(args.alibi_slopes) ||
+                   !(args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
   call.check = ctx.check;
-  call.joins = static_cast<Join*>(ctx.scratch);
-  call.parts = reinterpret_cast<float*>(call.joins + kMostBlocks);
-  const int box = static_cast<int>(args.kv.page_size < F::kTile ? args.kv.page_size : F::kTile);
+  call.there = static_cast<uint64_t*>(ctx.scratch);
+  call.parts = reinterpret_cast<float*>(call.there + kMostBlocks);
+  call.call = number_of_call();
+  const int box = static_cast<int>(args.kv.page_size < kUnit ? args.kv.page_size : kUnit);
   MapKey key = {};
   key.data = args.kv.data;
   key.rows = kv_bytes(args.kv) / kSwizzleRow;
@@ -437,23 +576,22 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   key.element = 1;
   key.box_rows = box * F::kRowBytes / kSwizzleRow;
   cudaError_t code = tile_map(key, &call.map);
-  if (code == cudaSuccess) code = allow_shared(attend_pages<F, kTransform>, F::kShared, asked);
+  if (code == cudaSuccess) code = allow_shared(attend_pages<F>, F::kShared, asked);
   LB_TRY(launched(code));
-  LB_TRY(launch(ctx, attend_pages<F, kTransform>, blocks, kThreads, F::kShared, call));
-  return launch(ctx, join_parts<F::kDim>, blocks, kWorkers, 0, call);
+  return launch(ctx, attend_pages<F>, blocks, kThreads, F::kShared, call);
 }
 
 template <KvFormat kFormat, bool kHalf>
 static Status run_format(const AttentionArgs& args, const Ctx& ctx) {
-  // A maximum in units of q . k needs a positive scale.
-  const bool plain = args.softcap == 0 && !present(args.alibi_slopes) &&
-                     (args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
-  const auto run = [&](auto form) {
-    using F = decltype(form);
-    return plain ? run_form<F, false>(args, ctx) : run_form<F, true>(args, ctx);
-  };
-  if (head_dim_of(args) == 64) return run(Form<kFormat, kHalf, 64>());
-  return run(Form<kFormat, kHalf, 128>());
+  // Rows of most sequences in one item: a product has eight columns.
+  const int64_t tokens = is_batched(args) ? args.q.shape[0] * args.q.shape[1] : args.q.shape[0];
+  const int64_t rows = tokens * head_count(args) / kv_head_count(args);
+  const bool few = rows <= 8 * sequence_count(args);
+  const auto run = [&](auto form) { return run_form<decltype(form)>(args, ctx); };
+  if (head_dim_of(args) == 64) {
+    return few ? run(Form<kFormat, kHalf, 64, 8>()) : run(Form<kFormat, kHalf, 64, 16>());
+  }
+  return few ? run(Form<kFormat, kHalf, 128, 8>()) : run(Form<kFormat, kHalf, 128, 16>());
 }
 
 }  // namespace

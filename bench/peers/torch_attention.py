@@ -1,0 +1,504 @@
+"""attention on a GPU against PyTorch's calls, in one process by one method: python3 torch_attention.py [LIBRARY].
+
+decode: the rows of liblowbit_cuda.so over a paged cache, called as the addon calls them, through the structs of
+csrc/attention/attention.h and cache.h, which are spelled out below and belong to one ABI number; the rivals are
+scaled_dot_product_attention's backends on contiguous keys and values of the same sizes. First every option is checked against
+float64 (--check alone stops there), then times are taken: a graph of calls over caches that together exceed the L2 cache several
+times, rivals and own calls by turns, the median of the replays.
+"""
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [p for p in sys.path if os.path.abspath(p) != HERE]  # it has a torch.py of its own
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+ABI = 5
+i32, i64, u32, f4, ptr = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_float, ctypes.c_void_p
+
+
+def struct(name, *fields):
+    return type(name, (ctypes.Structure,), {"_fields_": [(f, t) for t, names in fields for f in names.split()]})
+
+
+Tensor = struct("Tensor", (ptr, "data"), (i64 * 5, "shape strides"), (i32, "rank dtype device_kind device_id"))
+Block = struct("Block", (i64, "k v k_scale k_zero v_scale v_zero bytes"))
+Cache = struct("Cache", (ptr, "data"), (i32, "device_kind device_id format prefix_format"),
+               (i64, "pages page_size kv_heads head_dim head_dim_v prefix_rows prefix_tokens"), (Block, "page prefix"))
+Args = struct("Args", (Tensor, "q k v o lse cu_seqlens_q cu_seqlens_kv kv_lens alibi_slopes sinks bias"), (Cache, "kv"),
+              (Tensor, "page_table prefix_rows prefix_lens"), (f4, "softmax_scale softcap"), (i64, "window_left window_right"),
+              (ctypes.c_bool, "causal"), (i32, "score"))
+Spec = struct("Spec", (u32, "dtypes"), (i64, "head_dim_max head_dim_multiple"), (u32, "paged"), (ctypes.c_bool, "bias tensors"))
+Kernel = struct("Kernel", (ctypes.c_char_p, "name"), (u32, "arch"), (Spec, "spec"), (ptr, "workspace run"))
+Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"), (ctypes.c_bool, "early"))
+Status = struct("Status", (i32, "code"), (ctypes.c_char * 244, "text"))
+Rows = struct("Rows", (ctypes.c_char_p, "op"), (ctypes.POINTER(ctypes.POINTER(Kernel)), "rows"), (i32, "count"))
+Api = struct("Api", (i32, "abi runtime"), (ctypes.POINTER(Rows), "ops"), (i32, "op_count"), (ptr, "error_text device_count device_info use"))
+
+bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
+DTYPES = {f32: 0, f16: 1, bf16: 2, torch.int32: 3}
+NONE = 9
+FORMATS = ["f32", "f16", "bf16", "fp8_e4m3", "int8", "int4"]
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
+GPU = "cuda"
+
+
+def library(path):
+    """The rows of attention, by name."""
+    lib = ctypes.CDLL(path)
+    lib.lowbit_cuda_api.restype = ctypes.POINTER(Api)
+    api = lib.lowbit_cuda_api().contents
+    if api.abi != ABI:
+        sys.exit(f"{path} has ABI {api.abi}, this script knows {ABI}")
+    ctypes.CFUNCTYPE(i32, i32)(api.use)(torch.cuda.current_device())
+    ops = {api.ops[i].op.decode(): api.ops[i] for i in range(api.op_count)}
+    rows = ops["attention"]
+    return {rows.rows[i].contents.name.decode(): rows.rows[i].contents for i in range(rows.count)}
+
+
+def tensor(t):
+    if t is None:
+        return Tensor(dtype=NONE)
+    rank = t.dim()
+    return Tensor(t.data_ptr(), (i64 * 5)(*t.shape), (i64 * 5)(*t.stride()), rank, DTYPES[t.dtype], 1, 0)
+
+
+def caller(row, args, keep, early=True):
+    """A function that queues the row's call on torch's stream."""
+    context = Context(multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count, early=early)
+    scratch = None
+    if row.workspace:
+        size = ctypes.CFUNCTYPE(ctypes.c_size_t, ptr, i32)(row.workspace)(ctypes.addressof(args), 1)
+        scratch = torch.randint(0, 256, (size,), device=GPU, dtype=torch.uint8)  # its contents are undefined
+        context.scratch = scratch.data_ptr()
+    word = torch.full((1,), -1, device=GPU, dtype=torch.int64)  # where a number out of range would be reported
+    context.check = word.data_ptr()
+    status = Status()
+    run = ctypes.CFUNCTYPE(None, ptr, ptr, ptr)(row.run)
+
+    def launch(keep=(args, keep, scratch)):
+        context.stream = torch.cuda.current_stream().cuda_stream
+        run(ctypes.addressof(status), ctypes.addressof(args), ctypes.addressof(context))
+        if status.code:
+            raise RuntimeError(status.text.decode())
+
+    launch.scratch, launch.word = scratch, word
+    return launch
+
+
+# ---- paged caches ----------------------------------------------------------------------------------------------------
+
+
+def block_of(form, tokens, dim):
+    """kv_block of cache.h, head_dim_v = head_dim."""
+    up = lambda x, to: (x + to - 1) // to * to
+    row, codes = dim * BITS[form] // 8, BITS[form] < 16
+    scales, zeros = up(2 * tokens, 16) * codes, up(2 * tokens, 16) * (form == "int4")
+    v = up(tokens * row, 16)
+    k_scale = v + up(tokens * row, 16)
+    k_zero = k_scale + scales
+    v_scale = k_zero + zeros
+    v_zero = v_scale + scales
+    return Block(0, v, k_scale, k_zero, v_scale, v_zero, up(v_zero + zeros, 128))
+
+
+class Pages:
+    """A cache of random numbers: bytes as cache.h has them."""
+
+    def __init__(self, form, pages, size, heads, dim, prefix_rows=0, prefix_tokens=0):
+        self.form, self.pages, self.size, self.heads, self.dim = form, pages, size, heads, dim
+        self.prefix_rows, self.prefix_tokens = prefix_rows, prefix_tokens
+        float_form = form if BITS[form] >= 16 else "bf16"
+        self.block, self.prefix = block_of(form, size, dim), block_of(float_form, max(prefix_tokens, 1), dim)
+        if prefix_rows == 0:
+            self.prefix = Block()
+        self.float_form = float_form
+        body = pages * heads * self.block.bytes
+        self.data = torch.empty(body + prefix_rows * heads * self.prefix.bytes, device=GPU, dtype=torch.uint8)
+        self.paged = self.data[:body].view(pages, heads, self.block.bytes)
+        self.row_bytes = dim * BITS[form] // 8
+        self.fill(self.paged, self.block, size, form)
+        if prefix_rows:
+            self.fill(self.data[body:].view(prefix_rows, heads, self.prefix.bytes), self.prefix, prefix_tokens, float_form)
+
+    @staticmethod
+    def half(blocks, at, tokens):
+        return blocks[..., at : at + 2 * tokens].view(f16)
+
+    def fill(self, blocks, block, tokens, form):
+        row = self.dim * BITS[form] // 8
+        for part in range(0, blocks.shape[0], 512):
+            some = blocks[part : part + 512]
+            shape = (*some.shape[:2], 2 * tokens * row)
+            if BITS[form] == 16:
+                some[..., : shape[2]] = torch.randn(*shape[:2], shape[2] // 2, device=GPU).to(bf16 if form == "bf16" else f16).view(torch.uint8)
+                continue
+            codes = torch.randint(0, 256, shape, device=GPU, dtype=torch.uint8)
+            if form == "fp8_e4m3":
+                codes = torch.where(codes & 0x7F == 0x7F, codes & 0xF7, codes)
+            some[..., : shape[2]] = codes
+            most = {"fp8_e4m3": 150.0, "int8": 74.0, "int4": 4.6}[form]  # deviation of the codes
+            for scale, zero in ((block.k_scale, block.k_zero), (block.v_scale, block.v_zero)):
+                self.half(some, scale, tokens)[:] = ((torch.rand(*shape[:2], tokens, device=GPU) + 0.5) / most).half()
+                if form == "int4":
+                    self.half(some, zero, tokens)[:] = (torch.rand(*shape[:2], tokens, device=GPU) * 9 + 3).half()
+
+    def struct(self):
+        kind = FORMATS.index
+        return Cache(self.data.data_ptr(), 1, 0, kind(self.form), kind(self.float_form), self.pages, self.size, self.heads, self.dim,
+                     self.dim, self.prefix_rows, self.prefix_tokens, self.block, self.prefix)
+
+    def values(self, blocks, block, tokens, form, of_values):
+        """f64 [blocks, heads, tokens, dim]."""
+        row, at = self.dim * BITS[form] // 8, block.v if of_values else block.k
+        codes = blocks[..., at : at + tokens * row].contiguous()
+        shape = (*blocks.shape[:2], tokens, -1)
+        if BITS[form] == 16:
+            return codes.view(bf16 if form == "bf16" else f16).double().view(shape)
+        scale = self.half(blocks, block.v_scale if of_values else block.k_scale, tokens).double()[..., None]
+        if form == "fp8_e4m3":
+            return codes.view(torch.float8_e4m3fn).double().view(shape) * scale
+        if form == "int8":
+            return codes.view(torch.int8).double().view(shape) * scale
+        zero = self.half(blocks, block.v_zero if of_values else block.k_zero, tokens).double()[..., None]
+        codes = codes.view(shape)
+        return (torch.cat([codes & 15, codes >> 4], -1).double() - zero) * scale
+
+    def gather(self, pages, count, prefix_row=-1, prefix_len=0):
+        """K and V of a sequence, f64 [heads, count, dim]."""
+        both = []
+        for of_values in (False, True):
+            x = self.values(self.paged[pages.long()], self.block, self.size, self.form, of_values).transpose(0, 1).reshape(self.heads, -1, self.dim)[:, :count]
+            if prefix_row >= 0:
+                body = self.data[self.paged.numel() :].view(self.prefix_rows, self.heads, self.prefix.bytes)
+                first = self.values(body[prefix_row : prefix_row + 1], self.prefix, self.prefix_tokens, self.float_form, of_values)[0]
+                cut = min(prefix_len, count)
+                x = torch.cat([first[:, :cut], x[:, cut:]], 1)
+            both.append(x)
+        return both
+
+    def poison(self, pages, count):
+        """NaN in what a sequence of `count` tokens has of its pages behind its last token."""
+        for p, page in enumerate(pages.tolist()):
+            first = max(0, count - p * self.size)
+            if first >= self.size:
+                continue
+            for at in (self.block.k, self.block.v):
+                self.paged[page, :, at + first * self.row_bytes : at + self.size * self.row_bytes] = 0xFF
+            if BITS[self.form] == 8 or self.form == "int4":
+                arrays = [self.block.k_scale, self.block.v_scale] + ([self.block.k_zero, self.block.v_zero] if self.form == "int4" else [])
+                for at in arrays:
+                    self.half(self.paged[page], at, self.size)[:, first:] = float("nan")
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def reference(cache, table, lens, q, seqs, scale, causal=False, left=-1, right=-1, softcap=0.0, slopes=None, sinks=None, prefix_rows=None, prefix_lens=None):
+    """o and lse, f64, of packed q [tokens, heads, dim] whose sequences have seqs tokens."""
+    outs, lses, at = [], [], 0
+    group = q.shape[1] // cache.heads
+    for b, count in enumerate(seqs):
+        n = lens[b]
+        row = -1 if prefix_rows is None else prefix_rows[b]
+        k, v = cache.gather(table[b], n, row, cache.prefix_tokens if prefix_lens is None else prefix_lens[b])
+        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        s = torch.einsum("thd,hjd->htj", q[at : at + count].double(), k) * scale
+        if softcap:
+            s = softcap * torch.tanh(s / softcap)
+        i = torch.arange(count, device=GPU)[:, None] + n - count
+        j = torch.arange(n, device=GPU)[None]
+        if slopes is not None:
+            s = s + slopes.double()[:, None, None] * (j - i)
+        sees = torch.ones(count, n, device=GPU, dtype=torch.bool)
+        if left >= 0:
+            sees &= j >= i - left
+        limit = 0 if causal else right
+        if limit >= 0:
+            sees &= j <= i + limit
+        s = s.masked_fill(~sees, float("-inf"))
+        everything = s
+        if sinks is not None:
+            everything = torch.cat([s, sinks.double()[:, None, None].expand(-1, count, 1)], 2)
+        lse = torch.logsumexp(everything, 2) if everything.shape[2] else torch.full((q.shape[1], count), float("-inf"), device=GPU, dtype=torch.double)
+        p = torch.exp(s - lse[..., None]).nan_to_num(0.0)
+        outs.append(torch.einsum("htj,hjd->thd", p, v))
+        lses.append(lse)
+        at += count
+    return torch.cat(outs), torch.cat(lses, 1)
+
+
+def check(rows, form, dim=128, heads=32, kv_heads=8, size=64, lens=(1024,), seqs=None, batched=False, out=None, prefix=None, strided=False,
+          slopes=False, sinks=False, scale=0.0, nan=True, early=True, **options):
+    """Errors of a case: o's relative to its length, lse's largest; and whether a rerun has the same bits."""
+    qtype = f16 if form == "f16" else bf16
+    row = rows["attention_decode_f16_sm90a" if form == "f16" else "attention_decode_bf16_sm90a"]
+    lens, seqs = list(lens), list(seqs or [1] * len(lens))
+    width = max(1, max((n + size - 1) // size for n in lens)) + 1
+    rows_p, tokens_p, p_rows, p_lens = 0, 0, None, None
+    if prefix:
+        tokens_p, p_rows, p_lens = prefix
+        rows_p = max(p_rows) + 1
+    pages = len(lens) * width + 3
+    cache = Pages(form, pages, size, kv_heads, dim, rows_p, tokens_p)
+    table = torch.randperm(pages, device=GPU)[: len(lens) * width].view(len(lens), width).int()
+    if nan:
+        for b, n in enumerate(lens):
+            cache.poison(table[b], n)
+    tokens = sum(seqs)
+    q = torch.randn(tokens, heads, dim, device=GPU).to(qtype)
+    if strided:  # a part of fused q, k and v
+        q = torch.randn(tokens, 3 * heads + 1, dim + 3, device=GPU).to(qtype)[:, heads : 2 * heads, 1 : 1 + dim]
+    o = torch.full((tokens, heads, dim), float("nan"), device=GPU, dtype=out or qtype)
+    lse = torch.full((heads, tokens), float("nan"), device=GPU)
+    q_in, o_in, lse_in, cu = q, o, lse, None
+    if batched:
+        q_in, o_in = q.unflatten(0, (len(lens), -1)), o.unflatten(0, (len(lens), -1))
+        lse_in = lse.view(heads, len(lens), -1).transpose(0, 1)
+    else:
+        cu = torch.tensor([0] + [sum(seqs[: i + 1]) for i in range(len(seqs))], device=GPU, dtype=torch.int32)
+    number = lambda x: None if x is None else torch.tensor(x, device=GPU, dtype=torch.int32)
+    kv_lens, pr, pl = number(lens), number(p_rows), number(p_lens)
+    sl = torch.rand(heads, device=GPU) * 0.2 if slopes else None
+    si = torch.randn(heads, device=GPU) if sinks else None
+    absent = tensor(None)
+    args = Args(q=tensor(q_in), k=absent, v=absent, o=tensor(o_in), lse=tensor(lse_in), cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent,
+                kv_lens=tensor(kv_lens), alibi_slopes=tensor(sl), sinks=tensor(si), bias=absent, kv=cache.struct(), page_table=tensor(table),
+                prefix_rows=tensor(pr), prefix_lens=tensor(pl), softmax_scale=scale, softcap=options.get("softcap", 0.0),
+                window_left=options.get("left", -1), window_right=options.get("right", -1), causal=options.get("causal", False))
+    launch = caller(row, args, (cache, table, q, o, lse, cu, kv_lens, pr, pl, sl, si), early)
+    launch()
+    torch.cuda.synchronize()
+    first = o.clone(), lse.clone()
+    o.fill_(float("nan"))
+    if launch.scratch is not None:
+        launch.scratch.random_(0, 256)
+    launch()
+    launch()
+    torch.cuda.synchronize()
+    same = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(first, (o, lse)))
+    if launch.word.item() != -1:
+        raise RuntimeError(f"reported {launch.word.item():x}")
+    want, want_lse = reference(cache, table, lens, q, seqs, scale or dim**-0.5, slopes=sl, sinks=si, prefix_rows=p_rows, prefix_lens=p_lens, **options)
+    norm = want.norm().item()
+    error = (o.double() - want).norm().item() / norm if norm else float((o != 0).any())
+    finite = torch.isfinite(want_lse)
+    lse_error = (lse.double() - want_lse)[finite].abs().max().item() if finite.any() else 0.0
+    if not torch.equal(torch.isfinite(lse), finite):
+        lse_error = float("inf")
+    return error, lse_error, same
+
+
+def checks(quick=False):
+    """Name and arguments of each case; what is small, ragged and odd first."""
+    lens = [1, 0, 7, 63, 64, 65, 130, 1000]
+    for form in FORMATS[1:]:
+        yield f"{form} ragged", dict(form=form, lens=lens)
+        yield f"{form} D64 ragged", dict(form=form, dim=64, lens=lens)
+        yield f"{form} one key", dict(form=form, lens=[1], out=f32)
+        yield f"{form} 1x1024", dict(form=form, lens=[1024], nan=False)
+        yield f"{form} 1x4100 out f32", dict(form=form, lens=[4100], out=f32)
+        yield f"{form} page 8", dict(form=form, size=8, lens=lens)
+        yield f"{form} page 16 D64", dict(form=form, size=16, dim=64, lens=lens)
+        yield f"{form} page 128", dict(form=form, size=128, lens=lens)
+        yield f"{form} page 256", dict(form=form, size=256, lens=lens + [2000])
+        yield f"{form} page 32 batched", dict(form=form, size=32, lens=lens, batched=True)
+        yield f"{form} MHA", dict(form=form, heads=3, kv_heads=3, lens=lens)
+        yield f"{form} group 8", dict(form=form, heads=16, kv_heads=2, lens=lens)
+        yield f"{form} group 16", dict(form=form, heads=32, kv_heads=2, lens=lens)
+        yield f"{form} group 20", dict(form=form, heads=40, kv_heads=2, lens=lens)
+        yield f"{form} causal, 1 to 9 queries", dict(form=form, lens=[9, 20, 64, 200, 700], seqs=[9, 3, 1, 5, 2], causal=True)
+        yield f"{form} causal, 5 queries, batched", dict(form=form, lens=[9, 20, 64, 200, 700], seqs=[5] * 5, causal=True, batched=True)
+        yield f"{form} more queries than keys", dict(form=form, lens=[3, 40], seqs=[9, 50], causal=True)
+        yield f"{form} window", dict(form=form, lens=lens, left=100)
+        yield f"{form} windows, 4 queries", dict(form=form, lens=[300, 77, 5], seqs=[4, 4, 4], left=33, right=2)
+        yield f"{form} softcap, slopes, sinks", dict(form=form, lens=lens, softcap=20.0, slopes=True, sinks=True)
+        yield f"{form} sinks", dict(form=form, lens=lens, sinks=True, out=f32)
+        yield f"{form} scale -0.3", dict(form=form, lens=lens, scale=-0.3)
+        yield f"{form} strided", dict(form=form, lens=lens, strided=True)
+        yield f"{form} 150 sequences", dict(form=form, lens=[(37 * i) % 500 for i in range(150)])
+        yield f"{form} 700 sequences", dict(form=form, heads=4, kv_heads=1, lens=[(37 * i) % 90 for i in range(700)])
+        if form in ("f16", "bf16"):
+            rows = [0, -1, 1, 1, 0, -1, 0, 1]
+            yield f"{form} prefix", dict(form=form, lens=lens, prefix=(40, rows, [3, 0, 40, 7, 0, 5, 33, 40]))
+            yield f"{form} prefix, causal", dict(form=form, lens=lens, seqs=[1, 2, 3, 1, 1, 5, 1, 1], causal=True, prefix=(40, rows, None))
+
+
+def run_checks(rows, only=None, log=None):
+    wrong, count, worst = 0, 0, {}
+    for name, case in checks():
+        if only and not name.startswith(only):
+            continue
+        count += 1
+        try:
+            error, lse_error, same = check(rows, **case)
+        except Exception as fault:
+            print(f"WRONG {name}: {str(fault).splitlines()[0]}", flush=True)
+            wrong += 1
+            if "CUDA error" in str(fault) or "illegal" in str(fault):
+                break
+            continue
+        most = {"f16": 1.5e-3, "bf16": 6e-3}.get(case["form"], 6e-3)
+        if case.get("out") == f32:
+            most = {"f16": 1e-3, "bf16": 4e-3}.get(case["form"], 4e-3)
+        good = error < most and lse_error < 2e-4 and same
+        worst[case["form"]] = max(worst.get(case["form"], (0, 0)), (error, lse_error))
+        if log:
+            print(f"{'right' if good else 'WRONG'} {name}: o {error:.2e} lse {lse_error:.1e} {'same' if same else 'OTHER BITS'}", file=log, flush=True)
+        if not good:
+            wrong += 1
+            if wrong <= 12:
+                print(f"WRONG {name}: o off by {error:.2e}, lse by {lse_error:.1e}, {'same bits' if same else 'other bits on rerun'}", flush=True)
+    print(f"decode: {count - wrong} of {count} cases right; largest errors " + ", ".join(f"{f} {a:.1e}" for f, (a, _) in worst.items()), flush=True)
+    return wrong
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+SHAPES = {"1x1024": (1, 1024), "1x8192": (1, 8192), "8x1024": (8, 1024), "1x32768": (1, 32768), "128x1024": (128, 1024),
+          "32x8192": (32, 8192), "8x32768": (8, 32768), "128x8192": (128, 8192)}
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 64
+
+
+def own_calls(row, form, batch, length, copies, early=True, page=PAGE):
+    """Calls over `copies` caches, pages in no order, whose outputs stand at .o and inputs at .case."""
+    qtype = f16 if form == "f16" else bf16
+    width = length // page
+    calls = []
+    for _ in range(copies):
+        cache = Pages(form, batch * width, page, KV_HEADS, DIM)
+        table = torch.randperm(batch * width, device=GPU).view(batch, width).int()
+        q = torch.randn(batch, HEADS, DIM, device=GPU).to(qtype)
+        o = torch.empty_like(q)
+        cu = torch.arange(batch + 1, device=GPU, dtype=torch.int32)
+        lens = torch.full((batch,), length, device=GPU, dtype=torch.int32)
+        absent = tensor(None)
+        args = Args(q=tensor(q), k=absent, v=absent, o=tensor(o), lse=absent, cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent, kv_lens=tensor(lens),
+                    alibi_slopes=absent, sinks=absent, bias=absent, kv=cache.struct(), page_table=tensor(table), prefix_rows=absent,
+                    prefix_lens=absent, window_left=-1, window_right=-1)
+        calls.append(caller(row, args, (cache, table, q, o, cu, lens), early))
+    return calls
+
+
+def rival_calls(backend, batch, length, copies):
+    calls = []
+    for _ in range(copies):
+        q = torch.randn(batch, HEADS, 1, DIM, device=GPU, dtype=bf16)
+        k, v = (torch.randn(batch, KV_HEADS, length, DIM, device=GPU, dtype=bf16) for _ in range(2))
+
+        def call(q=q, k=k, v=v):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        calls.append(call)
+    return calls
+
+
+def graph_of(calls, count):
+    """A graph of `count` calls by turns."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            calls[i % len(calls)]()
+    graph.replay()
+    torch.cuda.synchronize()
+    graph.calls = calls  # and what they read
+    return graph
+
+
+def by_turns(graphs, count, replays=9):
+    """Median us a call of each graph, replayed by turns."""
+    times = {name: [] for name in graphs}
+    for _ in range(replays):
+        for name, graph in graphs.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            stop.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(stop) * 1e3 / count)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def cache_bytes(form, batch, length):
+    return batch * (length // PAGE) * KV_HEADS * block_of(form, PAGE, DIM).bytes
+
+
+def copies_for(size):
+    """Caches that together are several times the L2 cache, and calls of a graph."""
+    return max(2, min(40, -(-(400 << 20) // size)))
+
+
+def decode_times(rows, shapes, forms, rivals=True, early=True):
+    lines = []
+    for shape in shapes:
+        batch, length = SHAPES[shape]
+        copies = copies_for(cache_bytes("bf16", batch, length))
+        count = max(copies, 24) if batch * length <= 65536 else 2 * copies
+        graphs = {}
+        if rivals:
+            for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+                try:
+                    graphs[name] = graph_of(rival_calls(backend, batch, length, copies), count)
+                except RuntimeError as fault:
+                    print(f"{name} {shape}: {str(fault).splitlines()[0]}", file=sys.stderr)
+        for form in forms:
+            more = min(40, copies * 16 // BITS[form])
+            graphs[form] = graph_of(own_calls(rows["attention_decode_f16_sm90a" if form == "f16" else "attention_decode_bf16_sm90a"],
+                                              form, batch, length, more, early), count)
+        times = by_turns(graphs, count)
+        graphs = None
+        torch.cuda.empty_cache()
+        best = min((times[n] for n in ("cuDNN", "flash") if n in times), default=float("nan"))
+        for form in forms:
+            size = cache_bytes(form, batch, length)
+            lines.append({"op": "attention", "case": "decode", "format": form, "shape": shape, "us": times[form], "gbs": size / times[form] / 1e3,
+                          "rivals": {n: times[n] for n in ("cuDNN", "flash") if n in times}, "ratio": best / times[form],
+                          "of bf16": times.get("bf16", float("nan")) / times[form]})
+        print(f"{shape:9}" + "".join(f" {n} {t:.1f}" for n, t in times.items()), flush=True)
+    return lines
+
+
+def main():
+    root = os.path.join(HERE, "..", "..")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library", nargs="?", default=os.path.join(root, "build", "Release", "liblowbit_cuda.so"))
+    parser.add_argument("--save", help="append the lines to this file")
+    parser.add_argument("--commit", help="what the library was built from, where that is not this tree")
+    parser.add_argument("--check", action="store_true", help="nothing but the checks")
+    parser.add_argument("--only", help="checks whose name begins so")
+    parser.add_argument("--log", help="a line for each check in this file")
+    parser.add_argument("--shape", help="only these, with commas")
+    parser.add_argument("--format", default="bf16,fp8_e4m3,int8,int4", help="only these, with commas")
+    options = parser.parse_args()
+    torch.manual_seed(1)
+    rows = library(options.library)
+    wrong = run_checks(rows, options.only, open(options.log, "w") if options.log else None)
+    if options.check:
+        sys.exit(wrong > 0)
+    commit = options.commit or subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    origin = {"machine": torch.cuda.get_device_properties(0).name, "commit": commit, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    sink = open(options.save, "a") if options.save else None
+    for line in decode_times(rows, options.shape.split(",") if options.shape else SHAPES, options.format.split(",")):
+        rounded = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in line.items()}
+        rounded["rivals"] = {key: float(f"{v:.4g}") for key, v in line["rivals"].items()}
+        if sink:
+            print(json.dumps({**rounded, **origin}), file=sink, flush=True)
+
+
+if __name__ == "__main__":
+    main()
