@@ -26,6 +26,7 @@ inline constexpr int kWarps = 8, kWorkers = 32 * kWarps;  // that multiply
 inline constexpr int kThreads = kWorkers + 128;           // and a warpgroup that serves them
 inline constexpr int kMostBlocks = 144;                   // one a multiprocessor
 inline constexpr int kUnit = 64;                          // keys
+inline constexpr int kPassRows = 4;                       // that warps add up at a time
 // Rows and positions are below: sums of two of them fit int.
 inline constexpr int64_t kMostRows = int64_t{1} << 30;
 
@@ -54,31 +55,37 @@ struct Form {
   static constexpr int kScales = kCodes ? kZeros ? 4 : 2 : 0;  // f16 a token
   static constexpr int kPart = kTile * kRowBytes;              // bytes of K or of V
   static constexpr int kStageBytes = 2 * kPart + (kScales * 2 * kTile + 1023) / 1024 * 1024;
-  static constexpr int kStages = clamped(180224 / kStageBytes, 2, 12);
+  // An even number: what stands in a stage is always read by the same warps, who meet its tiles in
+  // order.
+  static constexpr int kStages = clamped(204800 / kStageBytes, 2, 12) / 2 * 2;
   static constexpr int kSteps = kDim / 16;
   // Rows of sums and of q stand in different banks.
   static constexpr int kPassStride = kDim + 4, kQueryStride = 2 * kDim + 16;  // floats, bytes
-  static constexpr int kPassBytes = 4 * kWarps * 8 * kPassStride;
+  static constexpr int kPassBytes = 4 * kWarps * kPassRows * kPassStride;
   static constexpr int kQueryBytes = kRows * kQueryStride;
   static constexpr size_t kShared = kSwizzleAlign + kStages * kStageBytes + kPassBytes +
-                                    3 * 4 * kWarps * 8 + 2 * kQueryBytes + 3072;
+                                    3 * 4 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
 };
 
+// What a call says of a sequence.
+struct Lens {
+  int token, seq_q;  // its first query of all, where they are packed
+  int seq_kv;
+  int prefix, prefix_row;  // tokens there
+};
 // Rows of a sequence and one kv head.
 struct Item {
+  Lens of;
   int sequence, head, row0, rows;
-  int seq_q, seq_kv;
   int begin, end;  // keys that some row sees
   int low, high;   // keys that all rows see
-  int prefix, prefix_row;
   int units;
 };
 // Units of an item that a block has; none: there is no more.
 struct Segment {
   Item item;
   int first, count;
-  int64_t o, lse;  // where the sequence's begin
 };
 // One of an item.
 struct Row {
@@ -93,10 +100,17 @@ struct Call {
   CUtensorMap map;  // of all lines of the cache
   AttentionArgs args;
   float scale;
-  int page_shift;  // log2 of the page's tokens
-  int group;       // query heads of a kv head
+  int group;        // query heads of a kv head
   int left, right;  // the mask's
-  bool transform;  // scores are more than scaled products
+  bool transform;   // scores are more than scaled products
+  // Lengths, as the args have them, and their limits.
+  int sequences, heads;  // of kv
+  const int32_t *kv_lens, *cu_seqlens, *prefix_rows, *prefix_lens;
+  int tokens, seq_q, most_keys, most_rows, most_prefix;
+  // The cache's blocks in lines of 128 bytes.
+  int page_shift, box_shift;  // log2 of the tokens of a page and of a copy
+  int page_lines, value_lines, prefix_start, prefix_lines, prefix_value_lines;
+  int pages;
   unsigned long long* check;
   float* parts;     // in scratch, [blocks][2][kPartFloats<kRows, kDim>]
   uint64_t* there;  // in scratch, [blocks]: `call` says that the block's part is
@@ -125,46 +139,69 @@ __device__ __forceinline__ int units_between(int lo, int hi) {
   return lo < hi ? (hi - 1) / kUnit - lo / kUnit + 1 : 0;
 }
 
-// False where the lengths make no sense.
-__device__ __forceinline__ bool sequence_of(const AttentionArgs& a, int b, Sequence* s) {
-  if (has_prefix_fault(a, b)) return false;
-  *s = sequence_at(a, b);
-  if (s->seq_kv < 0 || s->seq_kv > seq_kv_bound(a)) return false;
-  return s->token >= 0 && s->seq_q >= 0 && (is_batched(a) || s->token + s->seq_q <= a.q.shape[0]);
+// False where they make no sense or there is no such sequence.
+__device__ __forceinline__ bool lens_of(const Call& call, int b, Lens* s) {
+  if (b >= call.sequences) return false;
+  s->seq_kv = call.kv_lens[b];
+  s->token = 0;
+  s->seq_q = call.seq_q;
+  if (call.cu_seqlens != nullptr) {
+    s->token = call.cu_seqlens[b];
+    s->seq_q = call.cu_seqlens[b + 1] - s->token;
+    if (s->token < 0 || s->seq_q < 0 || s->token + s->seq_q > call.tokens) return false;
+  }
+  s->prefix = s->prefix_row = 0;
+  if (call.prefix_rows != nullptr) {
+    const int row = call.prefix_rows[b];
+    if (row >= 0) {
+      s->prefix_row = row;
+      s->prefix = call.prefix_lens == nullptr ? call.most_prefix : call.prefix_lens[b];
+    }
+    if (row < -1 || row >= call.most_rows) return false;
+    if (s->prefix < 0 || s->prefix > call.most_prefix) return false;
+  }
+  return s->seq_kv >= 0 && s->seq_kv <= call.most_keys;
 }
 
-// Without its head.
+// Without its sequence and head.
 template <class F>
-__device__ __forceinline__ Item item_at(const Call& call, const Sequence& s, int block) {
+__device__ __forceinline__ Item item_at(const Call& call, const Lens& s, int block) {
   Item t = {};
-  t.sequence = static_cast<int>(s.index);
+  t.of = s;
   t.row0 = block * F::kRows;
-  t.seq_q = static_cast<int>(s.seq_q);
-  t.seq_kv = static_cast<int>(s.seq_kv);
-  const int left = t.seq_q * call.group - t.row0;
+  const int left = s.seq_q * call.group - t.row0;
   t.rows = left < F::kRows ? left : F::kRows;
-  if (call.left < 0 && call.right < 0) {
-    t.end = t.high = t.seq_kv;
-  } else {
-    const int position = t.seq_kv - t.seq_q;
-    const Keys first = seen_keys(call, position + t.row0 / call.group, t.seq_kv);
-    const Keys last = seen_keys(call, position + (t.row0 + t.rows - 1) / call.group, t.seq_kv);
+  t.end = t.high = s.seq_kv;
+  if (call.left >= 0 || call.right >= 0) {
+    const int position = s.seq_kv - s.seq_q;
+    const Keys first = seen_keys(call, position + t.row0 / call.group, s.seq_kv);
+    const Keys last = seen_keys(call, position + (t.row0 + t.rows - 1) / call.group, s.seq_kv);
     t.begin = first.begin;
     t.end = last.end < first.begin ? first.begin : last.end;
     t.low = last.begin;
     t.high = first.end;
   }
-  t.prefix = static_cast<int>(s.prefix_len);
-  t.prefix_row = static_cast<int>(s.prefix);
-  const int cut = t.prefix < t.end ? t.prefix : t.end;
-  t.units = units_between(t.begin, cut) +
-            units_between(t.begin > t.prefix ? t.begin : t.prefix, t.end);
+  if (s.prefix == 0) {
+    t.units = units_between(t.begin, t.end);
+  } else {
+    t.units = units_between(t.begin, s.prefix < t.end ? s.prefix : t.end) +
+              units_between(t.begin > s.prefix ? t.begin : s.prefix, t.end);
+  }
   if (t.units == 0) t.units = 1;  // rows without keys have results, too
   return t;
 }
 template <class F>
-__device__ __forceinline__ int block_count(const Call& call, const Sequence& s) {
-  return (static_cast<int>(s.seq_q) * call.group + F::kRows - 1) / F::kRows;
+__device__ __forceinline__ int block_count(const Call& call, const Lens& s) {
+  return (s.seq_q * call.group + F::kRows - 1) / F::kRows;
+}
+// Of a sequence and all kv heads.
+template <class F>
+__device__ __forceinline__ int64_t units_of(const Call& call, int b) {
+  Lens s;
+  if (!lens_of(call, b, &s)) return 0;
+  int64_t units = 0;
+  for (int i = 0, n = block_count<F>(call, s); i < n; ++i) units += item_at<F>(call, s, i).units;
+  return units * call.heads;
 }
 
 // Keys [lo, hi) of a tile whose first would be key0, in the pages or in a prefix; its units.
@@ -176,10 +213,10 @@ struct Tile {
 // The tile that begins with unit `index` of an item; `most` units are wanted.
 template <class F>
 __device__ __forceinline__ Tile tile_at(const Item& t, int index, int most) {
-  const int cut = t.prefix < t.end ? t.prefix : t.end;
+  const int start = t.of.prefix, cut = start < t.end ? start : t.end;
   const int before = units_between(t.begin, cut);
   const bool prefix = index < before;
-  const int lo = prefix || t.begin > t.prefix ? t.begin : t.prefix, hi = prefix ? cut : t.end;
+  const int lo = prefix || t.begin > start ? t.begin : start, hi = prefix ? cut : t.end;
   Tile tile;
   tile.key0 = (lo / kUnit + index - (prefix ? 0 : before)) * kUnit;
   tile.lo = lo > tile.key0 ? lo : tile.key0;
@@ -215,93 +252,58 @@ __device__ __forceinline__ int block_of(const Deal& d, int64_t unit) {
   return d.rest + static_cast<int>(quotient(unit - more, d.each));
 }
 
-// Where a block's units begin.
-struct Start {
-  int64_t total;
-  int sequence, block, head, unit;
-};
-
-// By all threads: counts the units of all sequences.
-template <class F>
-__device__ __forceinline__ void find_start(const Call& call, Start* start) {
-  __shared__ int64_t sums[kThreads / 32];
-  const AttentionArgs& a = call.args;
-  const int count = static_cast<int>(sequence_count(a)), heads = static_cast<int>(a.kv.kv_heads);
-  const int each = (count + kThreads - 1) / kThreads;
-  const int b0 = threadIdx.x * each, b1 = b0 + each < count ? b0 + each : count;
-  int64_t own = 0;
-  int last = 0, blocks = 0;  // units of the last item, and blocks of rows of all
-  for (int b = b0; b < b1; ++b) {
-    Sequence s;
-    if (!sequence_of(a, b, &s)) continue;
-    for (int i = 0, n = block_count<F>(call, s); i < n; ++i, ++blocks) {
-      last = item_at<F>(call, s, i).units;
-      own += int64_t{heads} * last;
-    }
-  }
-  int64_t upto = own;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t other = __shfl_up_sync(~0u, upto, step);
-    if (lane >= step) upto += other;
-  }
-  if (lane == 31) sums[warp] = upto;
-  __syncthreads();
-  int64_t total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
-    if (w == warp) upto += total;
-    total += sums[w];
-  }
-  int64_t at = first_of(deal_of(total), blockIdx.x) - (upto - own);
-  if (threadIdx.x == 0) start->total = total;
-  const auto found = [&](int b, int block, int units) {
-    start->sequence = b;
-    start->block = block;
-    start->head = static_cast<int>(quotient(at, units));
-    start->unit = static_cast<int>(at - int64_t{start->head} * units);
-  };
-  if (at >= 0 && at < own) {
-    if (each == 1 && blocks == 1) {
-      found(b0, 0, last);
-    } else {
-      bool looks = true;
-      for (int b = b0; looks && b < b1; ++b) {
-        Sequence s;
-        if (!sequence_of(a, b, &s)) continue;
-        for (int i = 0, n = block_count<F>(call, s); looks && i < n; ++i) {
-          const int units = item_at<F>(call, s, i).units;
-          if (at < int64_t{heads} * units) {
-            found(b, i, units);
-            looks = false;
-          }
-          at -= int64_t{heads} * units;
-        }
-      }
-    }
-  }
-  __syncthreads();
-}
-
-// f(sequence, item, first, count) for each segment of the block.
+// f(item, first, count, deal) for each segment of the block, by a warp.
 template <class F, class Each>
-__device__ __forceinline__ void each_segment(const Call& call, const Start& start, const Each& f) {
-  const AttentionArgs& a = call.args;
-  const int heads = static_cast<int>(a.kv.kv_heads);
-  const Deal deal = deal_of(start.total);
+__device__ __forceinline__ void each_segment(const Call& call, const Each& f) {
+  const int lane = threadIdx.x % 32;
+  int64_t total = 0, units = 0;
+  for (int b0 = 0; b0 < call.sequences; b0 += 32) {
+    units = units_of<F>(call, b0 + lane);
+    // Sums of 24 bits of each lane fit 32.
+    for (int shift = 0; shift < 72; shift += 24) {
+      const auto part = static_cast<unsigned>(units >> (shift < 63 ? shift : 63)) & 0xffffffu;
+      if (shift > 0 && __any_sync(~0u, part != 0) == 0) continue;
+      total += static_cast<int64_t>(__reduce_add_sync(~0u, part)) << shift;
+    }
+  }
+  const Deal deal = deal_of(total);
   int64_t left = deal.each + (static_cast<int>(blockIdx.x) < deal.rest ? 1 : 0);
-  int b = start.sequence, block = start.block, head = start.head, unit = start.unit;
-  for (; left > 0; ++b, block = 0) {
-    Sequence sequence;
-    if (!sequence_of(a, b, &sequence)) continue;
-    const int blocks = block_count<F>(call, sequence);
-    for (; block < blocks && left > 0; ++block, head = 0) {
-      Item item = item_at<F>(call, sequence, block);
-      for (; head < heads && left > 0; ++head, unit = 0) {
-        item.head = head;
-        const int rest = item.units - unit;
+  if (left == 0) return;
+
+  int64_t at = first_of(deal, blockIdx.x);  // and then within what is left of the call
+  int b = 0;
+  for (bool found = false; !found; b += found ? 0 : 32) {
+    if (call.sequences > 32) units = units_of<F>(call, b + lane);
+    int64_t upto = units;
+    for (int step = 1; step < 32; step *= 2) {
+      const int64_t other = __shfl_up_sync(~0u, upto, step);
+      if (lane >= step) upto += other;
+    }
+    const unsigned behind = __ballot_sync(~0u, at < upto);
+    found = behind != 0;
+    const int who = found ? __ffs(static_cast<int>(behind)) - 1 : 31;
+    at -= __shfl_sync(~0u, found ? upto - units : upto, who);
+    if (found) b += who;
+  }
+  for (; left > 0 && b < call.sequences; ++b) {
+    Lens s;
+    if (!lens_of(call, b, &s)) continue;
+    for (int block = 0, n = block_count<F>(call, s); block < n && left > 0; ++block) {
+      Item item = item_at<F>(call, s, block);
+      const int64_t all = int64_t{item.units} * call.heads;
+      if (at >= all) {
+        at -= all;
+        continue;
+      }
+      item.sequence = b;
+      item.head = at < item.units ? 0 : static_cast<int>(quotient(at, item.units));
+      int first = static_cast<int>(at - int64_t{item.units} * item.head);
+      at = 0;
+      for (; item.head < call.heads && left > 0; ++item.head, first = 0) {
+        const int rest = item.units - first;
         const int count = left < rest ? static_cast<int>(left) : rest;
         left -= count;
-        f(sequence, item, unit, count);
+        f(item, first, count, deal);
       }
     }
   }

@@ -120,15 +120,16 @@ __device__ __forceinline__ constexpr int q_place(int i) {
 
 // By a warp: the rows of q of an item as operands in shared memory, and what is known of each.
 template <class F>
-__device__ __forceinline__ void prepare_rows(const Call& call, const Item& t, const Sequence& s,
-                                             uint8_t* queries, Row* rows) {
+__device__ __forceinline__ void prepare_rows(const Call& call, const Item& t, uint8_t* queries,
+                                             Row* rows) {
   const AttentionArgs& a = call.args;
+  const int64_t start = (is_batched(a) ? t.sequence : t.of.token) * a.q.strides[0];
   constexpr int kParts = F::kDim / 64;  // of 16 elements, of a lane
   for (int row = threadIdx.x % 32 / 4; row < F::kRows; row += 8) {
     const int part0 = threadIdx.x % 4, of = t.row0 + row, token = of / call.group;
     const int h = t.head * call.group + of - token * call.group;
     const bool there = row < t.rows;
-    const uint16_t* from = static_cast<const uint16_t*>(a.q.data) + s.q +
+    const uint16_t* from = static_cast<const uint16_t*>(a.q.data) + start +
                            token * token_stride(a.q) + h * head_stride(a.q) + 16 * part0;
     uint32_t w[kParts][8] = {};
     if (there && is_aligned(from)) {
@@ -199,8 +200,8 @@ __device__ __forceinline__ void prepare_rows(const Call& call, const Item& t, co
       p[1] = {to[4], to[5], to[6], to[7]};
     }
     if (part0 != 0) continue;
-    const int position = token + t.seq_kv - t.seq_q;
-    const Keys keys = seen_keys(call, position, t.seq_kv);
+    const int position = token + t.of.seq_kv - t.of.seq_q;
+    const Keys keys = seen_keys(call, position, t.of.seq_kv);
     Row r;
     r.begin = there ? keys.begin : 0;
     r.end = there ? keys.end : 0;

@@ -33,13 +33,12 @@ struct Join {
 template <class F>
 struct Shared {
   uint8_t *stages, *queries;     // [kStages][kStageBytes], [2][kQueryBytes]
-  float* pass;                   // [kWarps][8][kPassStride]
-  float *base, *weights, *sums;  // [kWarps][8]
+  float* pass;                   // [kWarps][kPassRows][kPassStride]
+  float *base, *weights, *sums;  // [kWarps][kPassRows]
   uint64_t *full, *empty, *segment_full, *segment_empty, *pass_full, *pass_empty;
   Segment* segments;  // two: what prepares is one ahead
   Row* rows;          // [3][kRows], the last for the join
   Join* join;
-  Start* start;
 };
 template <class F>
 __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
@@ -48,9 +47,9 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   s.queries = s.stages + F::kStages * F::kStageBytes;
   s.pass = reinterpret_cast<float*>(s.queries + 2 * F::kQueryBytes);
   s.base = s.pass + F::kPassBytes / sizeof(float);
-  s.weights = s.base + kWarps * 8;
-  s.sums = s.weights + kWarps * 8;
-  s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * 8);
+  s.weights = s.base + kWarps * kPassRows;
+  s.sums = s.weights + kWarps * kPassRows;
+  s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * kPassRows);
   s.empty = s.full + F::kStages;
   s.segment_full = s.empty + F::kStages;
   s.segment_empty = s.segment_full + 2;
@@ -58,8 +57,7 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   s.pass_empty = s.pass_full + 1;
   s.segments = reinterpret_cast<Segment*>(s.pass_empty + 1);
   s.join = reinterpret_cast<Join*>(s.segments + 2);
-  s.start = reinterpret_cast<Start*>(s.join + 1);
-  s.rows = reinterpret_cast<Row*>(s.start + 1);
+  s.rows = reinterpret_cast<Row*>(s.join + 1);
   return s;
 }
 
@@ -95,11 +93,9 @@ template <class F>
 __device__ __forceinline__ void bring(const Call& call, const Item& t, const Window& window,
                                       const Tile& tile, uint8_t* stage, uint64_t* full,
                                       uint64_t policy) {
-  const KvCache& c = call.args.kv;
-  const int lane = threadIdx.x % 32, shift = call.page_shift, size = 1 << shift;
-  const int box_shift = size < kUnit ? shift : log2_of(kUnit), box = 1 << box_shift;
-  const int first = tile.lo >> box_shift;
-  const int count = tile.lo < tile.hi ? ((tile.hi - 1) >> box_shift) - first + 1 : 0;
+  const int lane = threadIdx.x % 32, size = 1 << call.page_shift, box = 1 << call.box_shift;
+  const int first = tile.lo >> call.box_shift;
+  const int count = tile.lo < tile.hi ? ((tile.hi - 1) >> call.box_shift) - first + 1 : 0;
   if (lane == 0) {
     if (count > 0) {
       barrier_expect(full, count * box * 2 * (F::kRowBytes + F::kScales));
@@ -110,21 +106,23 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
   __syncwarp();
   // The scales of a whole page stand together.
   const int copies = 2 + (F::kScales == 0 ? 0 : box == size ? 1 : F::kScales);
-  for (int i0 = 0; i0 < count * copies; i0 += 32) {
-    const int i = i0 + lane, which = i / copies, part = i - which * copies;
-    const int key = (first + which) << box_shift, token = tile.prefix ? key : key & (size - 1);
-    const int page = __shfl_sync(~0u, window.page, (key >> shift) - window.first & 31);
-    if (i >= count * copies) continue;
-    const uint8_t* block = tile.prefix ? kv_prefix(c, t.prefix_row, t.head)
-                                       : kv_page(c, is_page(call.args, page) ? page : 0, t.head);
-    const KvBlock& form = tile.prefix ? c.prefix : c.page;
-    const int to = key - tile.key0;
+  const int shift = F::kScales == 0 ? 1 : copies <= 4 ? 2 : 3;  // lanes of a box
+  for (int i0 = 0; i0 < count << shift; i0 += 32) {
+    const int i = i0 + lane, which = i >> shift, part = i & ((1 << shift) - 1);
+    const int key = (first + which) << call.box_shift;
+    const int page = __shfl_sync(~0u, window.page, ((key >> call.page_shift) - window.first) & 31);
+    if (which >= count || part >= copies) continue;
+    const int token = tile.prefix ? key : key & (size - 1), to = key - tile.key0;
+    const int block = (tile.prefix ? t.of.prefix_row : page) * call.heads + t.head;
+    const int line = tile.prefix ? call.prefix_start + block * call.prefix_lines
+                                 : block * call.page_lines;
     if (part < 2) {
-      const uint8_t* from = block + (part == 0 ? form.k : form.v) + token * F::kRowBytes;
+      const int values = tile.prefix ? call.prefix_value_lines : call.value_lines;
       tma_load(stage + part * F::kPart + to * F::kRowBytes, &call.map, 0,
-               static_cast<int>((from - c.data) / kSwizzleRow), full, policy);
-    } else {
-      const uint8_t* from = block + form.k_scale + (part - 2) * 2 * size + 2 * token;
+               line + part * values + token * F::kRowBytes / kSwizzleRow, full, policy);
+    } else if constexpr (F::kCodes) {  // whose prefixes have other forms
+      const uint8_t* from = call.args.kv.data + int64_t{line} * kSwizzleRow +
+                            call.args.kv.page.k_scale + (part - 2) * 2 * size + 2 * token;
       bulk_load(stage + 2 * F::kPart + to * 2 * F::kScales + (part - 2) * 2 * box, from,
                 2 * box * (box == size ? F::kScales : 1), full, policy);
     }
@@ -134,12 +132,12 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
 template <class F>
 __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, shift = call.page_shift;
+  const Tensor& table = call.args.page_table;
   Ring<F::kStages> ring;
   Window window;
-  each_segment<F>(call, *s.start, [&](const Sequence& sequence, const Item& item, int first,
-                                      int count) {
+  each_segment<F>(call, [&](const Item& item, int first, int count, const Deal&) {
     // Keys that several blocks of rows see come again.
-    const uint64_t policy = item.seq_q * call.group > F::kRows ? evict_last() : evict_first();
+    const uint64_t policy = item.of.seq_q * call.group > F::kRows ? evict_last() : evict_first();
     for (int i = first; i < first + count;) {
       const Tile tile = tile_at<F>(item, i, first + count - i);
       i += tile.units;
@@ -148,8 +146,12 @@ __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
           (window.sequence != item.sequence || page < window.first || last >= window.first + 32)) {
         window.sequence = item.sequence;
         window.first = page;
-        const int mine = page + lane;
-        window.page = mine <= (item.end - 1) >> shift ? sequence.pages[mine] : 0;
+        window.page = 0;
+        if (page + lane <= (item.end - 1) >> shift) {
+          const int number =
+              (static_cast<const int32_t*>(table.data) + item.sequence * table.strides[0])[page + lane];
+          if (number >= 0 && number < call.pages) window.page = number;
+        }
       }
       barrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
       bring<F>(call, item, window, tile, s.stages + ring.slot * F::kStageBytes, &s.full[ring.slot],
@@ -172,17 +174,15 @@ __device__ __forceinline__ void prepare(const Call& call, const Shared<F>& s) {
     advance(ring);
   };
   if (lane == 0) s.join->from = -1;
-  each_segment<F>(call, *s.start, [&](const Sequence& sequence, const Item& item, int first,
-                                      int count) {
+  each_segment<F>(call, [&](const Item& item, int first, int count, const Deal& deal) {
     barrier_wait(&s.segment_empty[ring.slot], ring.parity ^ 1);
     Row* rows = s.rows + ring.slot * F::kRows;
-    prepare_rows<F>(call, item, sequence, s.queries + ring.slot * F::kQueryBytes, rows);
-    const Segment segment = {item, first, count, sequence.o, sequence.lse};
+    prepare_rows<F>(call, item, s.queries + ring.slot * F::kQueryBytes, rows);
+    const Segment segment = {item, first, count};
     if (first > 0 && first + count == item.units) {
       __syncwarp();
       if (lane < F::kRows) s.rows[2 * F::kRows + lane] = rows[lane];
       if (lane == 0) {
-        const Deal deal = deal_of(s.start->total);
         s.join->segment = segment;
         s.join->from = block_of(deal, first_of(deal, blockIdx.x) - first);  // of its first unit
       }
@@ -205,16 +205,16 @@ __device__ __forceinline__ Result sum_of_warps(const Shared<F>& s, int row) {
   const int lane = threadIdx.x % 32;
   Result r = {{}, -INFINITY, 0.0f, 0.0f};
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) r.base = fmaxf(r.base, s.base[w * 8 + row]);
+  for (int w = 0; w < kWarps; ++w) r.base = fmaxf(r.base, s.base[w * kPassRows + row]);
   const float shift = r.base == -INFINITY ? 0.0f : r.base;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    const float factor = exp2_of(s.base[w * 8 + row] - shift);
-    r.weights += factor * s.weights[w * 8 + row];
-    r.sums += factor * s.sums[w * 8 + row];
+    const float factor = exp2_of(s.base[w * kPassRows + row] - shift);
+    r.weights += factor * s.weights[w * kPassRows + row];
+    r.sums += factor * s.sums[w * kPassRows + row];
     if (4 * lane >= F::kDim) continue;
-    const float4 x = *reinterpret_cast<const float4*>(s.pass + (w * 8 + row) * F::kPassStride +
-                                                      4 * lane);
+    const float4 x = *reinterpret_cast<const float4*>(
+        s.pass + (w * kPassRows + row) * F::kPassStride + 4 * lane);
     r.o[0] += factor * x.x;
     r.o[1] += factor * x.y;
     r.o[2] += factor * x.z;
@@ -229,6 +229,7 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
                                        Result r) {
   const int lane = threadIdx.x % 32;
   const bool empty = row.begin == row.end;
+  const int64_t start = is_batched(a) ? g.item.sequence : g.item.of.token;
   const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[row.head]
                                       : -INFINITY;
   if (sink != -INFINITY) {
@@ -244,7 +245,8 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
     float x[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[i] = empty ? 0.0f : r.o[i] / r.weights;
-    const int64_t to = g.o + row.token * token_stride(a.o) + row.head * head_stride(a.o) + 4 * lane;
+    const int64_t to = start * a.o.strides[0] + row.token * token_stride(a.o) +
+                       row.head * head_stride(a.o) + 4 * lane;
     void* p = element(a.o.data, a.o.dtype, to);
     if (a.o.dtype == DType::f32 && (reinterpret_cast<uintptr_t>(p) & 15) == 0) {
       *static_cast<float4*>(p) = {x[0], x[1], x[2], x[3]};
@@ -256,8 +258,9 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
     }
   }
   if (lane != 0 || !present(a.lse)) return;
-  const int64_t to =
-      g.lse + row.head * a.lse.strides[a.lse.rank - 2] + row.token * a.lse.strides[a.lse.rank - 1];
+  const int64_t to = start * a.lse.strides[is_batched(a) ? 0 : 1] +
+                     row.head * a.lse.strides[a.lse.rank - 2] +
+                     row.token * a.lse.strides[a.lse.rank - 1];
   const float shift = r.base == -INFINITY ? 0.0f : r.base;
   static_cast<float*>(a.lse.data)[to] = empty ? sink : (shift + log2f(r.sums)) * kLn2;
 }
@@ -276,8 +279,8 @@ __device__ __forceinline__ void finish_segments(const Call& call, const Shared<F
     const bool whole = g.count == g.item.units;
     float* part = call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) *
                                    kPart;
-    for (int row0 = 0; row0 < g.item.rows; row0 += 8) {
-      const int count = g.item.rows - row0 < 8 ? g.item.rows - row0 : 8;
+    for (int row0 = 0; row0 < g.item.rows; row0 += kPassRows) {
+      const int left = g.item.rows - row0, count = left < kPassRows ? left : kPassRows;
       barrier_wait(s.pass_full, pass.parity);
       for (int i = warp; i < count; i += kFinishers) {
         const Result r = sum_of_warps<F>(s, i);
@@ -330,33 +333,35 @@ __device__ __forceinline__ void leave_sums(const Shared<F>& s, int rows, Ring<1>
         zero[e] = column_sum(t.zeros[g][e]) * (F::kShifted ? 128.0f * kDrop : kDrop);
       }
     }
-    barrier_wait(s.pass_empty, pass.parity ^ 1);
+    for (int row0 = 0; row0 < 8 && 8 * g + row0 < rows; row0 += kPassRows) {
+      barrier_wait(s.pass_empty, pass.parity ^ 1);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int row = 2 * (lane % 4) + e;
-      if (8 * g + row >= rows) continue;
-      float* to = s.pass + (warp * 8 + row) * F::kPassStride;
+      for (int e = 0; e < 2; ++e) {
+        const int row = 2 * (lane % 4) + e, at = warp * kPassRows + row - row0;
+        if (row < row0 || row >= row0 + kPassRows || 8 * g + row >= rows) continue;
+        float* to = s.pass + at * F::kPassStride;
 #pragma unroll
-      for (int m = 0; m < F::kSteps; ++m) {
-        const float x = t.o[m][g][e], y = t.o[m][g][2 + e];
-        if constexpr (F::kCodes) {
-          const float unit = value_unit<F>(m);
-          *reinterpret_cast<float2*>(to + 16 * m + 2 * (lane / 4)) = {x * unit - zero[e],
-                                                                      y * unit - zero[e]};
-        } else {
-          to[16 * m + lane / 4] = x;
-          to[16 * m + 8 + lane / 4] = y;
+        for (int m = 0; m < F::kSteps; ++m) {
+          const float x = t.o[m][g][e], y = t.o[m][g][2 + e];
+          if constexpr (F::kCodes) {
+            const float unit = value_unit<F>(m);
+            *reinterpret_cast<float2*>(to + 16 * m + 2 * (lane / 4)) = {x * unit - zero[e],
+                                                                        y * unit - zero[e]};
+          } else {
+            to[16 * m + lane / 4] = x;
+            to[16 * m + 8 + lane / 4] = y;
+          }
+        }
+        if (lane < 4) {
+          s.base[at] = t.max[g][e] == -INFINITY ? -INFINITY : t.base[g][e];
+          s.weights[at] = weights[e];
+          s.sums[at] = sums[e];
         }
       }
-      if (lane < 4) {
-        s.base[warp * 8 + row] = t.max[g][e] == -INFINITY ? -INFINITY : t.base[g][e];
-        s.weights[warp * 8 + row] = weights[e];
-        s.sums[warp * 8 + row] = sums[e];
-      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(s.pass_full);
+      advance(pass);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(s.pass_full);
-    advance(pass);
   }
 }
 
@@ -375,8 +380,8 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
   }
   workers_sync();
   const Item& t = s.join->segment.item;
-  for (int row0 = 0; row0 < t.rows; row0 += 4) {
-    Result r[4];
+  for (int row0 = 0; row0 < t.rows; row0 += kPassRows) {
+    Result r[kPassRows];
 #pragma unroll
     for (int i = 0; i < 4; ++i) r[i] = {{}, -INFINITY, 0.0f, 0.0f};
 #pragma unroll 2
@@ -411,11 +416,9 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
         r[i].base = next;
       }
     }
-    const int place = row0 % 8;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (row0 + i >= t.rows) break;
-      const int at = warp * 8 + place + i;
+    for (int i = 0; i < kPassRows; ++i) {
+      const int at = warp * kPassRows + i;
       if (4 * lane < F::kDim) {
         *reinterpret_cast<float4*>(s.pass + at * F::kPassStride + 4 * lane) = {
             r[i].o[0], r[i].o[1], r[i].o[2], r[i].o[3]};
@@ -426,10 +429,9 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
         s.sums[at] = r[i].sums;
       }
     }
-    if (place == 0 && row0 + 4 < t.rows) continue;
     workers_sync();
-    const int row = row0 - place + warp;
-    if (row < t.rows) {
+    const int row = row0 + warp;
+    if (warp < kPassRows && row < t.rows) {
       finish<F>(call.args, s.join->segment, s.rows[2 * F::kRows + row], sum_of_warps<F>(s, warp));
     }
     workers_sync();
@@ -439,7 +441,7 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
 template <class F>
 __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int size = 1 << call.page_shift, box = size < kUnit ? size : kUnit;
+  const int box = 1 << call.box_shift;
   Ring<F::kStages> ring;
   Ring<2> next;
   Ring<1> pass;
@@ -494,8 +496,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constan
     barrier_init_fence();
     tma_prefetch(&call.map);
   }
+  __syncthreads();
   wait_for_others();
-  find_start<F>(call, s.start);
   // 64512 registers of 65536.
   if (threadIdx.x >= kWorkers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
@@ -557,24 +559,47 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   call.args = args;
   call.scale =
       args.softmax_scale != 0 ? args.softmax_scale : 1.0f / std::sqrt(static_cast<float>(F::kDim));
-  call.page_shift = log2_of(args.kv.page_size);
   call.group = static_cast<int>(head_count(args) / kv_head_count(args));
   call.left = limit(mask.left);
   call.right = limit(mask.right);
   // A maximum in units of q . k needs a positive scale.
   call.transform = args.softcap != 0 || present(args.alibi_slopes) ||
                    !(args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
+  const KvCache& c = args.kv;
+  const auto numbers = [](const Tensor& t) {
+    return present(t) ? static_cast<const int32_t*>(t.data) : nullptr;
+  };
+  const auto lines = [](int64_t bytes) { return static_cast<int>(bytes / kSwizzleRow); };
+  call.sequences = static_cast<int>(sequence_count(args));
+  call.heads = static_cast<int>(c.kv_heads);
+  call.kv_lens = numbers(args.kv_lens);
+  call.cu_seqlens = is_batched(args) ? nullptr : numbers(args.cu_seqlens_q);
+  call.prefix_rows = numbers(args.prefix_rows);
+  call.prefix_lens = numbers(args.prefix_lens);
+  call.tokens = static_cast<int>(args.q.shape[0]);
+  call.seq_q = static_cast<int>(args.q.shape[args.q.rank - 3]);
+  call.most_keys = static_cast<int>(seq_kv_bound(args));
+  call.most_rows = static_cast<int>(c.prefix_rows);
+  call.most_prefix = static_cast<int>(c.prefix_tokens);
+  call.page_shift = log2_of(c.page_size);
+  call.box_shift = log2_of(c.page_size < kUnit ? c.page_size : kUnit);
+  call.page_lines = lines(c.page.bytes);
+  call.value_lines = lines(c.page.v);
+  call.prefix_start = lines(kv_prefix(c, 0, 0) - c.data);
+  call.prefix_lines = lines(c.prefix.bytes);
+  call.prefix_value_lines = lines(c.prefix.v);
+  call.pages = static_cast<int>(c.pages);
   call.check = ctx.check;
   call.there = static_cast<uint64_t*>(ctx.scratch);
   call.parts = reinterpret_cast<float*>(call.there + kMostBlocks);
   call.call = number_of_call();
-  const int box = static_cast<int>(args.kv.page_size < kUnit ? args.kv.page_size : kUnit);
   MapKey key = {};
   key.data = args.kv.data;
   key.rows = kv_bytes(args.kv) / kSwizzleRow;
   key.columns = key.row_bytes = kSwizzleRow;
   key.element = 1;
-  key.box_rows = box * F::kRowBytes / kSwizzleRow;
+  key.box_rows = (F::kRowBytes << call.box_shift) / kSwizzleRow;
+  key.one_line = 1;
   cudaError_t code = tile_map(key, &call.map);
   if (code == cudaSuccess) code = allow_shared(attend_pages<F>, F::kShared, asked);
   LB_TRY(launched(code));

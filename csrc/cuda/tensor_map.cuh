@@ -16,6 +16,7 @@ struct MapKey {
   int64_t rows, columns, row_bytes;
   int32_t element;  // bytes: 1, 2 or 4. The engine moves bits, so the type behind them is no matter
   int32_t box_rows;
+  int64_t one_line;  // 1: what is missing in L2 comes by lines of 128 bytes, not by pairs of them
 };
 
 using MapEncode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
@@ -66,7 +67,9 @@ static inline cudaError_t tile_map(const MapKey& key, CUtensorMap* map) {
     const CUresult result =
         encode(&place.map, type, 2, const_cast<void*>(key.data), sizes, strides, box, steps,
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               key.one_line != 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                 : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) {
       place.key = {};
       return cudaErrorInvalidValue;
