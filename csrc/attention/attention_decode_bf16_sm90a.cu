@@ -4,7 +4,8 @@
 // Shapes    head_dim = head_dim_v of 64 or 128. Other ones, a bias, sigmoid scores and a prefix in
 //           another format than the cache's go row by row, as attention_simt_sm75 does.
 // Layout    csrc/attention/cache.h; q, o and lse by any strides.
-// Bound     memory: the visible K and V once for each 16 rows of a kv head, 2 head_dim codes and
+// Bound     memory: the visible K and V once for each 8 or 16 rows of a kv head, 2 head_dim codes
+// and
 //           their scales a token.
 // Method    decode_sm90a.cuh. Products exact, sums in the f32 of the tensor cores, weights in bf16.
 // Source    Dao et al., Flash-Decoding, 2023; Sanovar et al., LeanAttention, 2024; NVIDIA, PTX ISA:

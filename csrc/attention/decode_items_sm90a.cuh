@@ -50,7 +50,7 @@ struct Form {
   static constexpr int kRowBytes = kDim * kBits / 8;
   // Of a warp: 4 KiB of K, but no more scores than registers.
   static constexpr int kKeys =
-      clamped(4096 / kRowBytes, 16, kCodes && kRows == 16 && kDim == 128 ? 16 : 32);
+      clamped(4096 / kRowBytes, 16, kCodes&& kRows == 16 && kDim == 128 ? 16 : 32);
   static constexpr int kTile = 4 * kKeys;
   static constexpr int kScales = kCodes ? kZeros ? 4 : 2 : 0;  // f16 a token
   static constexpr int kPart = kTile * kRowBytes;              // bytes of K or of V

@@ -318,8 +318,7 @@ __device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, 
     const uint16_t* row = reinterpret_cast<const uint16_t*>(values);
 #pragma unroll
     for (int g = 0; g < F::kGroups; ++g) {
-      const uint32_t w =
-          __shfl_sync(~0u, i < 8 ? p[0][g] : p[1][g], i % 8 * 4 + lane % 4);
+      const uint32_t w = __shfl_sync(~0u, i < 8 ? p[0][g] : p[1][g], i % 8 * 4 + lane % 4);
       const float weight[2] = {low_of<F::kHalf>(w), high_of<F::kHalf>(w)};
 #pragma unroll
       for (int e = 0; e < 2; ++e) {

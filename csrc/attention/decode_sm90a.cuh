@@ -114,8 +114,8 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
     if (which >= count || part >= copies) continue;
     const int token = tile.prefix ? key : key & (size - 1), to = key - tile.key0;
     const int block = (tile.prefix ? t.of.prefix_row : page) * call.heads + t.head;
-    const int line = tile.prefix ? call.prefix_start + block * call.prefix_lines
-                                 : block * call.page_lines;
+    const int line =
+        tile.prefix ? call.prefix_start + block * call.prefix_lines : block * call.page_lines;
     if (part < 2) {
       const int values = tile.prefix ? call.prefix_value_lines : call.value_lines;
       tma_load(stage + part * F::kPart + to * F::kRowBytes, &call.map, 0,
@@ -148,8 +148,8 @@ __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
         window.first = page;
         window.page = 0;
         if (page + lane <= (item.end - 1) >> shift) {
-          const int number =
-              (static_cast<const int32_t*>(table.data) + item.sequence * table.strides[0])[page + lane];
+          const int number = (static_cast<const int32_t*>(table.data) +
+                              item.sequence * table.strides[0])[page + lane];
           if (number >= 0 && number < call.pages) window.page = number;
         }
       }
@@ -230,8 +230,8 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
   const int lane = threadIdx.x % 32;
   const bool empty = row.begin == row.end;
   const int64_t start = is_batched(a) ? g.item.sequence : g.item.of.token;
-  const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[row.head]
-                                      : -INFINITY;
+  const float sink =
+      present(a.sinks) ? static_cast<const float*>(a.sinks.data)[row.head] : -INFINITY;
   if (sink != -INFINITY) {
     const float most = fmaxf(r.base, sink * kLog2);
     const float factor = exp2_of(r.base - most), own = exp2_of(sink * kLog2 - most);
@@ -277,8 +277,8 @@ __device__ __forceinline__ void finish_segments(const Call& call, const Shared<F
     const Segment& g = s.segments[ring.slot];
     if (g.count == 0) break;
     const bool whole = g.count == g.item.units;
-    float* part = call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) *
-                                   kPart;
+    float* part =
+        call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) * kPart;
     for (int row0 = 0; row0 < g.item.rows; row0 += kPassRows) {
       const int left = g.item.rows - row0, count = left < kPassRows ? left : kPassRows;
       barrier_wait(s.pass_full, pass.parity);
@@ -386,11 +386,9 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
     for (int i = 0; i < 4; ++i) r[i] = {{}, -INFINITY, 0.0f, 0.0f};
 #pragma unroll 2
     for (int k = warp; k <= count; k += kWarps) {
-      const float* part = call.parts + (2 * static_cast<int64_t>(from + k) + (k == 0 ? 1 : 0)) *
-                                           kPart;
-      const auto four = [&](int at) {
-        return __ldcg(reinterpret_cast<const float4*>(part + at));
-      };
+      const float* part =
+          call.parts + (2 * static_cast<int64_t>(from + k) + (k == 0 ? 1 : 0)) * kPart;
+      const auto four = [&](int at) { return __ldcg(reinterpret_cast<const float4*>(part + at)); };
       const float4 base = four(F::kRows * F::kDim + row0);
       const float4 weights = four(F::kRows * (F::kDim + 1) + row0);
       const float4 sums = four(F::kRows * (F::kDim + 2) + row0);

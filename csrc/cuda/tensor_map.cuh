@@ -64,12 +64,11 @@ static inline cudaError_t tile_map(const MapKey& key, CUtensorMap* map) {
     const cuuint32_t box[] = {static_cast<cuuint32_t>(128 / key.element),
                               static_cast<cuuint32_t>(key.box_rows)};
     const cuuint32_t steps[] = {1, 1};
-    const CUresult result =
-        encode(&place.map, type, 2, const_cast<void*>(key.data), sizes, strides, box, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               key.one_line != 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
-                                 : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result = encode(
+        &place.map, type, 2, const_cast<void*>(key.data), sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        key.one_line != 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) {
       place.key = {};
       return cudaErrorInvalidValue;
