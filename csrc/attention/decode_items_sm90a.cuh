@@ -50,20 +50,16 @@ struct Form {
   static constexpr int kRowBytes = kDim * kBits / 8;
   // Of a warp: 4 KiB of K, but no more scores than registers.
   static constexpr int kKeys =
-      clamped(4096 / kRowBytes, 16, kCodes&& kRows == 16 && kDim == 128 ? 16 : 32);
+      clamped(4096 / kRowBytes, 16, !kCodes || kDim == 64 ? 32 : kRows == 16 ? 16 : 64);
   static constexpr int kTile = 4 * kKeys;
   static constexpr int kScales = kCodes ? kZeros ? 4 : 2 : 0;  // f16 a token
-  static constexpr int kPart = kTile * kRowBytes;              // bytes of K or of V
-  static constexpr int kStageBytes = 2 * kPart + (kScales * 2 * kTile + 1023) / 1024 * 1024;
-  // An even number: what stands in a stage is always read by the same warps, who meet its tiles in
-  // order.
-  static constexpr int kStages = clamped(204800 / kStageBytes, 2, 12) / 2 * 2;
+  static constexpr int kStagesMost = 12, kRing = kRows == 8 ? 204800 : 196608;  // bytes
   static constexpr int kSteps = kDim / 16;
   // Rows of sums and of q stand in different banks.
   static constexpr int kPassStride = kDim + 4, kQueryStride = 2 * kDim + 16;  // floats, bytes
   static constexpr int kPassBytes = 4 * kWarps * kPassRows * kPassStride;
   static constexpr int kQueryBytes = kRows * kQueryStride;
-  static constexpr size_t kShared = kSwizzleAlign + kStages * kStageBytes + kPassBytes +
+  static constexpr size_t kShared = kSwizzleAlign + kRing + kPassBytes +
                                     3 * 4 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
 };
@@ -97,7 +93,8 @@ struct Row {
 };
 
 struct Call {
-  CUtensorMap map;  // of all lines of the cache
+  // Of all lines of the cache: boxes of K or of V, and whole pages.
+  CUtensorMap parts_map, pages_map;
   AttentionArgs args;
   float scale;
   int group;        // query heads of a kv head
@@ -107,10 +104,18 @@ struct Call {
   int sequences, heads;  // of kv
   const int32_t *kv_lens, *cu_seqlens, *prefix_rows, *prefix_lens;
   int tokens, seq_q, most_keys, most_rows, most_prefix;
+  unsigned inverse;  // 2^32 / blocks
   // The cache's blocks in lines of 128 bytes.
-  int page_shift, box_shift;  // log2 of the tokens of a page and of a copy
+  int pages, page_shift;  // log2 of its tokens
   int page_lines, value_lines, prefix_start, prefix_lines, prefix_value_lines;
-  int pages;
+  // A stage has boxes of some tokens: K, V, scales.
+  bool whole;     // a page is one box and comes in one copy
+  int box_shift;  // log2 of its tokens
+  int box_bytes, stage_bytes, stages;
+  uint32_t swizzled_scales;  // 0x70: as K and V are; 0: not
+  const int32_t* table;      // of pages, and how many numbers there are
+  int64_t table_stride;
+  int table_size;
   unsigned long long* check;
   float* parts;     // in scratch, [blocks][2][kPartFloats<kRows, kDim>]
   uint64_t* there;  // in scratch, [blocks]: `call` says that the block's part is
@@ -196,10 +201,10 @@ __device__ __forceinline__ int block_count(const Call& call, const Lens& s) {
 }
 // Of a sequence and all kv heads.
 template <class F>
-__device__ __forceinline__ int64_t units_of(const Call& call, int b) {
+__device__ __forceinline__ int units_of(const Call& call, int b) {
   Lens s;
   if (!lens_of(call, b, &s)) return 0;
-  int64_t units = 0;
+  int units = 0;
   for (int i = 0, n = block_count<F>(call, s); i < n; ++i) units += item_at<F>(call, s, i).units;
   return units * call.heads;
 }
@@ -230,78 +235,74 @@ __device__ __forceinline__ Tile tile_at(const Item& t, int index, int most) {
 
 // ---- the deal ----------------------------------------------------------------------------------
 
-__device__ __forceinline__ int64_t quotient(int64_t x, int64_t by) {
-  if ((x | by) >> 32 == 0) return static_cast<uint32_t>(x) / static_cast<uint32_t>(by);
-  return x / by;
-}
 struct Deal {
-  int64_t each;  // units of a block
-  int rest;      // blocks that take one more
+  int each;  // units of a block
+  int rest;  // blocks that take one more
 };
-__device__ __forceinline__ Deal deal_of(int64_t total) {
-  const int64_t each = quotient(total, gridDim.x);
-  return {each, static_cast<int>(total - each * gridDim.x)};
+__device__ __forceinline__ Deal deal_of(const Call& call, int total) {
+  const int blocks = static_cast<int>(gridDim.x);
+  // At most one too many: inverse is less than 1 too large.
+  Deal d = {static_cast<int>(__umulhi(static_cast<unsigned>(total), call.inverse)), 0};
+  if (d.each * blocks > total) --d.each;
+  d.rest = total - d.each * blocks;
+  return d;
 }
-__device__ __forceinline__ int64_t first_of(const Deal& d, int block) {
+__device__ __forceinline__ int first_of(const Deal& d, int block) {
   return d.each * block + (block < d.rest ? block : d.rest);
 }
 // The block that has unit `unit`.
-__device__ __forceinline__ int block_of(const Deal& d, int64_t unit) {
-  const int64_t more = (d.each + 1) * d.rest;
-  if (unit < more) return static_cast<int>(quotient(unit, d.each + 1));
-  return d.rest + static_cast<int>(quotient(unit - more, d.each));
+__device__ __forceinline__ int block_of(const Deal& d, int unit) {
+  const int more = (d.each + 1) * d.rest;
+  return unit < more ? unit / (d.each + 1) : d.rest + (unit - more) / d.each;
 }
 
 // f(item, first, count, deal) for each segment of the block, by a warp.
 template <class F, class Each>
 __device__ __forceinline__ void each_segment(const Call& call, const Each& f) {
   const int lane = threadIdx.x % 32;
-  int64_t total = 0, units = 0;
+  int total = 0, units = 0;
   for (int b0 = 0; b0 < call.sequences; b0 += 32) {
     units = units_of<F>(call, b0 + lane);
-    // Sums of 24 bits of each lane fit 32.
-    for (int shift = 0; shift < 72; shift += 24) {
-      const auto part = static_cast<unsigned>(units >> (shift < 63 ? shift : 63)) & 0xffffffu;
-      if (shift > 0 && __any_sync(~0u, part != 0) == 0) continue;
-      total += static_cast<int64_t>(__reduce_add_sync(~0u, part)) << shift;
-    }
+    total += static_cast<int>(__reduce_add_sync(~0u, static_cast<unsigned>(units)));
   }
-  const Deal deal = deal_of(total);
-  int64_t left = deal.each + (static_cast<int>(blockIdx.x) < deal.rest ? 1 : 0);
+  const Deal deal = deal_of(call, total);
+  int left = deal.each + (static_cast<int>(blockIdx.x) < deal.rest ? 1 : 0);
   if (left == 0) return;
 
-  int64_t at = first_of(deal, blockIdx.x);  // and then within what is left of the call
+  int at = first_of(deal, blockIdx.x);  // and then within what is left of the call
   int b = 0;
-  for (bool found = false; !found; b += found ? 0 : 32) {
+  while (call.sequences > 1) {
     if (call.sequences > 32) units = units_of<F>(call, b + lane);
-    int64_t upto = units;
+    int upto = units;
+#pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const int64_t other = __shfl_up_sync(~0u, upto, step);
+      const int other = __shfl_up_sync(~0u, upto, step);
       if (lane >= step) upto += other;
     }
     const unsigned behind = __ballot_sync(~0u, at < upto);
-    found = behind != 0;
-    const int who = found ? __ffs(static_cast<int>(behind)) - 1 : 31;
-    at -= __shfl_sync(~0u, found ? upto - units : upto, who);
-    if (found) b += who;
+    const int who = behind != 0 ? __ffs(static_cast<int>(behind)) - 1 : 31;
+    at -= __shfl_sync(~0u, behind != 0 ? upto - units : upto, who);
+    if (behind != 0) {
+      b += who;
+      break;
+    }
+    b += 32;
   }
   for (; left > 0 && b < call.sequences; ++b) {
     Lens s;
     if (!lens_of(call, b, &s)) continue;
     for (int block = 0, n = block_count<F>(call, s); block < n && left > 0; ++block) {
       Item item = item_at<F>(call, s, block);
-      const int64_t all = int64_t{item.units} * call.heads;
-      if (at >= all) {
-        at -= all;
+      if (at >= item.units * call.heads) {
+        at -= item.units * call.heads;
         continue;
       }
       item.sequence = b;
-      item.head = at < item.units ? 0 : static_cast<int>(quotient(at, item.units));
-      int first = static_cast<int>(at - int64_t{item.units} * item.head);
+      item.head = at / item.units;
+      int first = at - item.units * item.head;
       at = 0;
       for (; item.head < call.heads && left > 0; ++item.head, first = 0) {
-        const int rest = item.units - first;
-        const int count = left < rest ? static_cast<int>(left) : rest;
+        const int rest = item.units - first, count = left < rest ? left : rest;
         left -= count;
         f(item, first, count, deal);
       }

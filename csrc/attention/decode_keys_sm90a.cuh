@@ -40,6 +40,12 @@ __device__ __forceinline__ float exp2_of(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// Of numbers that are normal, where reciprocal() asks whether they are.
+__device__ __forceinline__ float inverse_of(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 template <bool kHalf>
 __device__ __forceinline__ uint32_t pair_of(float low, float high) {
   uint32_t w;
@@ -269,12 +275,6 @@ struct Sums {
 
 // ---- places ------------------------------------------------------------------------------------
 
-// A place of ldmatrix in a swizzled tile: `lane` is where the lane's row begins and `at` what is
-// added to it, no bit of which `lane` has. Both are relative to a multiple of 1024.
-__device__ __forceinline__ uint32_t lane_place(uint32_t lane) { return lane ^ (lane >> 3 & 0x70u); }
-__device__ __forceinline__ uint32_t place_at(uint32_t base, uint32_t at) {
-  return (base ^ ((at & 0x3ffu) ^ (at >> 3 & 0x70u))) + (at & ~0x3ffu);
-}
 // Which of 16 keys is row r + 8 half of a product. Keys with scales: two that follow each other in
 // one lane; rows of 128 bytes in the order that leaves no two of them in the same banks.
 template <class F>
@@ -282,40 +282,78 @@ __device__ __forceinline__ int key_place(int r, int half) {
   if (!F::kCodes) return r + 8 * half;
   return 2 * r + (F::kRowBytes == 128 ? half ^ (r >> 2) : half);
 }
-// f16 number `array` of a lane's two keys of the 16 from `key` on, of those in a stage.
+__device__ __forceinline__ uint32_t in_swizzle(uint32_t at) { return at ^ (at >> 3 & 0x70u); }
+// Where a key of a stage has its K; its V stands all keys of a box behind.
 template <class F>
-__device__ __forceinline__ float2 scales_at(const uint8_t* scales, int box, int array, int key) {
-  const int lane = threadIdx.x % 32;
-  key += 2 * (lane / 4);
-  const int in = key & (box - 1);
-  const uint32_t w = *reinterpret_cast<const uint32_t*>(scales + (key - in) * 2 * F::kScales +
-                                                        array * 2 * box + 2 * in);
+__device__ __forceinline__ uint32_t key_at(const Call& call, int key) {
+  const int in = key & ((1 << call.box_shift) - 1);
+  return (key >> call.box_shift) * call.box_bytes + in * F::kRowBytes;
+}
+template <class F>
+__device__ __forceinline__ uint32_t values_behind(const Call& call) {
+  return F::kRowBytes << call.box_shift;
+}
+// Where a lane finds what it reads of a stage, of each 16 keys of its warp: its rows of K and of V
+// for ldmatrix, chunk 0 or 1, and the first scales of two keys.
+template <class F>
+struct Places {
+  uint32_t k[F::kKeys / 16], v[F::kKeys / 16], scales[F::kCodes ? F::kKeys / 16 : 1];
+  __device__ __forceinline__ Places(const Call& call, int part) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < F::kKeys / 16; ++m) {
+      const int key = part + 16 * m;
+      k[m] = in_swizzle(key_at<F>(call, key + key_place<F>(lane % 8, lane / 8 % 2)) +
+                        lane / 16 * 16);
+      v[m] = in_swizzle(key_at<F>(call, key + key_place<F>(lane % 8, lane / 16)) +
+                        values_behind<F>(call) + lane / 8 % 2 * 16);
+      if constexpr (F::kCodes) {
+        const int mine = key + 2 * (lane / 4), in = mine & ((1 << call.box_shift) - 1);
+        scales[m] = (mine >> call.box_shift) * call.box_bytes + 2 * values_behind<F>(call) + 2 * in;
+      }
+    }
+  }
+};
+// Chunk c, even, of a row whose first is at `row` in a stage.
+__device__ __forceinline__ uint32_t chunk_at(uint32_t row, int c) {
+  return row ^ in_swizzle(static_cast<uint32_t>(c) * 16);
+}
+// f16 number `array` of a lane's two keys, of those at `at` in a stage.
+template <class F>
+__device__ __forceinline__ float2 scales_at(const Call& call, const uint8_t* stage, uint32_t at,
+                                            int array) {
+  at += static_cast<uint32_t>(array) * 2 << call.box_shift;
+  at ^= at >> 3 & call.swizzled_scales;
+  const uint32_t w = *reinterpret_cast<const uint32_t*>(stage + at);
   const float2 x = {low_of<true>(w), high_of<true>(w)};
-  if (F::kRowBytes == 128 && lane >= 16) return {x.y, x.x};
+  if (F::kRowBytes == 128 && threadIdx.x % 32 >= 16) return {x.y, x.x};
   return x;
 }
 
-// Values of a warp's 16 keys that aren't finite: each is added to the rows that see it and cleared.
-// `p` are weights key by key, as the scores stand.
+// Values of 16 keys of a stage that aren't finite: each is added to the rows that see it and
+// cleared. `p` are weights key by key, as the scores stand.
 template <class F>
-__device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, int key,
-                                             const uint32_t (&p)[2][F::kGroups], uint8_t* values,
-                                             Sums<F>& t) {
+__device__ __forceinline__ void clear_values(const Call& call, const Row* rows, const Tile& tile,
+                                             int first, const uint32_t (&p)[2][F::kGroups],
+                                             uint8_t* stage, Sums<F>& t) {
   constexpr uint32_t kMost = F::kHalf ? 0x7c00u : 0x7f80u;  // the exponent of NaN and inf
   const int lane = threadIdx.x % 32;
+  const auto place = [&](int i, int byte) {
+    return in_swizzle(key_at<F>(call, first + i) + values_behind<F>(call) + byte);
+  };
   unsigned bad = 0;
   for (int at = lane * 16; at < 16 * F::kRowBytes; at += 512) {
-    const uint4 v = *reinterpret_cast<const uint4*>(values + lane_place(at));
+    const int i = at / F::kRowBytes;
+    const uint4 v = *reinterpret_cast<const uint4*>(stage + place(i, at % F::kRowBytes));
     bool any = false;
     for (const uint32_t w : {v.x, v.y, v.z, v.w}) {
       any = any || (w & kMost) == kMost || (w >> 16 & kMost) == kMost;
     }
-    if (any) bad |= 1u << at / F::kRowBytes;
+    if (any) bad |= 1u << i;
   }
   bad = __reduce_or_sync(~0u, bad);
   for (; bad != 0; bad &= bad - 1) {
-    const int i = __ffs(static_cast<int>(bad)) - 1, j = key + i;
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(values);
+    const int i = __ffs(static_cast<int>(bad)) - 1, j = tile.key0 + first + i;
 #pragma unroll
     for (int g = 0; g < F::kGroups; ++g) {
       const uint32_t w = __shfl_sync(~0u, i < 8 ? p[0][g] : p[1][g], i % 8 * 4 + lane % 4);
@@ -328,8 +366,8 @@ __device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, 
         for (int m = 0; m < F::kSteps; ++m) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int d = 16 * m + 8 * half + lane / 4;
-            const uint32_t v = row[lane_place(i * F::kRowBytes + 2 * d) / 2];
+            const uint32_t v = *reinterpret_cast<const uint16_t*>(
+                stage + place(i, 2 * (16 * m + 8 * half + lane / 4)));
             t.o[m][g][2 * half + e] += weight[e] * low_of<F::kHalf>(v);
           }
         }
@@ -337,7 +375,7 @@ __device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, 
     }
     __syncwarp();
     for (int at = lane * 16; at < F::kRowBytes; at += 512) {
-      *reinterpret_cast<uint4*>(values + lane_place(i * F::kRowBytes + at)) = {};
+      *reinterpret_cast<uint4*>(stage + place(i, at)) = {};
     }
     __syncwarp();
   }
@@ -349,12 +387,11 @@ __device__ __forceinline__ void clear_values(const Row* rows, const Tile& tile, 
 // A warp's keys of a tile, from `key` on.
 template <class F>
 __device__ __forceinline__ void take_keys(const Call& call, const Item& item, const Tile& tile,
-                                          int key, int box, uint8_t* stage, const Row* rows,
-                                          const Queries<F>& q, Sums<F>& t) {
-  constexpr int kM = F::kKeys / 16, kG = F::kGroups, kRowBytes = F::kRowBytes;
-  constexpr int kChunks = kRowBytes / 16;
-  const int lane = threadIdx.x % 32, part = key - tile.key0;
-  const uint8_t* scales = stage + 2 * F::kPart;
+                                          int key, uint8_t* stage, const Places<F>& places,
+                                          const Row* rows, const Queries<F>& q, Sums<F>& t) {
+  constexpr int kM = F::kKeys / 16, kG = F::kGroups, kChunks = F::kRowBytes / 16;
+  const int lane = threadIdx.x % 32;
+  const uint32_t from = smem_address(stage);
 
   // s[m][g]: of keys 16 m + key_place(lane / 4, half), columns 2 half and 2 half + 1.
   float s[kM][kG][4];
@@ -363,9 +400,6 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
     s[i / 4 / kG][i / 4 % kG][i % 4] = F::kShifted ? q.shift[i / 4 % kG][i % 2] : 0.0f;
   }
   {
-    const uint32_t base =
-        smem_address(stage) + part * kRowBytes +
-        lane_place(key_place<F>(lane % 8, lane / 8 % 2) * kRowBytes + lane / 16 * 16);
 #pragma unroll
     for (int c = 0; c < kChunks; c += 2) {
       // Of codes: steps c and c + 1, and those of the high four bits.
@@ -390,7 +424,7 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
         uint32_t w[4];  // chunk c of keys of half 0 and 1; the same of chunk c + 1
-        ldmatrix(place_at(base, m * 16 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
+        ldmatrix(from + chunk_at(places.k[m], c), w[0], w[1], w[2], w[3]);
         if constexpr (F::kBits == 16) {
 #pragma unroll
           for (int g = 0; g < kG; ++g) {
@@ -428,11 +462,11 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
   if constexpr (F::kCodes) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      const float2 pair = scales_at<F>(scales, box, 0, part + 16 * m);
+      const float2 pair = scales_at<F>(call, stage, places.scales[m], 0);
       const float unit = F::kBits == 4 || F::kShifted ? 0x1p24f : 1.0f;
       const float scale[2] = {pair.x * unit, pair.y * unit};
       float2 zero = {};
-      if constexpr (F::kZeros) zero = scales_at<F>(scales, box, 1, part + 16 * m);
+      if constexpr (F::kZeros) zero = scales_at<F>(call, stage, places.scales[m], 1);
 #pragma unroll
       for (int i = 0; i < 4 * kG; ++i) {
         float& x = s[m][i / 4][i % 4];
@@ -513,13 +547,13 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
   for (int m = 0; m < kM; ++m) {
     float scale[2] = {1.0f, 1.0f}, inverse[2] = {1.0f, 1.0f}, zero[2] = {};
     if constexpr (F::kCodes) {
-      const float2 x = scales_at<F>(scales, box, F::kZeros ? 2 : 1, part + 16 * m);
+      const float2 x = scales_at<F>(call, stage, places.scales[m], F::kZeros ? 2 : 1);
       scale[0] = x.x * kLift;
       scale[1] = x.y * kLift;
-      inverse[0] = reciprocal(scale[0]);
-      inverse[1] = reciprocal(scale[1]);
+      inverse[0] = inverse_of(scale[0]);
+      inverse[1] = inverse_of(scale[1]);
       if constexpr (F::kZeros) {
-        const float2 z = scales_at<F>(scales, box, 3, part + 16 * m);
+        const float2 z = scales_at<F>(call, stage, places.scales[m], 3);
         zero[0] = z.x;
         zero[1] = z.y;
       }
@@ -569,12 +603,11 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
     }
   }
 
-  uint8_t* values = stage + F::kPart + part * kRowBytes;
   if constexpr (!F::kCodes) {
     if (ragged) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        clear_values<F>(rows, tile, key + 16 * m, p[m], values + m * 16 * kRowBytes, t);
+        clear_values<F>(call, rows, tile, key - tile.key0 + 16 * m, p[m], stage, t);
       }
     }
   }
@@ -583,9 +616,6 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
     uint32_t& w = p[i / 2 / kG][i / kG % 2][i % kG];
     w = transposed(w);
   }
-  const uint32_t base =
-      smem_address(values) +
-      lane_place(key_place<F>(lane % 8, lane / 16) * kRowBytes + lane / 8 % 2 * 16);
 #pragma unroll
   for (int c = 0; c < kChunks; c += 2) {
     constexpr int kParts = 16 / F::kBits;  // of 16 elements, of two chunks
@@ -593,7 +623,7 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       uint32_t w[4];  // chunks c and c + 1 of values of half 0, the same of half 1
-      ldmatrix_across(place_at(base, m * 16 * kRowBytes + c * 16), w[0], w[1], w[2], w[3]);
+      ldmatrix_across(from + chunk_at(places.v[m], c), w[0], w[1], w[2], w[3]);
       const auto add = [&](float(&to)[kG][4], const uint32_t(&x)[4]) {
 #pragma unroll
         for (int g = 0; g < kG; ++g) {

@@ -32,7 +32,7 @@ struct Join {
 
 template <class F>
 struct Shared {
-  uint8_t *stages, *queries;     // [kStages][kStageBytes], [2][kQueryBytes]
+  uint8_t *stages, *queries;     // [kRing], [2][kQueryBytes]
   float* pass;                   // [kWarps][kPassRows][kPassStride]
   float *base, *weights, *sums;  // [kWarps][kPassRows]
   uint64_t *full, *empty, *segment_full, *segment_empty, *pass_full, *pass_empty;
@@ -44,14 +44,14 @@ template <class F>
 __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   Shared<F> s;
   s.stages = align_tile(raw);
-  s.queries = s.stages + F::kStages * F::kStageBytes;
+  s.queries = s.stages + F::kRing;
   s.pass = reinterpret_cast<float*>(s.queries + 2 * F::kQueryBytes);
   s.base = s.pass + F::kPassBytes / sizeof(float);
   s.weights = s.base + kWarps * kPassRows;
   s.sums = s.weights + kWarps * kPassRows;
   s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * kPassRows);
-  s.empty = s.full + F::kStages;
-  s.segment_full = s.empty + F::kStages;
+  s.empty = s.full + F::kStagesMost;
+  s.segment_full = s.empty + F::kStagesMost;
   s.segment_empty = s.segment_full + 2;
   s.pass_full = s.segment_empty + 2;
   s.pass_empty = s.pass_full + 1;
@@ -81,6 +81,18 @@ __device__ __forceinline__ uint64_t acquire(const uint64_t* from) {
   return x;
 }
 
+// A place in the ring of stages.
+struct Stage {
+  int slot = 0;
+  uint32_t parity = 0;
+};
+__device__ __forceinline__ void advance(const Call& call, Stage& stage) {
+  if (++stage.slot == call.stages) {
+    stage.slot = 0;
+    stage.parity ^= 1;
+  }
+}
+
 // ---- tiles -------------------------------------------------------------------------------------
 
 // Numbers of 32 pages of a sequence that follow each other, one a lane.
@@ -88,43 +100,48 @@ struct Window {
   int sequence = -1, first = 0, page = 0;
 };
 
-// Asks for one tile, by all lanes: the boxes of K and V and the scales, each lane some of them.
+// Asks for one tile, by all lanes: a box in one copy, or its K, its V and its scales in several,
+// each lane some of them.
 template <class F>
 __device__ __forceinline__ void bring(const Call& call, const Item& t, const Window& window,
                                       const Tile& tile, uint8_t* stage, uint64_t* full,
                                       uint64_t policy) {
-  const int lane = threadIdx.x % 32, size = 1 << call.page_shift, box = 1 << call.box_shift;
+  const int lane = threadIdx.x % 32, box = 1 << call.box_shift;
+  const bool whole = call.whole && !tile.prefix;
   const int first = tile.lo >> call.box_shift;
   const int count = tile.lo < tile.hi ? ((tile.hi - 1) >> call.box_shift) - first + 1 : 0;
   if (lane == 0) {
     if (count > 0) {
-      barrier_expect(full, count * box * 2 * (F::kRowBytes + F::kScales));
+      barrier_expect(
+          full, count * (whole ? call.box_bytes : 2 * box * (F::kRowBytes + F::kScales)));
     } else {
       barrier_arrive(full);
     }
   }
   __syncwarp();
-  // The scales of a whole page stand together.
-  const int copies = 2 + (F::kScales == 0 ? 0 : box == size ? 1 : F::kScales);
-  const int shift = F::kScales == 0 ? 1 : copies <= 4 ? 2 : 3;  // lanes of a box
+  constexpr int kCopies = 2 + F::kScales, kShift = F::kScales == 0 ? 1 : F::kScales == 2 ? 2 : 3;
+  const int shift = whole ? 0 : kShift;  // log2 of the lanes of a box
   for (int i0 = 0; i0 < count << shift; i0 += 32) {
     const int i = i0 + lane, which = i >> shift, part = i & ((1 << shift) - 1);
     const int key = (first + which) << call.box_shift;
     const int page = __shfl_sync(~0u, window.page, ((key >> call.page_shift) - window.first) & 31);
-    if (which >= count || part >= copies) continue;
-    const int token = tile.prefix ? key : key & (size - 1), to = key - tile.key0;
+    if (which >= count || part >= kCopies) continue;
+    const int token = tile.prefix ? key : key & ((1 << call.page_shift) - 1);
     const int block = (tile.prefix ? t.of.prefix_row : page) * call.heads + t.head;
-    const int line =
-        tile.prefix ? call.prefix_start + block * call.prefix_lines : block * call.page_lines;
-    if (part < 2) {
+    const int line = tile.prefix ? call.prefix_start + block * call.prefix_lines
+                                 : block * call.page_lines;
+    uint8_t* to = stage + ((key - tile.key0) >> call.box_shift) * call.box_bytes;
+    if (whole) {
+      tma_load(to, &call.pages_map, 0, line, full, policy);
+    } else if (part < 2) {
       const int values = tile.prefix ? call.prefix_value_lines : call.value_lines;
-      tma_load(stage + part * F::kPart + to * F::kRowBytes, &call.map, 0,
+      tma_load(to + part * box * F::kRowBytes, &call.parts_map, 0,
                line + part * values + token * F::kRowBytes / kSwizzleRow, full, policy);
     } else if constexpr (F::kCodes) {  // whose prefixes have other forms
       const uint8_t* from = call.args.kv.data + int64_t{line} * kSwizzleRow +
-                            call.args.kv.page.k_scale + (part - 2) * 2 * size + 2 * token;
-      bulk_load(stage + 2 * F::kPart + to * 2 * F::kScales + (part - 2) * 2 * box, from,
-                2 * box * (box == size ? F::kScales : 1), full, policy);
+                            call.args.kv.page.k_scale +
+                            (((part - 2) * 2) << call.page_shift) + 2 * token;
+      bulk_load(to + 2 * box * F::kRowBytes + (part - 2) * 2 * box, from, 2 * box, full, policy);
     }
   }
 }
@@ -132,8 +149,7 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
 template <class F>
 __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, shift = call.page_shift;
-  const Tensor& table = call.args.page_table;
-  Ring<F::kStages> ring;
+  Stage ring;
   Window window;
   each_segment<F>(call, [&](const Item& item, int first, int count, const Deal&) {
     // Keys that several blocks of rows see come again.
@@ -148,15 +164,14 @@ __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
         window.first = page;
         window.page = 0;
         if (page + lane <= (item.end - 1) >> shift) {
-          const int number = (static_cast<const int32_t*>(table.data) +
-                              item.sequence * table.strides[0])[page + lane];
+          const int number = call.table[item.sequence * call.table_stride + page + lane];
           if (number >= 0 && number < call.pages) window.page = number;
         }
       }
       barrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
-      bring<F>(call, item, window, tile, s.stages + ring.slot * F::kStageBytes, &s.full[ring.slot],
-               policy);
-      advance(ring);
+      bring<F>(call, item, window, tile, s.stages + ring.slot * call.stage_bytes,
+               &s.full[ring.slot], policy);
+      advance(call, ring);
     }
   });
 }
@@ -194,6 +209,13 @@ __device__ __forceinline__ void prepare(const Call& call, const Shared<F>& s) {
 }
 
 // ---- results -----------------------------------------------------------------------------------
+
+// What a block has of an item that it has not whole: one that it begins, or another.
+template <class F>
+__device__ __forceinline__ float* part_of(const Call& call, int block, bool begins) {
+  return call.parts +
+         (2 * static_cast<int64_t>(block) + (begins ? 1 : 0)) * kPartFloats<F::kRows, F::kDim>;
+}
 
 // What a row has in the sums of all warps, by a warp: four elements a lane, of those there are.
 struct Result {
@@ -268,7 +290,6 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
 // The two warps that add up what workers leave of each segment.
 template <class F>
 __device__ __forceinline__ void finish_segments(const Call& call, const Shared<F>& s) {
-  constexpr int kPart = kPartFloats<F::kRows, F::kDim>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kFinishers;
   Ring<2> ring;
   Ring<1> pass;
@@ -277,8 +298,7 @@ __device__ __forceinline__ void finish_segments(const Call& call, const Shared<F
     const Segment& g = s.segments[ring.slot];
     if (g.count == 0) break;
     const bool whole = g.count == g.item.units;
-    float* part =
-        call.parts + (2 * static_cast<int64_t>(blockIdx.x) + (g.first == 0 ? 1 : 0)) * kPart;
+    float* part = part_of<F>(call, blockIdx.x, g.first == 0);
     for (int row0 = 0; row0 < g.item.rows; row0 += kPassRows) {
       const int left = g.item.rows - row0, count = left < kPassRows ? left : kPassRows;
       barrier_wait(s.pass_full, pass.parity);
@@ -365,82 +385,61 @@ __device__ __forceinline__ void leave_sums(const Shared<F>& s, int rows, Ring<1>
   }
 }
 
-// Adds up the parts of the item that ends in this block, by all workers: each warp some blocks', by
-// turns.
+// Adds up the parts of the item that ends in this block, by all workers: each warp some rows.
 template <class F>
 __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s) {
-  constexpr int kPart = kPartFloats<F::kRows, F::kDim>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int from = s.join->from, count = static_cast<int>(blockIdx.x) - from;  // other blocks
-  for (int i = threadIdx.x; i < count; i += kWorkers) {
-    uint64_t* there = call.there + from + i;
-    while (acquire(there) != call.call) {
+  for (int k = lane; k < count; k += 32) {
+    while (acquire(call.there + from + k) != call.call) {
     }
-    *there = 0;
+  }
+  __syncwarp();
+  for (int row = warp; row < s.join->segment.item.rows; row += kWarps) {
+    const auto number = [&](int k, int which) {
+      return __ldcg(part_of<F>(call, from + k, k == 0) + F::kRows * (F::kDim + which) + row);
+    };
+    Result r = {{}, -INFINITY, 0.0f, 0.0f};
+    for (int k = lane; k <= count; k += 32) r.base = fmaxf(r.base, number(k, 0));
+    for (int step = 16; step > 0; step /= 2) {
+      r.base = fmaxf(r.base, __shfl_xor_sync(~0u, r.base, step));
+    }
+    const float shift = r.base == -INFINITY ? 0.0f : r.base;
+    for (int k0 = 0; k0 <= count; k0 += 32) {
+      const int left = count + 1 - k0 < 32 ? count + 1 - k0 : 32;
+      float factor = 0.0f;
+      if (lane < left) {
+        factor = exp2_of(number(k0 + lane, 0) - shift);
+        r.weights += factor * number(k0 + lane, 1);
+        r.sums += factor * number(k0 + lane, 2);
+      }
+#pragma unroll 8
+      for (int k = 0; k < left; ++k) {
+        const float own = __shfl_sync(~0u, factor, k);
+        if (4 * lane >= F::kDim) continue;
+        const float4 x = __ldcg(reinterpret_cast<const float4*>(
+            part_of<F>(call, from + k0 + k, k0 + k == 0) + row * F::kDim + 4 * lane));
+        r.o[0] += own * x.x;
+        r.o[1] += own * x.y;
+        r.o[2] += own * x.z;
+        r.o[3] += own * x.w;
+      }
+    }
+    for (int step = 16; step > 0; step /= 2) {
+      r.weights += __shfl_xor_sync(~0u, r.weights, step);
+      r.sums += __shfl_xor_sync(~0u, r.sums, step);
+    }
+    finish<F>(call.args, s.join->segment, s.rows[2 * F::kRows + row], r);
   }
   workers_sync();
-  const Item& t = s.join->segment.item;
-  for (int row0 = 0; row0 < t.rows; row0 += kPassRows) {
-    Result r[kPassRows];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) r[i] = {{}, -INFINITY, 0.0f, 0.0f};
-#pragma unroll 2
-    for (int k = warp; k <= count; k += kWarps) {
-      const float* part =
-          call.parts + (2 * static_cast<int64_t>(from + k) + (k == 0 ? 1 : 0)) * kPart;
-      const auto four = [&](int at) { return __ldcg(reinterpret_cast<const float4*>(part + at)); };
-      const float4 base = four(F::kRows * F::kDim + row0);
-      const float4 weights = four(F::kRows * (F::kDim + 1) + row0);
-      const float4 sums = four(F::kRows * (F::kDim + 2) + row0);
-      float4 o[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        o[i] = row0 + i < t.rows && 4 * lane < F::kDim ? four((row0 + i) * F::kDim + 4 * lane)
-                                                       : float4{};
-      }
-      const float bases[4] = {base.x, base.y, base.z, base.w};
-      const float of_weights[4] = {weights.x, weights.y, weights.z, weights.w};
-      const float of_sums[4] = {sums.x, sums.y, sums.z, sums.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float next = fmaxf(r[i].base, bases[i]), shift = next == -INFINITY ? 0.0f : next;
-        const float old = exp2_of(r[i].base - shift), own = exp2_of(bases[i] - shift);
-        r[i].o[0] = r[i].o[0] * old + o[i].x * own;
-        r[i].o[1] = r[i].o[1] * old + o[i].y * own;
-        r[i].o[2] = r[i].o[2] * old + o[i].z * own;
-        r[i].o[3] = r[i].o[3] * old + o[i].w * own;
-        r[i].weights = r[i].weights * old + of_weights[i] * own;
-        r[i].sums = r[i].sums * old + of_sums[i] * own;
-        r[i].base = next;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kPassRows; ++i) {
-      const int at = warp * kPassRows + i;
-      if (4 * lane < F::kDim) {
-        *reinterpret_cast<float4*>(s.pass + at * F::kPassStride + 4 * lane) = {
-            r[i].o[0], r[i].o[1], r[i].o[2], r[i].o[3]};
-      }
-      if (lane == 0) {
-        s.base[at] = r[i].base;
-        s.weights[at] = r[i].weights;
-        s.sums[at] = r[i].sums;
-      }
-    }
-    workers_sync();
-    const int row = row0 + warp;
-    if (warp < kPassRows && row < t.rows) {
-      finish<F>(call.args, s.join->segment, s.rows[2 * F::kRows + row], sum_of_warps<F>(s, warp));
-    }
-    workers_sync();
-  }
+  for (int k = threadIdx.x; k < count; k += kWorkers) call.there[from + k] = 0;
 }
 
 template <class F>
 __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int box = 1 << call.box_shift;
-  Ring<F::kStages> ring;
+  const Places<F> places(call, warp % 4 * F::kKeys);
+  Stage ring;
   Ring<2> next;
   Ring<1> pass;
   int turn = warp / 4;
@@ -459,13 +458,13 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         const int key = tile.key0 + warp % 4 * F::kKeys;
         barrier_wait(&s.full[ring.slot], ring.parity);
         if (key < tile.hi && key + F::kKeys > tile.lo) {
-          take_keys<F>(call, g.item, tile, key, box, s.stages + ring.slot * F::kStageBytes, rows, q,
-                       sums);
+          take_keys<F>(call, g.item, tile, key, s.stages + ring.slot * call.stage_bytes, places, rows,
+                       q, sums);
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(&s.empty[ring.slot]);
       }
-      advance(ring);
+      advance(call, ring);
     }
     leave_sums<F>(s, g.item.rows, pass, sums);
     __syncwarp();
@@ -481,7 +480,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constan
   extern __shared__ uint8_t raw[];
   const Shared<F> s = shared_of<F>(raw);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < F::kStages; ++i) {
+    for (int i = 0; i < call.stages; ++i) {
       barrier_init(&s.full[i], 1);
       barrier_init(&s.empty[i], 4);
     }
@@ -492,10 +491,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constan
     barrier_init(s.pass_full, kWarps);
     barrier_init(s.pass_empty, kFinishers);
     barrier_init_fence();
-    tma_prefetch(&call.map);
+    tma_prefetch(call.whole ? &call.pages_map : &call.parts_map);
   }
   __syncthreads();
   wait_for_others();
+  // Numbers of pages are asked for once lengths are known: they come closer meanwhile.
+  if (static_cast<int>(threadIdx.x) * 32 < call.table_size) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(call.table + threadIdx.x * 32));
+  }
   // 64512 registers of 65536.
   if (threadIdx.x >= kWorkers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
@@ -525,6 +528,11 @@ static inline bool takes_pages(const AttentionArgs& a) {
   if (present(a.prefix_rows) && a.kv.prefix_format != a.kv.format) return false;
   if (a.q.shape[a.q.rank - 3] * head_count(a) >= kMostRows) return false;
   if (seq_kv_bound(a) >= kMostRows || sequence_count(a) >= kMostRows) return false;
+  // Units of all are int.
+  const auto d = [](int64_t x) { return static_cast<double>(x); };
+  const int64_t tokens = is_batched(a) ? a.q.shape[0] * a.q.shape[1] : a.q.shape[0];
+  const double items = d(tokens) * d(head_count(a)) / 8 + d(sequence_count(a) * a.kv.kv_heads);
+  if (items * d(seq_kv_bound(a) / kUnit + 2) >= 0x1p31) return false;
   return kv_bytes(a.kv) / kSwizzleRow < 2 * kMostRows && a.kv.pages > 0 &&
          (reinterpret_cast<uintptr_t>(a.kv.data) & 127) == 0;
 }
@@ -579,26 +587,41 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   call.most_keys = static_cast<int>(seq_kv_bound(args));
   call.most_rows = static_cast<int>(c.prefix_rows);
   call.most_prefix = static_cast<int>(c.prefix_tokens);
+  call.inverse = static_cast<unsigned>((int64_t{1} << 32) / blocks + (blocks > 1 ? 1 : -1));
+  call.pages = static_cast<int>(c.pages);
   call.page_shift = log2_of(c.page_size);
-  call.box_shift = log2_of(c.page_size < kUnit ? c.page_size : kUnit);
   call.page_lines = lines(c.page.bytes);
   call.value_lines = lines(c.page.v);
   call.prefix_start = lines(kv_prefix(c, 0, 0) - c.data);
   call.prefix_lines = lines(c.prefix.bytes);
   call.prefix_value_lines = lines(c.prefix.v);
-  call.pages = static_cast<int>(c.pages);
+  call.whole = c.page_size <= kUnit;
+  call.box_shift = log2_of(call.whole ? c.page_size : kUnit);
+  call.box_bytes =
+      static_cast<int>(kv_block(F::kFormat, int64_t{1} << call.box_shift, F::kDim, F::kDim).bytes);
+  call.stage_bytes = ((F::kTile >> call.box_shift) * call.box_bytes + 1023) / 1024 * 1024;
+  // An even number: what stands in a stage is always read by the same warps, who meet its tiles in
+  // order.
+  call.stages = clamped(F::kRing / call.stage_bytes, 2, F::kStagesMost) / 2 * 2;
+  call.swizzled_scales = call.whole ? 0x70 : 0;
+  call.table = numbers(args.page_table);
+  call.table_stride = args.page_table.strides[0];
+  const int64_t size = (args.page_table.shape[0] - 1) * call.table_stride + args.page_table.shape[1];
+  call.table_size = static_cast<int>(size < kMostRows ? size : kMostRows);
   call.check = ctx.check;
   call.there = static_cast<uint64_t*>(ctx.scratch);
   call.parts = reinterpret_cast<float*>(call.there + kMostBlocks);
   call.call = number_of_call();
   MapKey key = {};
-  key.data = args.kv.data;
-  key.rows = kv_bytes(args.kv) / kSwizzleRow;
+  key.data = c.data;
+  key.rows = kv_bytes(c) / kSwizzleRow;
   key.columns = key.row_bytes = kSwizzleRow;
   key.element = 1;
-  key.box_rows = (F::kRowBytes << call.box_shift) / kSwizzleRow;
   key.one_line = 1;
-  cudaError_t code = tile_map(key, &call.map);
+  key.box_rows = (F::kRowBytes << call.box_shift) / kSwizzleRow;
+  cudaError_t code = tile_map(key, &call.parts_map);
+  key.box_rows = call.box_bytes / kSwizzleRow;
+  if (code == cudaSuccess && call.whole) code = tile_map(key, &call.pages_map);
   if (code == cudaSuccess) code = allow_shared(attend_pages<F>, F::kShared, asked);
   LB_TRY(launched(code));
   return launch(ctx, attend_pages<F>, blocks, kThreads, F::kShared, call);
