@@ -49,18 +49,20 @@ struct Form {
   static constexpr bool kShifted = kFormat == KvFormat::int8;
   static constexpr int kRowBytes = kDim * kBits / 8;
   // Of a warp: 4 KiB of K, but no more scores than registers.
-  static constexpr int kKeys =
-      clamped(4096 / kRowBytes, 16, !kCodes || kDim == 64 ? 32 : kRows == 16 ? 16 : 64);
+  static constexpr int kKeys = clamped(4096 / kRowBytes, 16,
+                                       !kCodes || kDim == 64 ? 32
+                                       : kRows == 16         ? 16
+                                                             : 64);
   static constexpr int kTile = 4 * kKeys;
-  static constexpr int kScales = kCodes ? kZeros ? 4 : 2 : 0;  // f16 a token
+  static constexpr int kScales = kCodes ? kZeros ? 4 : 2 : 0;                   // f16 a token
   static constexpr int kStagesMost = 12, kRing = kRows == 8 ? 204800 : 196608;  // bytes
   static constexpr int kSteps = kDim / 16;
   // Rows of sums and of q stand in different banks.
   static constexpr int kPassStride = kDim + 4, kQueryStride = 2 * kDim + 16;  // floats, bytes
   static constexpr int kPassBytes = 4 * kWarps * kPassRows * kPassStride;
   static constexpr int kQueryBytes = kRows * kQueryStride;
-  static constexpr size_t kShared = kSwizzleAlign + kRing + kPassBytes +
-                                    3 * 4 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
+  static constexpr size_t kShared =
+      kSwizzleAlign + kRing + kPassBytes + 3 * 4 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
 };
 

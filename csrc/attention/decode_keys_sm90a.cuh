@@ -303,8 +303,8 @@ struct Places {
 #pragma unroll
     for (int m = 0; m < F::kKeys / 16; ++m) {
       const int key = part + 16 * m;
-      k[m] = in_swizzle(key_at<F>(call, key + key_place<F>(lane % 8, lane / 8 % 2)) +
-                        lane / 16 * 16);
+      k[m] =
+          in_swizzle(key_at<F>(call, key + key_place<F>(lane % 8, lane / 8 % 2)) + lane / 16 * 16);
       v[m] = in_swizzle(key_at<F>(call, key + key_place<F>(lane % 8, lane / 16)) +
                         values_behind<F>(call) + lane / 8 % 2 * 16);
       if constexpr (F::kCodes) {

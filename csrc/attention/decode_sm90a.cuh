@@ -112,8 +112,8 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
   const int count = tile.lo < tile.hi ? ((tile.hi - 1) >> call.box_shift) - first + 1 : 0;
   if (lane == 0) {
     if (count > 0) {
-      barrier_expect(
-          full, count * (whole ? call.box_bytes : 2 * box * (F::kRowBytes + F::kScales)));
+      barrier_expect(full,
+                     count * (whole ? call.box_bytes : 2 * box * (F::kRowBytes + F::kScales)));
     } else {
       barrier_arrive(full);
     }
@@ -128,8 +128,8 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
     if (which >= count || part >= kCopies) continue;
     const int token = tile.prefix ? key : key & ((1 << call.page_shift) - 1);
     const int block = (tile.prefix ? t.of.prefix_row : page) * call.heads + t.head;
-    const int line = tile.prefix ? call.prefix_start + block * call.prefix_lines
-                                 : block * call.page_lines;
+    const int line =
+        tile.prefix ? call.prefix_start + block * call.prefix_lines : block * call.page_lines;
     uint8_t* to = stage + ((key - tile.key0) >> call.box_shift) * call.box_bytes;
     if (whole) {
       tma_load(to, &call.pages_map, 0, line, full, policy);
@@ -139,8 +139,8 @@ __device__ __forceinline__ void bring(const Call& call, const Item& t, const Win
                line + part * values + token * F::kRowBytes / kSwizzleRow, full, policy);
     } else if constexpr (F::kCodes) {  // whose prefixes have other forms
       const uint8_t* from = call.args.kv.data + int64_t{line} * kSwizzleRow +
-                            call.args.kv.page.k_scale +
-                            (((part - 2) * 2) << call.page_shift) + 2 * token;
+                            call.args.kv.page.k_scale + (((part - 2) * 2) << call.page_shift) +
+                            2 * token;
       bulk_load(to + 2 * box * F::kRowBytes + (part - 2) * 2 * box, from, 2 * box, full, policy);
     }
   }
@@ -458,8 +458,8 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         const int key = tile.key0 + warp % 4 * F::kKeys;
         barrier_wait(&s.full[ring.slot], ring.parity);
         if (key < tile.hi && key + F::kKeys > tile.lo) {
-          take_keys<F>(call, g.item, tile, key, s.stages + ring.slot * call.stage_bytes, places, rows,
-                       q, sums);
+          take_keys<F>(call, g.item, tile, key, s.stages + ring.slot * call.stage_bytes, places,
+                       rows, q, sums);
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(&s.empty[ring.slot]);
@@ -606,7 +606,8 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   call.swizzled_scales = call.whole ? 0x70 : 0;
   call.table = numbers(args.page_table);
   call.table_stride = args.page_table.strides[0];
-  const int64_t size = (args.page_table.shape[0] - 1) * call.table_stride + args.page_table.shape[1];
+  const int64_t size =
+      (args.page_table.shape[0] - 1) * call.table_stride + args.page_table.shape[1];
   call.table_size = static_cast<int>(size < kMostRows ? size : kMostRows);
   call.check = ctx.check;
   call.there = static_cast<uint64_t*>(ctx.scratch);
