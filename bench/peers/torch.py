@@ -4,7 +4,9 @@ The rows of liblowbit_cuda.so (default: build/Release of this tree) are called a
 csrc/linear/linear.h, which are spelled out below and belong to one ABI number. Medians of single launches, random data, result
 checked before timing. Before each launch the L2 cache is filled with lines of something else: by reading, as the layer before
 leaves it, or (--flush write) by writing, as triton.testing.do_bench does it: then every line that a launch reads costs the
-write of another one besides. A line of JSON for each case on
+write of another one besides. With --graph also as graphs of many calls whose weights together are several times the L2 cache,
+own calls and rivals by turns, the median of the replays: no launch is waited for, and own kernels begin early as they do after
+device.capture(). A line of JSON for each case on
 stdout or into --save, a table on stderr. The bound is the longer of memory (bytes once, at the bandwidth of a plain read
 measured in the same run) and arithmetic (products a cycle of the data sheet at the highest clock).
 """
@@ -12,6 +14,7 @@ import argparse
 import ctypes
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -72,7 +75,7 @@ def tensor(t):
 
 
 def caller(row, x, x_scale, weight, out, compute):
-    """A function that queues the row's call on torch's stream."""
+    """A function that queues the row's call on torch's stream; .context is what it passes."""
     args = Args(x=tensor(x), x_scale=tensor(x_scale), w=weight, bias=tensor(None), residual=tensor(None), out=tensor(out),
                 out_scale=tensor(None), compute=COMPUTES[compute])
     context = Context(multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count)
@@ -90,6 +93,7 @@ def caller(row, x, x_scale, weight, out, compute):
         if status.code:
             raise RuntimeError(status.text.decode())
 
+    launch.context = context
     return launch
 
 
@@ -285,6 +289,50 @@ def quantiles(launch, milliseconds):
     return torch.quantile(times, torch.tensor([0.5, 0.1, 0.9])).tolist()
 
 
+def graph_of(calls, count):
+    """A graph of `count` calls by turns."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            calls[i % len(calls)]()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph
+
+
+def replays(case, row, m, n, k, us, milliseconds, rounds=7):
+    """us a call within a graph: own under "", then each rival."""
+    copies = max(2, min(32, -(-(160 << 20) // int(n * k * case.bits / 8))))
+    count = max(copies, min(100, int(milliseconds * 1e3 / rounds / us)))
+    made = [case.make(row, m, n, k) for _ in range(copies)]
+    for own, *_ in made:
+        own.context.early = True
+    calls = {"": [own for own, *_ in made]}
+    calls.update({rival: [each[3][rival] for each in made] for rival in made[0][3]})
+    graphs, times = {}, {}
+    for name, turns in calls.items():
+        try:
+            graphs[name], times[name] = graph_of(turns, count), []
+        except RuntimeError as fault:
+            print(f"{name} in a graph: {str(fault).splitlines()[0]}", file=sys.stderr)
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            stop.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(stop) * 1e3 / count)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
 def mean(ratios):
     return torch.tensor(ratios).log().mean().exp().item() if ratios else float("nan")
 
@@ -301,6 +349,7 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, help="only this layer")
     parser.add_argument("--sm80", action="store_true", help="the rows of sm_80 in place of those of sm_90a")
     parser.add_argument("--flush", choices=["read", "write"], default="read", help="how the L2 cache is emptied before each launch")
+    parser.add_argument("--graph", action="store_true", help="replays of graphs as well")
     parser.add_argument("--ms", type=float, default=15, help="of launches for each figure")
     options = parser.parse_args()
     torch.manual_seed(1)
@@ -325,7 +374,7 @@ def main():
         for m in case.m_list:
             if wanted and m not in wanted:
                 continue
-            ratios, cells, against = [], [], {}
+            ratios, cells, against, replayed = [], [], {}, []
             for name, (n, k) in SHAPES.items():
                 if options.shape and name != options.shape:
                     continue
@@ -360,11 +409,18 @@ def main():
                     ratios.append(times[best] / us)
                     for rival, each in times.items():
                         against.setdefault(rival, []).append(each / us)
+                if options.graph:
+                    graph = replays(case, rows[case.row], m, n, k, us, options.ms)
+                    line.update(graphUs=graph.pop(""), graphRivals={key: float(f"{v:.4g}") for key, v in graph.items()})
+                    if graph:
+                        line.update(graphRatio=min(graph.values()) / line["graphUs"])
+                        replayed.append(line["graphRatio"])
                 rounded = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in line.items()}
                 rounded["rivals"] = {key: float(f"{v:.4g}") for key, v in times.items()}
                 print(json.dumps({**rounded, **origin}), file=sink, flush=True)
                 cells.append(f"{us:.1f} {100 * bound / us:.0f}% {ratios[-1]:.2f}" if best else f"{us:.1f} {100 * bound / us:.0f}%")
-            print(f"{case.name:18} M={m:<5}" + "".join(f"{c:>18}" for c in cells) + f"   {mean(ratios):.2f}" + "".join(f"  {mean(r):.2f} {rival}" for rival, r in against.items() if len(against) > 1), file=sys.stderr, flush=True)
+            print(f"{case.name:18} M={m:<5}" + "".join(f"{c:>18}" for c in cells) + f"   {mean(ratios):.2f}" + "".join(f"  {mean(r):.2f} {rival}" for rival, r in against.items() if len(against) > 1)
+                  + (f"  graphs {mean(replayed):.2f}" if replayed else ""), file=sys.stderr, flush=True)
 
 
 main()
