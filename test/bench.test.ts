@@ -1,4 +1,6 @@
 import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { LowbitError, measurePeaks, openDevice } from 'lowbit'
 import { boundOf, ratesOf } from 'lowbit/bench/bound'
@@ -147,6 +149,33 @@ describe('lowbit bench --json', () => {
       expect(line.bar).toBe(1.7)
       expect(line.holds).toBe((line.ratio as number) >= 1.7)
     }
+  })
+
+  test("linear --peers on a GPU: what PyTorch's script writes, told what was asked for", () => {
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lowbit-'))
+    const found = {
+      op: 'linear',
+      row: 'r',
+      case: 'int8',
+      shape: 'M1 64x64',
+      us: 2,
+      rivals: { slow: 5, fast: 3 },
+    }
+    const script = `#!/bin/sh\necho "$@" >&2\necho '${JSON.stringify(found)}' >&3\nexit $STATUS\n`
+    fs.writeFileSync(path.join(folder, 'python3'), script, { mode: 0o755 })
+    const run = (status: number) =>
+      spawnSync(
+        process.execPath,
+        [main, 'bench', 'linear', '--peers', '--device', 'cuda', '--case', 'int8', '--m', '1,8', '--json'],
+        { encoding: 'utf8', env: { ...process.env, PATH: folder, STATUS: String(status) } },
+      )
+    const { status, stdout, stderr } = run(0)
+    expect(stderr).toMatch(/bench\/peers\/torch\.py .* --case int8 --m 1,8\n$/)
+    expect(status).toBe(0)
+    const line = JSON.parse(stdout) as BenchLine
+    expect(line).toMatchObject({ ...found, op: 'torch', peer: 'fast', peerUs: 3, threads: 1 })
+    expect(run(3)).toMatchObject({ status: 1, stderr: expect.stringContaining('ended with status 3') })
+    fs.rmSync(folder, { recursive: true })
   })
 
   test('linear: one line for each configuration and number of rows', () => {

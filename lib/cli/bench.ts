@@ -12,6 +12,7 @@ import {
 import { attentionDuels, type Duel, duels } from '../bench/duels'
 import type { BenchLine } from '../bench/line'
 import type { BenchOptions, BenchSink } from '../bench/run'
+import type { TorchOp } from '../bench/torch'
 import type { Peaks, Rates } from '../peaks'
 import { type Compute, computes, type Format, formats, kvFormats, type ZeroPoint, zeroPoints } from '../words'
 import { floats, groupSizes, groupsOption, numbersOption, shapesOption, sizesOf, wordsOption } from './lists'
@@ -53,8 +54,10 @@ both as measured in the same run. Without an op all but the last three run, in u
   --tokens <n>       serve: tokens that a request makes, likewise (default: 64)
   --chunk <n>        serve: tokens of one step at most, as of Batch (default: 512 or the clients)
   --peers            linear, attention, decode: against rivals, which bench/peers has; see its README
+                     on a GPU linear and attention: against PyTorch's calls, by scripts that python3 runs
   --case <list>      with --peers linear: ${Object.keys(duels).join(', ')};
-                     attention: ${Object.keys(attentionDuels).join(', ')}
+                     attention: ${Object.keys(attentionDuels).join(', ')};
+                     on a GPU: cases of linear whose name begins so
   --hot              the same buffers again and again, instead of ones that no cache holds
   --rounds <n>       rounds that count, default 9
   --seconds <s>      length of a round, default 0.04; the peaks are measured twice as long
@@ -150,12 +153,16 @@ function peerLine(line: BenchLine): string {
     percentBar === undefined ? '' : percentHolds === true ? ` >= ${percentBar}` : ` < ${percentBar}`
   const cells = [line.case, shape, String(threads), decimals(us), decimals(gbs), decimals(gops)]
   cells.push(
-    `${percent?.toFixed(0)}${against} ${bound}`,
+    percent === undefined ? '' : `${percent.toFixed(0)}${against} ${bound}`,
     peer ?? 'none',
     decimals(peerUs as number | undefined),
   )
   cells.push(`${ratio?.toFixed(2) ?? ''}${best === true ? '*' : ' '}`, bar === undefined ? '' : `${bar}`)
-  return `${tableRow(peerColumns, cells)}${bar === undefined ? '' : `  ${verdict(holds)}`}${noisy === true ? '  ~' : ''}`
+  if (bar !== undefined) cells.push(verdict(holds))
+  if (line.graphRatio !== undefined) cells.push(`in graphs ${(line.graphRatio as number).toFixed(2)}`)
+  if (noisy === true) cells.push('~')
+  const shown = peerColumns.length
+  return [tableRow(peerColumns, cells.slice(0, shown)), ...cells.slice(shown)].join('  ')
 }
 
 function serveLine(line: BenchLine): string {
@@ -168,6 +175,7 @@ function serveLine(line: BenchLine): string {
 /** The ops whose lines look otherwise than those of kernels. */
 const tables: Readonly<Record<string, { columns: readonly Column[]; text: (line: BenchLine) => string }>> = {
   peers: { columns: peerColumns, text: peerLine },
+  torch: { columns: peerColumns, text: peerLine },
   serve: { columns: serveColumns, text: serveLine },
 }
 const kernelTable = { columns, text: tableLine }
@@ -257,11 +265,14 @@ export async function run(argv: readonly string[]): Promise<number> {
     ) {
       throw new UsageError('--shape needs an op: linear, attention, rows or load')
     }
-    const shapeOf = (name: string): string | undefined => (op === name ? values.shape : undefined)
     const groups = groupsOption(values.group)
     const peers = values.peers ?? false
-    if (peers && op !== 'linear' && op !== 'attention' && op !== 'decode')
-      throw new UsageError('--peers goes with linear, attention and decode')
+    const onGpu = values.device !== undefined && values.device !== 'cpu'
+    if (peers && op !== 'linear' && op !== 'attention' && (op !== 'decode' || onGpu))
+      throw new UsageError(`--peers goes with linear${onGpu ? ' and attention' : ', attention and decode'}`)
+    // Shapes of PyTorch's scripts are theirs.
+    const shapeOf = (name: string): string | undefined =>
+      op === name && !(peers && onGpu) ? values.shape : undefined
     const checkpoint = op === 'decode' || op === 'serve'
     if (values.checkpoint !== undefined && !checkpoint)
       throw new UsageError('--checkpoint goes with decode and serve')
@@ -342,6 +353,11 @@ export async function run(argv: readonly string[]): Promise<number> {
         lines = 0
         for (const count of threads ?? [undefined])
           lines += await runServe(folder, { ...served, threads: count }, printer)
+      } else if (peers && onGpu) {
+        const { runTorch } = require('../bench/torch') as typeof import('../bench/torch')
+        const told = op === 'linear' ? (['case', 'm', 'shape'] as const) : (['shape'] as const)
+        const args = told.flatMap((name) => (values[name] === undefined ? [] : [`--${name}`, values[name]]))
+        lines = await runTorch(op as TorchOp, given.device as string, args, printer)
       } else if (peers && op === 'attention') {
         const known = Object.keys(attentionDuels)
         const names = wordsOption(values.case, 'case', known) ?? known
