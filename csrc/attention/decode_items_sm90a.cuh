@@ -62,7 +62,7 @@ struct Form {
   static constexpr int kPassBytes = 4 * kWarps * kPassRows * kPassStride;
   static constexpr int kQueryBytes = kRows * kQueryStride;
   static constexpr size_t kShared =
-      kSwizzleAlign + kRing + kPassBytes + 3 * 4 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
+      kSwizzleAlign + kRing + kPassBytes + 16 * kWarps * kPassRows + 2 * kQueryBytes + 3072;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
 };
 
@@ -119,14 +119,14 @@ struct Call {
   int64_t table_stride;
   int table_size;
   unsigned long long* check;
-  float* parts;     // in scratch, [blocks][2][kPartFloats<kRows, kDim>]
+  float* parts;     // in scratch, [blocks][2][kRows][kPartStride<kDim>]
   uint64_t* there;  // in scratch, [blocks]: `call` says that the block's part is
   uint64_t call;
 };
-// The weighted sums of values, then of each row the maximum in units of log2 and two sums of
-// weights: of those that met values, and of P.
-template <int kRows, int kDim>
-inline constexpr int kPartFloats = kRows*(kDim + 3);
+// A row of a part: the weighted sums of values, then the maximum in units of log2 and two sums of
+// weights, of those that met values and of P; floats.
+template <int kDim>
+inline constexpr int kPartStride = kDim + 4;
 
 // ---- keys and units ----------------------------------------------------------------------------
 

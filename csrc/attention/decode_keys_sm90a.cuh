@@ -66,6 +66,14 @@ __device__ __forceinline__ float high_of(uint32_t w) {
   if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w >> 16));
   return __uint_as_float(w & 0xffff0000u);
 }
+__device__ __forceinline__ float warp_max(float x) {
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
 // Over the lanes that hold the same columns.
 __device__ __forceinline__ float column_max(float x) {
   for (int step = 4; step < 32; step *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));

@@ -34,7 +34,7 @@ template <class F>
 struct Shared {
   uint8_t *stages, *queries;     // [kRing], [2][kQueryBytes]
   float* pass;                   // [kWarps][kPassRows][kPassStride]
-  float *base, *weights, *sums;  // [kWarps][kPassRows]
+  float4* numbers;               // [kWarps][kPassRows]: base, sums of weights and of P
   uint64_t *full, *empty, *segment_full, *segment_empty, *pass_full, *pass_empty;
   Segment* segments;  // two: what prepares is one ahead
   Row* rows;          // [3][kRows], the last for the join
@@ -46,10 +46,8 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   s.stages = align_tile(raw);
   s.queries = s.stages + F::kRing;
   s.pass = reinterpret_cast<float*>(s.queries + 2 * F::kQueryBytes);
-  s.base = s.pass + F::kPassBytes / sizeof(float);
-  s.weights = s.base + kWarps * kPassRows;
-  s.sums = s.weights + kWarps * kPassRows;
-  s.full = reinterpret_cast<uint64_t*>(s.sums + kWarps * kPassRows);
+  s.numbers = reinterpret_cast<float4*>(s.pass + F::kPassBytes / sizeof(float));
+  s.full = reinterpret_cast<uint64_t*>(s.numbers + kWarps * kPassRows);
   s.empty = s.full + F::kStagesMost;
   s.segment_full = s.empty + F::kStagesMost;
   s.segment_empty = s.segment_full + 2;
@@ -210,39 +208,75 @@ __device__ __forceinline__ void prepare(const Call& call, const Shared<F>& s) {
 
 // ---- results -----------------------------------------------------------------------------------
 
-// What a block has of an item that it has not whole: one that it begins, or another.
+// A row of what a block has of an item that it has not whole: one that it begins, or another.
 template <class F>
-__device__ __forceinline__ float* part_of(const Call& call, int block, bool begins) {
-  return call.parts +
-         (2 * static_cast<int64_t>(block) + (begins ? 1 : 0)) * kPartFloats<F::kRows, F::kDim>;
+__device__ __forceinline__ float* part_of(const Call& call, int block, bool begins, int row) {
+  const int part = 2 * block + (begins ? 1 : 0);
+  return call.parts + (int64_t{part} * F::kRows + row) * kPartStride<F::kDim>;
 }
 
-// What a row has in the sums of all warps, by a warp: four elements a lane, of those there are.
+// What a row has, by a warp: four elements a lane, of those there are.
 struct Result {
   float o[4];
   float base, weights, sums;
 };
-template <class F>
-__device__ __forceinline__ Result sum_of_warps(const Shared<F>& s, int row) {
+// The sum of `count` results, whose numbers {base, weights, sums} and elements are asked for
+// before any of them is there, kAtOnce of the elements at a time.
+template <class F, int kAtOnce, class Numbers, class Elements>
+__device__ __forceinline__ Result sum_of(int count, const Numbers& numbers,
+                                         const Elements& elements) {
   const int lane = threadIdx.x % 32;
   Result r = {{}, -INFINITY, 0.0f, 0.0f};
+  float factor = 0.0f;
+  for (int k0 = 0; k0 < count; k0 += kAtOnce) {
+    float4 x[kAtOnce], own = {-INFINITY, 0.0f, 0.0f, 0.0f};
+    const bool next = k0 % 32 == 0;
+    if (next && k0 + lane < count) own = numbers(k0 + lane);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) r.base = fmaxf(r.base, s.base[w * kPassRows + row]);
-  const float shift = r.base == -INFINITY ? 0.0f : r.base;
+    for (int k = 0; k < kAtOnce; ++k) {
+      x[k] = {};
+      if (k0 + k < count && 4 * lane < F::kDim) x[k] = elements(k0 + k);
+    }
+    if (next) {
+      const float most = fmaxf(r.base, warp_max(own.x)), shift = most == -INFINITY ? 0.0f : most;
+      const float before = exp2_of(r.base - shift);
+      factor = exp2_of(own.x - shift);
+      r.base = most;
+      r.weights = r.weights * before + warp_sum(factor * own.y);
+      r.sums = r.sums * before + warp_sum(factor * own.z);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const float factor = exp2_of(s.base[w * kPassRows + row] - shift);
-    r.weights += factor * s.weights[w * kPassRows + row];
-    r.sums += factor * s.sums[w * kPassRows + row];
-    if (4 * lane >= F::kDim) continue;
-    const float4 x = *reinterpret_cast<const float4*>(
-        s.pass + (w * kPassRows + row) * F::kPassStride + 4 * lane);
-    r.o[0] += factor * x.x;
-    r.o[1] += factor * x.y;
-    r.o[2] += factor * x.z;
-    r.o[3] += factor * x.w;
+      for (int i = 0; i < 4; ++i) r.o[i] *= before;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const float of = __shfl_sync(~0u, factor, (k0 + k) % 32);
+      r.o[0] += of * x[k].x;
+      r.o[1] += of * x[k].y;
+      r.o[2] += of * x[k].z;
+      r.o[3] += of * x[k].w;
+    }
   }
   return r;
+}
+// Of results in shared memory, at place `first` and each `step` on.
+template <class F>
+__device__ __forceinline__ Result sum_of_places(const Shared<F>& s, int first, int step,
+                                                int count) {
+  return sum_of<F, kWarps>(
+      count, [&](int k) { return s.numbers[first + step * k]; },
+      [&](int k) {
+        return *reinterpret_cast<const float4*>(s.pass + (first + step * k) * F::kPassStride +
+                                                4 * static_cast<int>(threadIdx.x % 32));
+      });
+}
+
+template <class F>
+__device__ __forceinline__ void store_result(float* o, float4* numbers, const Result& r) {
+  const int lane = threadIdx.x % 32;
+  if (4 * lane < F::kDim) {
+    *reinterpret_cast<float4*>(o + 4 * lane) = {r.o[0], r.o[1], r.o[2], r.o[3]};
+  }
+  if (lane == 0) *numbers = {r.base, r.weights, r.sums, 0.0f};
 }
 
 // A row of an item to o and lse, by a warp.
@@ -264,9 +298,10 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
     r.base = most;
   }
   if (4 * lane < F::kDim) {
+    const float inverse = reciprocal(r.weights);
     float x[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = empty ? 0.0f : r.o[i] / r.weights;
+    for (int i = 0; i < 4; ++i) x[i] = empty ? 0.0f : r.o[i] * inverse;
     const int64_t to = start * a.o.strides[0] + row.token * token_stride(a.o) +
                        row.head * head_stride(a.o) + 4 * lane;
     void* p = element(a.o.data, a.o.dtype, to);
@@ -298,26 +333,18 @@ __device__ __forceinline__ void finish_segments(const Call& call, const Shared<F
     const Segment& g = s.segments[ring.slot];
     if (g.count == 0) break;
     const bool whole = g.count == g.item.units;
-    float* part = part_of<F>(call, blockIdx.x, g.first == 0);
     for (int row0 = 0; row0 < g.item.rows; row0 += kPassRows) {
       const int left = g.item.rows - row0, count = left < kPassRows ? left : kPassRows;
       barrier_wait(s.pass_full, pass.parity);
       for (int i = warp; i < count; i += kFinishers) {
-        const Result r = sum_of_warps<F>(s, i);
+        const Result r = sum_of_places<F>(s, i, kPassRows, kWarps);
         const int row = row0 + i;
         if (whole) {
           finish<F>(call.args, g, s.rows[ring.slot * F::kRows + row], r);
           continue;
         }
-        if (4 * lane < F::kDim) {
-          *reinterpret_cast<float4*>(part + row * F::kDim + 4 * lane) = {r.o[0], r.o[1], r.o[2],
-                                                                         r.o[3]};
-        }
-        if (lane < 3) {
-          part[F::kRows * (F::kDim + lane) + row] = lane == 0   ? r.base
-                                                    : lane == 1 ? r.weights
-                                                                : r.sums;
-        }
+        float* part = part_of<F>(call, blockIdx.x, g.first == 0, row);
+        store_result<F>(part, reinterpret_cast<float4*>(part + F::kDim), r);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(s.pass_empty);
@@ -373,9 +400,8 @@ __device__ __forceinline__ void leave_sums(const Shared<F>& s, int rows, Ring<1>
           }
         }
         if (lane < 4) {
-          s.base[at] = t.max[g][e] == -INFINITY ? -INFINITY : t.base[g][e];
-          s.weights[at] = weights[e];
-          s.sums[at] = sums[e];
+          const float base = t.max[g][e] == -INFINITY ? -INFINITY : t.base[g][e];
+          s.numbers[at] = {base, weights[e], sums[e], 0.0f};
         }
       }
       __syncwarp();
@@ -385,54 +411,42 @@ __device__ __forceinline__ void leave_sums(const Shared<F>& s, int rows, Ring<1>
   }
 }
 
-// Adds up the parts of the item that ends in this block, by all workers: each warp some rows.
+// Adds up the parts of the item that ends in this block, by all workers: of few rows several warps
+// take one, each some of the parts.
 template <class F>
 __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s) {
+  constexpr int kAtOnce = 16;  // more than most calls have
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int from = s.join->from, count = static_cast<int>(blockIdx.x) - from;  // other blocks
+  const Segment& segment = s.join->segment;
+  const int block = static_cast<int>(blockIdx.x), from = s.join->from, rows = segment.item.rows;
+  const int shift = rows > 4 ? 0 : rows > 2 ? 1 : rows > 1 ? 2 : 3;  // log2 of the warps of a row
+  const int share = warp & ((1 << shift) - 1), first = from + share;
+  const int count = first > block ? 0 : ((block - first) >> shift) + 1;
   for (int k = lane; k < count; k += 32) {
-    while (acquire(call.there + from + k) != call.call) {
+    const int other = first + (k << shift);
+    if (other == block) continue;
+    while (acquire(call.there + other) != call.call) {
     }
   }
   __syncwarp();
-  for (int row = warp; row < s.join->segment.item.rows; row += kWarps) {
-    const auto number = [&](int k, int which) {
-      return __ldcg(part_of<F>(call, from + k, k == 0) + F::kRows * (F::kDim + which) + row);
+  for (int row = warp >> shift; row < rows; row += kWarps >> shift) {
+    const auto part = [&](int k) {
+      const int of = first + (k << shift);
+      return part_of<F>(call, of, of == from, row);
     };
-    Result r = {{}, -INFINITY, 0.0f, 0.0f};
-    for (int k = lane; k <= count; k += 32) r.base = fmaxf(r.base, number(k, 0));
-    for (int step = 16; step > 0; step /= 2) {
-      r.base = fmaxf(r.base, __shfl_xor_sync(~0u, r.base, step));
-    }
-    const float shift = r.base == -INFINITY ? 0.0f : r.base;
-    for (int k0 = 0; k0 <= count; k0 += 32) {
-      const int left = count + 1 - k0 < 32 ? count + 1 - k0 : 32;
-      float factor = 0.0f;
-      if (lane < left) {
-        factor = exp2_of(number(k0 + lane, 0) - shift);
-        r.weights += factor * number(k0 + lane, 1);
-        r.sums += factor * number(k0 + lane, 2);
-      }
-#pragma unroll 8
-      for (int k = 0; k < left; ++k) {
-        const float own = __shfl_sync(~0u, factor, k);
-        if (4 * lane >= F::kDim) continue;
-        const float4 x = __ldcg(reinterpret_cast<const float4*>(
-            part_of<F>(call, from + k0 + k, k0 + k == 0) + row * F::kDim + 4 * lane));
-        r.o[0] += own * x.x;
-        r.o[1] += own * x.y;
-        r.o[2] += own * x.z;
-        r.o[3] += own * x.w;
-      }
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      r.weights += __shfl_xor_sync(~0u, r.weights, step);
-      r.sums += __shfl_xor_sync(~0u, r.sums, step);
-    }
-    finish<F>(call.args, s.join->segment, s.rows[2 * F::kRows + row], r);
+    const Result r = sum_of<F, kAtOnce>(
+        count,
+        [&](int k) { return __ldcg(reinterpret_cast<const float4*>(part(k) + F::kDim)); },
+        [&](int k) { return __ldcg(reinterpret_cast<const float4*>(part(k) + 4 * lane)); });
+    const int place = (row << shift) + share;
+    store_result<F>(s.pass + place * F::kPassStride, s.numbers + place, r);
   }
   workers_sync();
-  for (int k = threadIdx.x; k < count; k += kWorkers) call.there[from + k] = 0;
+  for (int row = warp; row < rows; row += kWarps) {
+    finish<F>(call.args, segment, s.rows[2 * F::kRows + row],
+              sum_of_places<F>(s, row << shift, 1, 1 << shift));
+  }
+  for (int k = from + static_cast<int>(threadIdx.x); k < block; k += kWorkers) call.there[k] = 0;
 }
 
 template <class F>
@@ -540,7 +554,7 @@ static inline bool takes_pages(const AttentionArgs& a) {
 // The same for all head dims.
 static inline size_t pages_workspace(const AttentionArgs& args, int) {
   if (!takes_pages(args)) return 0;
-  return kMostBlocks * (2 * sizeof(float) * kPartFloats<16, 128> + sizeof(uint64_t));
+  return kMostBlocks * (2 * sizeof(float) * 16 * kPartStride<128> + sizeof(uint64_t));
 }
 
 // A number that no other call of this process has, and memory that was not written by one of them
