@@ -32,9 +32,9 @@ struct Join {
 
 template <class F>
 struct Shared {
-  uint8_t *stages, *queries;     // [kRing], [2][kQueryBytes]
-  float* pass;                   // [kWarps][kPassRows][kPassStride]
-  float4* numbers;               // [kWarps][kPassRows]: base, sums of weights and of P
+  uint8_t *stages, *queries;  // [kRing], [2][kQueryBytes]
+  float* pass;                // [kWarps][kPassRows][kPassStride]
+  float4* numbers;            // [kWarps][kPassRows]: base, sums of weights and of P
   uint64_t *full, *empty, *segment_full, *segment_empty, *pass_full, *pass_empty;
   Segment* segments;  // two: what prepares is one ahead
   Row* rows;          // [3][kRows], the last for the join
@@ -435,8 +435,7 @@ __device__ __forceinline__ void join_parts(const Call& call, const Shared<F>& s)
       return part_of<F>(call, of, of == from, row);
     };
     const Result r = sum_of<F, kAtOnce>(
-        count,
-        [&](int k) { return __ldcg(reinterpret_cast<const float4*>(part(k) + F::kDim)); },
+        count, [&](int k) { return __ldcg(reinterpret_cast<const float4*>(part(k) + F::kDim)); },
         [&](int k) { return __ldcg(reinterpret_cast<const float4*>(part(k) + 4 * lane)); });
     const int place = (row << shift) + share;
     store_result<F>(s.pass + place * F::kPassStride, s.numbers + place, r);
