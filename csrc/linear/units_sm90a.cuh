@@ -10,8 +10,6 @@
 // shared memory; at the end a block adds those of its warps, then the cluster those of its blocks,
 // in their order. How K is cut depends on N and K, and on M where x and sums do not fit.
 #pragma once
-#include <cstdio>
-#include <cstdlib>
 
 #include "csrc/cuda/cluster.cuh"
 #include "csrc/cuda/launch.cuh"
@@ -533,10 +531,6 @@ static Status unit_plan(Units* p, int processors, UnitPlan* plan) {
     const int64_t shared = blocks_at + (S::kBlocks ? count * S::kTiles * 32 : 0);
     if (shared > kUnitShared) continue;
     const int64_t cost = panels * count + (cluster == 1 ? 0 : cluster == 2 ? 6 : 30);
-    if (getenv("LB_UPLAN"))
-      fprintf(stderr, "plan m %d n %d k %d: cluster %d x %d shared %d cost %d\n", m, p->finish.n,
-              p->k, cluster, clusters, (int)shared, (int)cost);
-    if (getenv("LB_UC") && cluster != atoi(getenv("LB_UC"))) continue;
     if (plan->cluster > 0 && cost >= best) continue;
     best = cost;
     *plan = {cluster, clusters, static_cast<int>(shared)};
