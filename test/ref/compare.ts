@@ -3,8 +3,6 @@
  * plus two units in the last place of the output. Formulas in test/ref take a `Round`, which is applied after every
  * operation: `exact` makes the reference of them, `Math.fround` the plain loop.
  */
-import { decodeFloat, encodeFloat, minifloats } from './floats'
-
 export type Float = 'f32' | 'f16' | 'bf16'
 export const floats: readonly Float[] = ['f32', 'f16', 'bf16']
 
@@ -12,14 +10,24 @@ export const floats: readonly Float[] = ['f32', 'f16', 'bf16']
 export type Round = (x: number) => number
 export const exact: Round = (x) => x
 
+const mantissaBits = { f32: 23, f16: 10, bf16: 7 }
+const lowestExponent = { f32: -126, f16: -14, bf16: -126 }
+const largest = { f16: 65504, bf16: (2 - 2 ** -7) * 2 ** 127 }
+const double = new Float64Array(1)
+const words = new Uint32Array(double.buffer)
+
 /** The nearest number that the dtype holds. */
 export function roundTo(dtype: Float, x: number): number {
   if (dtype === 'f32') return Math.fround(x)
-  return decodeFloat(minifloats[dtype], encodeFloat(minifloats[dtype], x))
+  if (x === 0 || !Number.isFinite(x)) return x
+  double[0] = x
+  const exponent = (((words[1] as number) >>> 20) & 0x7ff) - 1023
+  const step = 2 ** (Math.max(exponent, lowestExponent[dtype]) - mantissaBits[dtype])
+  // Beyond 2^52 a float64 has no fractions, so the additions round to whole steps, ties to even.
+  const rounded = (x / step + 1.5 * 2 ** 52 - 1.5 * 2 ** 52) * step
+  if (rounded === 0) return x * 0
+  return Math.abs(rounded) > largest[dtype] ? Math.sign(x) * Number.POSITIVE_INFINITY : rounded
 }
-
-const mantissaBits = { f32: 23, f16: 10, bf16: 7 }
-const lowestExponent = { f32: -126, f16: -14, bf16: -126 }
 
 /** The distance between neighbours of the dtype at x. */
 export function ulp(dtype: Float, x: number): number {
