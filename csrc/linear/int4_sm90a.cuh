@@ -4,6 +4,7 @@
 #include "csrc/linear/dense_sm90a.cuh"
 #include "csrc/linear/few_int4_sm80.cuh"
 #include "csrc/linear/stream_int4_sm90a.cuh"
+#include "csrc/linear/tile_int4_sm90a.cuh"
 #include "csrc/linear/units_sm90a.cuh"
 
 namespace lowbit {
@@ -22,6 +23,19 @@ static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Sh
   if (f.m <= 32) return launch_int4<StreamInt4<Mma, 32, 128>>(x, w, shape, f, processors, stream);
   if (f.m <= 64) return launch_int4<StreamInt4<Mma, 64, 128>>(x, w, shape, f, processors, stream);
   return launch_int4<StreamInt4<Mma, 128, 128>>(x, w, shape, f, processors, stream);
+}
+
+// Tiles of 256 rows of x; groups of 128 by turns (NOTES.md).
+template <class Mma>
+static cudaError_t launch_int4_tiles(const Matrix& x, const uint8_t* w, const TileShape& shape,
+                                     const Finish& f, int64_t groups, int processors,
+                                     cudaStream_t stream) {
+  switch (groups) {
+    case 0: return launch_int4_tile<TileInt4<Mma, 256, 256, 1, 0>>(x, w, shape, f, 1, processors, stream);
+    case 1: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 128, true>>(x, w, shape, f, 1, processors, stream);
+    case 2: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 64>>(x, w, shape, f, 1, processors, stream);
+    default: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 32>>(x, w, shape, f, 1, processors, stream);
+  }
 }
 
 // With units of few panels the blocks' start and end take longer than what they gain between.
@@ -44,12 +58,21 @@ static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
     }
     if (better_few(m, w.n, ctx.multiprocessors)) return run_few_int4<kHalf>(args, ctx);
   }
+  const auto stream = static_cast<cudaStream_t>(ctx.stream);
+  const Finish f = finish_of(args, unit.groups > 0 ? nullptr : w.data + unit.end);
+  if constexpr (!std::is_same_v<Mma, MmaS8>) {
+    if (m > 768 && w.k > 0) {
+      const TileShape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
+                               static_cast<int32_t>(ceil_div(w.n, kFragRows)),
+                               w.format.scale_dtype};
+      return launched(launch_int4_tiles<Mma>(x, w.data, shape, f, unit.groups,
+                                             ctx.multiprocessors, stream));
+    }
+  }
   const Int4Shape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                            static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                            static_cast<int32_t>(unit.groups), w.format.scale_dtype};
-  const Finish f = finish_of(args, unit.groups > 0 ? nullptr : w.data + unit.end);
-  return launched(launch_tokens<Mma>(x, w.data, shape, f, ctx.multiprocessors,
-                                     static_cast<cudaStream_t>(ctx.stream)));
+  return launched(launch_tokens<Mma>(x, w.data, shape, f, ctx.multiprocessors, stream));
 }
 
 static constexpr LinearSpec int4_spec(DType x) {
