@@ -31,10 +31,17 @@ static cudaError_t launch_int4_tiles(const Matrix& x, const uint8_t* w, const Ti
                                      const Finish& f, int64_t groups, int processors,
                                      cudaStream_t stream) {
   switch (groups) {
-    case 0: return launch_int4_tile<TileInt4<Mma, 256, 256, 1, 0>>(x, w, shape, f, 1, processors, stream);
-    case 1: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 128, true>>(x, w, shape, f, 1, processors, stream);
-    case 2: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 64>>(x, w, shape, f, 1, processors, stream);
-    default: return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 32>>(x, w, shape, f, 1, processors, stream);
+    case 0:
+      return launch_int4_tile<TileInt4<Mma, 256, 256, 1, 0>>(x, w, shape, f, 1, processors, stream);
+    case 1:
+      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 128, true>>(x, w, shape, f, 1, processors,
+                                                                     stream);
+    case 2:
+      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 64>>(x, w, shape, f, 1, processors,
+                                                              stream);
+    default:
+      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 32>>(x, w, shape, f, 1, processors,
+                                                              stream);
   }
 }
 
@@ -65,8 +72,8 @@ static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
       const TileShape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                                static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                                w.format.scale_dtype};
-      return launched(launch_int4_tiles<Mma>(x, w.data, shape, f, unit.groups,
-                                             ctx.multiprocessors, stream));
+      return launched(
+          launch_int4_tiles<Mma>(x, w.data, shape, f, unit.groups, ctx.multiprocessors, stream));
     }
   }
   const Int4Shape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),

@@ -29,10 +29,10 @@ struct TileInt4 {
   // Fragments are made in sets of 64 of K, or of a group where that is less. Two sets are in
   // registers, what they hold is a turn of the loop.
   static constexpr int kSetK = kGroup == 32 ? 32 : 64, kSteps = kSetK / 16;
-  static constexpr int kRows = 128;                                   // of w
-  static constexpr int kTile = kTokens * 128;                         // x, 64 of K
+  static constexpr int kRows = 128;                                        // of w
+  static constexpr int kTile = kTokens * 128;                              // x, 64 of K
   static constexpr int kScales = kGroup == 0 ? 0 : 64 * 128 / kGroup * 4;  // at most f32
-  static constexpr int kUnit = 4096 + kScales;                        // of a panel of 64 rows
+  static constexpr int kUnit = 4096 + kScales;                             // of a panel of 64 rows
   static constexpr int kUnits = 3;
   static constexpr int kOut = 2 * 16384, kBarriers = 256;
   static constexpr int kFit = (232448 - kOut - kBarriers - kUnits * 2 * kUnit) / kTile;
@@ -61,11 +61,10 @@ __device__ __forceinline__ void int4_tile_at(int index, int panels, int m, int* 
 
 // As stmatrix(), each matrix transposed: row i of it in memory is column i of the fragment.
 __device__ __forceinline__ void stmatrix_columns(void* p, const uint32_t (&w)[4]) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-          smem_address(p)),
-      "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
-      : "memory");
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   smem_address(p)),
+               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
 }
 
 // The finish of 64 rows of w, from row n on, by kTokens rows of x, by the four warps of a group.
@@ -291,8 +290,8 @@ __global__ void __launch_bounds__(384, 1)
     pin(sum);
 #pragma unroll
     for (int i = 0; i < T::kPart / 2; ++i) {
-      total[i] = __float_as_uint(
-          fmaf(__uint_as_float(sum[i]), s[i / 2 % 2], __uint_as_float(total[i])));
+      total[i] =
+          __float_as_uint(fmaf(__uint_as_float(sum[i]), s[i / 2 % 2], __uint_as_float(total[i])));
     }
   };
   const auto wait_x = [&] { barrier_wait(&full[ring.slot], ring.parity); };
@@ -480,8 +479,9 @@ static cudaError_t launch_int4_tile(const Matrix& x, const uint8_t* w, const Til
   const int tiles =
       static_cast<int>(ceil_div(shape.panels, 2) * ceil_div(f.m, int64_t{T::kTokens}));
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(split),
-                        static_cast<unsigned>(split > 1 || tiles < processors ? tiles : processors));
+  config.gridDim =
+      dim3(static_cast<unsigned>(split),
+           static_cast<unsigned>(split > 1 || tiles < processors ? tiles : processors));
   config.blockDim = dim3(384);
   config.dynamicSmemBytes = T::kShared;
   config.stream = stream;
