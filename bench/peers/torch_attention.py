@@ -5,6 +5,9 @@ csrc/attention/attention.h and cache.h, which are spelled out below and belong t
 scaled_dot_product_attention's backends on contiguous keys and values of the same sizes. First every option is checked against
 float64 (--check alone stops there), then times are taken: a graph of calls over caches that together exceed the L2 cache several
 times, rivals and own calls by turns, the median of the replays.
+
+prefill: attention_bf16_sm90a and attention_f16_sm90a on tensors, checked in all options by the error rule of test/ref/compare.ts and
+timed against the same backends on the same tensors.
 """
 import argparse
 import ctypes
@@ -473,10 +476,284 @@ def decode_times(rows, shapes, forms, rivals=True, early=True):
     return lines
 
 
+# ---- prefill ---------------------------------------------------------------------------------------------------------
+
+
+class Prefill:
+    """Sequences of (queries, keys), packed or batched (the first one's number of queries is everyone's), and options."""
+
+    def __init__(self, form="bf16", dim=128, dim_v=None, heads=4, kv_heads=2, seqs=((64, 64),), batched=False, out=None, placing="tokens",
+                 causal=False, left=-1, right=-1, softcap=0.0, slopes=False, sinks=False, bias=None, sigmoid=False, scale=0.0, nan=(), room=0):
+        self.type = f16 if form == "f16" else bf16
+        self.row = f"attention_{form}_sm90a"
+        self.dim, self.dim_v, self.heads, self.kv_heads = dim, dim_v or dim, heads, kv_heads
+        self.seqs = [(seqs[0][0], kv) for _, kv in seqs] if batched else list(seqs)
+        self.batched, self.out, self.causal, self.left, self.right, self.softcap, self.sigmoid = batched, out or self.type, causal, left, right, softcap, sigmoid
+        self.scale_arg, self.scale = scale, scale or self.dim**-0.5
+        self.room = max(kv for _, kv in self.seqs) + room if batched else 0
+        tokens_q, tokens_kv = sum(n for n, _ in self.seqs), self.room * len(self.seqs) or sum(kv for _, kv in self.seqs)
+        self.q, self.k, self.v = (self.make(n, h, d, placing) for n, h, d in ((tokens_q, heads, dim), (tokens_kv, kv_heads, dim), (tokens_kv, kv_heads, self.dim_v)))
+        self.begins = []
+        q0 = kv0 = 0
+        for n, kv in self.seqs:
+            self.begins.append((q0, kv0))
+            if batched and self.room > kv:  # NaN behind the last key
+                self.k[kv0 + kv : kv0 + self.room] = float("nan")
+                self.v[kv0 + kv : kv0 + self.room] = float("nan")
+            q0, kv0 = q0 + n, kv0 + (self.room or kv)
+        for which, b, j in nan:
+            (self.k if which == "k" else self.v)[self.begins[b][1] + j] = float("nan")
+        self.o = self.make(tokens_q, heads, self.dim_v, placing, self.out).fill_(float("nan"))
+        self.lse = None if sigmoid else torch.full((heads, tokens_q), float("nan"), device=GPU)
+        self.slopes = torch.rand(heads, device=GPU) * 0.2 if slopes else None
+        self.sinks = torch.randn(heads, device=GPU) if sinks else None
+        self.bias = None
+        if bias:  # "all": one for all heads
+            columns = max(kv for _, kv in self.seqs) + 3
+            h = 1 if bias == "all" else heads
+            self.bias = torch.randn(*((len(self.seqs), h, self.seqs[0][0]) if batched else (h, tokens_q)), columns, device=GPU)
+
+    def make(self, tokens, heads, dim, placing, dtype=None):
+        dtype = dtype or self.type
+        wide = lambda *shape: torch.randn(*shape, device=GPU).to(dtype)
+        if placing == "heads":  # heads outside of tokens
+            return wide(heads, tokens, dim).transpose(0, 1)
+        if placing == "fused":  # a part of wider rows
+            return wide(tokens, 2 * heads + 1, dim + 8)[:, heads : 2 * heads, 8 : 8 + dim]
+        if placing == "odd":
+            return wide(tokens, heads + 1, dim + 3)[:, 1:, 3 : 3 + dim]
+        return wide(tokens, heads, dim)
+
+    def args(self):
+        batch = len(self.seqs)
+        shaped = lambda x: x.unflatten(0, (batch, -1)) if self.batched else x
+        number = lambda x: torch.tensor(x, device=GPU, dtype=torch.int32)
+        ends = lambda of: number([0] + [sum(of(s) for s in self.seqs[: i + 1]) for i in range(batch)])
+        one = not self.batched and batch == 1
+        self.cu_q = None if self.batched or one else ends(lambda s: s[0])
+        self.cu_kv = None if self.batched or one else ends(lambda s: s[1])
+        self.kv_lens = number([kv for _, kv in self.seqs]) if self.batched and any(kv != self.room for _, kv in self.seqs) else None
+        lse = self.lse.view(self.heads, batch, -1).transpose(0, 1) if self.batched and self.lse is not None else self.lse
+        self.views = [shaped(x) for x in (self.q, self.k, self.v, self.o)] + [lse]
+        absent = tensor(None)
+        q, k, v, o, lse = (tensor(x) for x in self.views)
+        return Args(q=q, k=k, v=v, o=o, lse=lse, cu_seqlens_q=tensor(self.cu_q), cu_seqlens_kv=tensor(self.cu_kv), kv_lens=tensor(self.kv_lens),
+                    alibi_slopes=tensor(self.slopes), sinks=tensor(self.sinks), bias=tensor(self.bias), page_table=absent, prefix_rows=absent,
+                    prefix_lens=absent, softmax_scale=self.scale_arg, softcap=self.softcap, window_left=self.left, window_right=self.right,
+                    causal=self.causal, score=int(self.sigmoid))
+
+    def reference(self, exact=True):
+        """o [tokens, heads, dim_v] and lse [heads, tokens] in f64; not exact: by a plain loop in f32, weights in the dtype of q."""
+        kind = torch.float64 if exact else f32
+        o, lse = torch.zeros(self.o.shape, device=GPU, dtype=kind), torch.zeros(self.heads, self.o.shape[0], device=GPU, dtype=kind)
+        group = self.heads // self.kv_heads
+        for b, (n, kv) in enumerate(self.seqs):
+            if n == 0:
+                continue
+            q0, kv0 = self.begins[b]
+            rows = slice(q0, q0 + n)
+            q = self.q[rows].to(kind).transpose(0, 1)
+            k, v = (x[kv0 : kv0 + kv].to(kind).transpose(0, 1).repeat_interleave(group, 0) for x in (self.k, self.v))
+            if exact:
+                s = q @ k.transpose(1, 2) * self.scale
+            else:
+                s = torch.zeros(self.heads, n, kv, device=GPU)
+                for d in range(self.dim):
+                    s = s + q[:, :, d, None] * k[:, None, :, d]
+                s = s * self.scale
+            i, j = torch.arange(n, device=GPU)[:, None] + kv - n, torch.arange(kv, device=GPU)[None]
+            if self.softcap:
+                s = self.softcap * torch.tanh(s / self.softcap)
+            if self.slopes is not None:
+                s = s + self.slopes.to(kind)[:, None, None] * (j - i)
+            if self.bias is not None:
+                s = s + (self.bias[b] if self.batched else self.bias[:, rows])[..., :kv].to(kind)
+            sees = torch.ones(n, kv, device=GPU, dtype=torch.bool)
+            if self.left >= 0:
+                sees &= j >= i - self.left
+            limit = 0 if self.causal else self.right
+            if limit >= 0:
+                sees &= j <= i + limit
+            s = s.masked_fill(~sees, float("-inf"))
+            own = (self.sinks if self.sinks is not None else torch.full((self.heads,), float("-inf"), device=GPU)).to(kind)[:, None]
+            top = torch.maximum(s.amax(2), own) if kv else own.expand(-1, n).clone()
+            shift = torch.where(top == float("-inf"), 0.0, top)
+            p = torch.sigmoid(s) if self.sigmoid else torch.exp(s - shift[..., None])
+            own = torch.exp(own - shift)
+            clean = v.nan_to_num(0.0)
+            if exact:
+                total = own + p.sum(2)
+                acc, sum_p = p @ clean, total
+            else:
+                w = p.to(self.type).to(f32)
+                sum_p, total, acc = own.clone(), own.clone(), torch.zeros(self.heads, n, self.dim_v, device=GPU)
+                for x in range(kv):
+                    sum_p, total = sum_p + p[:, :, x], total + w[:, :, x]
+                    acc = acc + w[:, :, x, None] * clean[:, x, None]
+            acc = acc if self.sigmoid else acc / total[..., None]
+            acc = torch.where((sees.to(f32) @ v.isnan().to(f32)) > 0, float("nan"), acc)
+            empty = ~sees.any(1)
+            o[rows] = torch.where(empty[None, :, None], 0.0, acc).transpose(0, 1)
+            lse[:, rows] = torch.where(empty[None], top, shift + torch.log(sum_p))
+        return o, lse
+
+
+def ulp(dtype, x):
+    digits, least = {f32: (23, -126), f16: (10, -14), bf16: (7, -126)}[dtype]
+    return torch.exp2(torch.floor(torch.log2(x.abs().clamp(min=2.0**least))) - digits)
+
+
+def beyond(got, want, plain, dtype):
+    """The error over what test/ref/compare.ts allows: twice that of the plain loop and two units in the last place. inf: no number where there is one."""
+    both = torch.isnan(got) & torch.isnan(want) | (got.double() == want)
+    if bool((torch.isnan(got) != torch.isnan(want)).any()):
+        return float("inf")
+    off = (plain.to(dtype).double() - want).abs()
+    worst = off[torch.isfinite(off)].max() if torch.isfinite(off).any() else 0.0
+    ratio = (got.double() - want).abs() / (2 * worst + 2 * ulp(dtype, want))
+    ratio = torch.where(both, 0.0, ratio).nan_to_num(float("inf"))
+    return ratio.max().item() if ratio.numel() else 0.0
+
+
+def check_prefill(rows, **options):
+    case = Prefill(**options)
+    args = case.args()
+    launch = caller(rows[case.row], args, case)
+    launch()
+    torch.cuda.synchronize()
+    outs = [x for x in (case.o, case.lse) if x is not None]
+    first = [x.clone() for x in outs]
+    for x in outs:
+        x.fill_(float("nan"))
+    if launch.scratch is not None:
+        launch.scratch.random_(0, 256)
+    launch()
+    launch()
+    torch.cuda.synchronize()
+    same = all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(first, outs))
+    if launch.word.item() != -1:
+        raise RuntimeError(f"reported {launch.word.item():x}")
+    want, want_lse = case.reference()
+    plain, plain_lse = case.reference(False)
+    return beyond(case.o, want, plain, case.out), 0.0 if case.lse is None else beyond(case.lse, want_lse, plain_lse, f32), same
+
+
+def prefill_checks():
+    edges = [(1, 1), (2, 2), (63, 63), (64, 64), (65, 65), (127, 128), (129, 129), (0, 40), (3, 200), (200, 3), (300, 300)]
+    for form in ("bf16", "f16"):
+        for dim in (64, 128, 256):
+            yield f"{form} D{dim}", dict(form=form, dim=dim, seqs=edges)
+            yield f"{form} D{dim} causal", dict(form=form, dim=dim, seqs=edges, causal=True)
+            yield f"{form} D{dim} causal out f32", dict(form=form, dim=dim, seqs=edges, causal=True, out=f32)
+            yield f"{form} D{dim} batched", dict(form=form, dim=dim, seqs=[(300, 300)] * 3, batched=True)
+            yield f"{form} D{dim} batched, lengths, NaN behind", dict(form=form, dim=dim, seqs=[(150, n) for n in (300, 1, 0, 129, 256)], batched=True, causal=True, room=9)
+            yield f"{form} D{dim} one sequence, more items than blocks", dict(form=form, dim=dim, heads=80, kv_heads=10, seqs=[(260, 390)], causal=True)
+            yield f"{form} D{dim} window", dict(form=form, dim=dim, seqs=edges, left=100, causal=True)
+            yield f"{form} D{dim} windows", dict(form=form, dim=dim, seqs=edges, left=33, right=70, sinks=True)
+            yield f"{form} D{dim} sinks", dict(form=form, dim=dim, seqs=edges, sinks=True, causal=True)
+            yield f"{form} D{dim} softcap", dict(form=form, dim=dim, seqs=edges, softcap=20.0, causal=True)
+            yield f"{form} D{dim} slopes", dict(form=form, dim=dim, seqs=edges, slopes=True, causal=True, sinks=True)
+            yield f"{form} D{dim} sigmoid", dict(form=form, dim=dim, seqs=edges, sigmoid=True, causal=True)
+            yield f"{form} D{dim} bias", dict(form=form, dim=dim, seqs=edges, bias="each", causal=True)
+            yield f"{form} D{dim} bias of all, batched", dict(form=form, dim=dim, seqs=[(130, 150), (130, 40)], bias="all", batched=True, slopes=True, softcap=30.0)
+            yield f"{form} D{dim} scale -0.3", dict(form=form, dim=dim, seqs=edges, scale=-0.3)
+            yield f"{form} D{dim} scale 0.4", dict(form=form, dim=dim, seqs=edges, scale=0.4, causal=True)
+            yield f"{form} D{dim} heads outside", dict(form=form, dim=dim, seqs=[(200, 300), (200, 170)], batched=True, placing="heads", causal=True)
+            yield f"{form} D{dim} fused", dict(form=form, dim=dim, seqs=edges, placing="fused", causal=True)
+            yield f"{form} D{dim} NaN in a value and a key", dict(form=form, dim=dim, seqs=[(300, 300), (70, 100)], causal=True, nan=[("v", 0, 140), ("k", 0, 250), ("v", 1, 80)])
+            yield f"{form} D{dim} NaN and window", dict(form=form, dim=dim, seqs=[(300, 400)], left=50, right=60, nan=[("v", 0, 140), ("k", 0, 33)], softcap=15.0)
+        yield f"{form} odd strides", dict(form=form, seqs=edges, placing="odd", causal=True)
+        for dim, dim_v in ((96, 96), (192, 192), (192, 128), (40, 24), (64, 128), (128, 64), (8, 8), (80, 256)):
+            yield f"{form} D{dim}/{dim_v}", dict(form=form, dim=dim, dim_v=dim_v, seqs=edges, causal=True)
+        yield f"{form} 90 sequences", dict(form=form, heads=2, kv_heads=1, seqs=[((37 * i) % 150, (53 * i) % 170) for i in range(90)], causal=True)
+        yield f"{form} MQA", dict(form=form, heads=7, kv_heads=1, seqs=edges, causal=True)
+
+
+def run_prefill_checks(rows, only=None, log=None):
+    wrong, count, worst = 0, 0, [0.0, 0.0]
+    for name, case in prefill_checks():
+        if f"attention_{case['form']}_sm90a" not in rows or only and not name.startswith(only):
+            continue
+        count += 1
+        try:
+            error, lse_error, same = check_prefill(rows, **case)
+        except Exception as fault:
+            print(f"WRONG {name}: {str(fault).splitlines()[0]}", flush=True)
+            wrong += 1
+            if "CUDA error" in str(fault) or "illegal" in str(fault):
+                break
+            continue
+        good = error <= 1 and lse_error <= 1 and same
+        worst = [max(worst[0], error), max(worst[1], lse_error)]
+        text = f"{'right' if good else 'WRONG'} {name}: o {error:.2f}, lse {lse_error:.2f} of what is allowed, {'same' if same else 'OTHER'} bits"
+        if log:
+            print(text, file=log, flush=True)
+        if not good:
+            wrong += 1
+            if wrong <= 12:
+                print(text, flush=True)
+    print(f"prefill: {count - wrong} of {count} cases right; at most {worst[0]:.2f} (o) and {worst[1]:.2f} (lse) of what is allowed", flush=True)
+    return wrong
+
+
+# Batch, heads, kv_heads, length, head_dim, causal: those of a sweep with 16384 tokens.
+PREFILL = {f"d{d}-{'causal' if causal else 'full'}-{s}": (max(1, 16384 // s), h, h, s, d, causal)
+           for d, h in ((128, 16), (64, 32), (256, 8)) for causal in (False, True) for s in (512, 1024, 2048, 4096, 8192, 16384)}
+PREFILL |= {f"gqa-causal-{s}": (max(1, 16384 // s), 32, 8, s, 128, True) for s in (1024, 4096, 8192)}
+
+
+def prefill_graphs(rows, shape, form="bf16", tokens_outside=False, flash=True):
+    batch, heads, kv_heads, length, dim, causal = PREFILL[shape]
+    dtype = f16 if form == "f16" else bf16
+
+    def make(h):
+        if tokens_outside:
+            return torch.randn(batch, length, h, dim, device=GPU).to(dtype)
+        return torch.randn(batch, h, length, dim, device=GPU).to(dtype).transpose(1, 2)
+    q, k, v = make(heads), make(kv_heads), make(kv_heads)
+    o = torch.empty_like(q)
+    absent = tensor(None)
+    args = Args(q=tensor(q), k=tensor(k), v=tensor(v), o=tensor(o), lse=absent, cu_seqlens_q=absent, cu_seqlens_kv=absent, kv_lens=absent,
+                alibi_slopes=absent, sinks=absent, bias=absent, page_table=absent, prefix_rows=absent, prefix_lens=absent, window_left=-1,
+                window_right=-1, causal=causal)
+    flops = 4 * batch * heads * length * length * dim * (0.5 if causal else 1)
+    count = max(3, min(40, int(4e-3 / (flops / 6e14))))
+    graphs = {}
+    for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION))[: 2 if flash else 1]:
+        def call(backend=backend):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal, enable_gqa=kv_heads != heads)
+        try:
+            graphs[name] = graph_of([call], count)
+        except RuntimeError as fault:
+            print(f"{name} {shape}: {str(fault).splitlines()[0]}", file=sys.stderr)
+    for name, some in rows.items():
+        graphs[name] = graph_of([caller(some[f"attention_{form}_sm90a"], args, (q, k, v, o))], count)
+    return graphs, count, flops
+
+
+def prefill_times(rows, shapes, form="bf16", tokens_outside=False, flash=True, replays=9):
+    """`rows`: of libraries, by name."""
+    lines = []
+    for shape in shapes:
+        graphs, count, flops = prefill_graphs(rows, shape, form, tokens_outside, flash)
+        times = by_turns(graphs, count, replays)
+        graphs = None
+        torch.cuda.empty_cache()
+        rivals = {n: times[n] for n in ("cuDNN", "flash") if n in times}
+        for name in rows:
+            lines.append({"op": "attention", "case": "prefill", "format": form, "shape": shape, "us": times[name], "tflops": flops / times[name] / 1e6,
+                          "rivals": rivals, "ratio": min(rivals.values(), default=float("nan")) / times[name]})
+        print(f"{shape:18}" + "".join(f" {n} {t:.1f}" for n, t in times.items()) + " |" +
+              "".join(f" {times['cuDNN'] / times[n]:.3f} ({flops / times[n] / 1e6:.0f})" for n in rows if "cuDNN" in times), flush=True)
+    return lines
+
+
 def main():
     root = os.path.join(HERE, "..", "..")
     parser = argparse.ArgumentParser()
     parser.add_argument("library", nargs="?", default=os.path.join(root, "build", "Release", "liblowbit_cuda.so"))
+    parser.add_argument("--part", default="decode,prefill", help="only these, with commas")
     parser.add_argument("--save", help="append the lines to this file")
     parser.add_argument("--commit", help="what the library was built from, where that is not this tree")
     parser.add_argument("--check", action="store_true", help="nothing but the checks")
@@ -487,13 +764,21 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(1)
     rows = library(options.library)
-    wrong = run_checks(rows, options.only, open(options.log, "w") if options.log else None)
+    log = open(options.log, "w") if options.log else None
+    parts = options.part.split(",")
+    wrong = run_checks(rows, options.only, log) if "decode" in parts else 0
+    if "prefill" in parts:
+        wrong += run_prefill_checks(rows, options.only, log)
     if options.check:
         sys.exit(wrong > 0)
     commit = options.commit or subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     origin = {"machine": torch.cuda.get_device_properties(0).name, "commit": commit, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     sink = open(options.save, "a") if options.save else None
-    for line in decode_times(rows, options.shape.split(",") if options.shape else SHAPES, options.format.split(",")):
+    shapes = options.shape.split(",") if options.shape else [*SHAPES, *PREFILL]
+    lines = decode_times(rows, [s for s in shapes if s in SHAPES], options.format.split(",")) if "decode" in parts else []
+    if "prefill" in parts:
+        lines += prefill_times({"lowbit": rows}, [s for s in shapes if s in PREFILL])
+    for line in lines:
         rounded = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in line.items()}
         rounded["rivals"] = {key: float(f"{v:.4g}") for key, v in line["rivals"].items()}
         if sink:

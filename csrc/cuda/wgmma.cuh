@@ -29,6 +29,13 @@ struct MmaBf16 {
 struct MmaF16 {
   static constexpr char form[] = "k16.f32.f16.f16", ss[] = ", 1, 1, 0, 0", rs[] = ", 1, 1, 0";
 };
+// The same with b turned: K rows of N, wgmma_rows().
+struct MmaBf16Rows {
+  static constexpr char form[] = "k16.f32.bf16.bf16", ss[] = ", 1, 1, 0, 1", rs[] = ", 1, 1, 1";
+};
+struct MmaF16Rows {
+  static constexpr char form[] = "k16.f32.f16.f16", ss[] = ", 1, 1, 0, 1", rs[] = ", 1, 1, 1";
+};
 struct MmaE4m3 {
   static constexpr char form[] = "k32.f32.e4m3.e4m3", ss[] = ", 1, 1", rs[] = ", 1, 1";
 };
@@ -54,6 +61,14 @@ __device__ __forceinline__ uint64_t wgmma_tile(const void* tile) {
   return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16 |
          (smem_address(tile) & 0x3FFFF) >> 4;
 }
+// Of 16-bit values that have N innermost: boxes of 64 of N by any multiple of 8 of K, box_bytes
+// apart, each a tile of rows of 128 bytes. The leading offset is the distance of boxes. 16 of K
+// further: 2048 >> 4 more.
+__device__ __forceinline__ uint64_t wgmma_rows(const void* tile, uint32_t box_bytes) {
+  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{box_bytes >> 4} << 16 |
+         (smem_address(tile) & 0x3FFFF) >> 4;
+}
+inline constexpr uint64_t kRowsStep = 2048 >> 4;
 // Added to a descriptor: 32 bytes of K further; 64 rows further.
 inline constexpr uint64_t kTileStep = 2, kTileSlab = 64 * 128 >> 4;
 
@@ -83,6 +98,11 @@ struct Wgmma;
 #define LB_D32 LB_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define LB_D48 LB_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define LB_D64 LB_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LB_D40 LB_D32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define LB_D88                                                       \
+  LB_D64                                                             \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+  ",%80,%81,%82,%83,%84,%85,%86,%87"
 #define LB_D96                                                       \
   LB_D64                                                             \
   ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
@@ -95,8 +115,10 @@ struct Wgmma;
 #define LB_R8(i)   LB_R4(i), LB_R4(i + 4)
 #define LB_R16(i)  LB_R8(i), LB_R8(i + 8)
 #define LB_R32(i)  LB_R16(i), LB_R16(i + 16)
+#define LB_R40(i)  LB_R32(i), LB_R8(i + 32)
 #define LB_R48(i)  LB_R32(i), LB_R16(i + 32)
 #define LB_R64(i)  LB_R32(i), LB_R32(i + 32)
+#define LB_R88(i)  LB_R64(i), LB_R16(i + 64), LB_R8(i + 80)
 #define LB_R96(i)  LB_R64(i), LB_R32(i + 64)
 #define LB_R128(i) LB_R64(i), LB_R64(i + 64)
 
@@ -126,24 +148,30 @@ LB_WGMMA(8, 4, 4, 5, 6, 7, 8, 9, 10, 11)
 LB_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14, 15)
 LB_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22, 23)
 LB_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38, 39)
+LB_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46, 47)
 LB_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54, 55)
 LB_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70, 71)
+LB_WGMMA(176, 88, 88, 89, 90, 91, 92, 93, 94, 95)
 LB_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102, 103)
 LB_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134, 135)
 
 #undef LB_WGMMA
 #undef LB_R128
 #undef LB_R96
+#undef LB_R88
 #undef LB_R64
 #undef LB_R48
+#undef LB_R40
 #undef LB_R32
 #undef LB_R16
 #undef LB_R8
 #undef LB_R4
 #undef LB_D128
 #undef LB_D96
+#undef LB_D88
 #undef LB_D64
 #undef LB_D48
+#undef LB_D40
 #undef LB_D32
 #undef LB_D16
 #undef LB_D8

@@ -1,0 +1,571 @@
+// Attention of many queries on Hopper: q, k and v of 16 bits, straight from device memory through
+// the copy engine to the tensor cores.
+//
+// A block of one warpgroup that serves and kGroups that multiply works on items of 64 * kGroups
+// queries of one head (prefill_items_sm90a.cuh): one warp keeps rings of tiles of keys and of
+// values filled, from the last tile that is seen to the first, and asks for the next item's queries
+// meanwhile. A group has 64 rows: s = q k^T of the next tile and o += p v of this one are asked for
+// together, and the softmax of the next tile runs while the second product is under way. Groups
+// take turns at asking for products, so that the softmax of one meets the products of the others.
+//
+// Results leave through the shared memory of their queries.
+#pragma once
+
+#include <cmath>
+
+#include "csrc/attention/prefill_rows_sm90a.cuh"
+#include "csrc/cuda/stmatrix.cuh"
+#include "csrc/cuda/wgmma.cuh"
+
+namespace lowbit {
+namespace {
+
+// head_dim and head_dim_v up to kDim.
+template <DType kTypeOf, int kDimOf, int kGroupsOf, int kTileOf, int kStagesOf, int kQueriesOf>
+struct Form {
+  static constexpr DType kType = kTypeOf;
+  static constexpr bool kHalf = kType == DType::f16;
+  using Mma = std::conditional_t<kHalf, MmaF16, MmaBf16>;
+  using MmaRows = std::conditional_t<kHalf, MmaF16Rows, MmaBf16Rows>;
+  static constexpr int kDim = kDimOf, kGroups = kGroupsOf, kTile = kTileOf;
+  static constexpr int kStages = kStagesOf, kQueries = kQueriesOf;
+  static constexpr int kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1), kBoxes = kDim / 64;
+  static constexpr int kQueryBytes = kRows * kDim * 2, kTileBytes = kTile * kDim * 2;
+  static constexpr int kTileBox = kTile * kSwizzleRow, kGroupBytes = 64 * kDim * 2;
+  static constexpr size_t kShared = kQueries * kQueryBytes + 2 * kStages * kTileBytes + 1024;
+  static_assert(kShared <= 232448, "shared memory of a multiprocessor");
+#ifndef VTURNS
+#define VTURNS (kGroups > 1)
+#endif
+  static constexpr bool kTurns = VTURNS;
+  // Of 65536 registers: what serves needs 56 at most.
+  static constexpr int kServe = kGroups == 3 ? 32 : kDim > 128 ? 40 : 56;
+  static constexpr int kWork = kGroups == 3 ? 160 : kDim > 128 ? 232 : 224;
+};
+
+template <class F>
+struct Shared {
+  uint8_t *queries, *keys, *values;
+  uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+  Item* items;  // of each set of queries
+};
+template <class F>
+__device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
+  Shared<F> s;
+  s.queries = raw;
+  s.keys = s.queries + F::kQueries * F::kQueryBytes;
+  s.values = s.keys + F::kStages * F::kTileBytes;
+  s.q_full = reinterpret_cast<uint64_t*>(s.values + F::kStages * F::kTileBytes);
+  s.q_empty = s.q_full + F::kQueries;
+  s.k_full = s.q_empty + F::kQueries;
+  s.k_empty = s.k_full + F::kStages;
+  s.v_full = s.k_empty + F::kStages;
+  s.v_empty = s.v_full + F::kStages;
+  s.items = reinterpret_cast<Item*>(s.v_empty + F::kStages);
+  return s;
+}
+
+// ---- serving -----------------------------------------------------------------------------------
+
+template <class F>
+__device__ __forceinline__ void bring(const CUtensorMap* map, uint8_t* to, int key, int head,
+                                      int batch, uint64_t* full) {
+  barrier_expect(full, F::kTileBytes);
+#pragma unroll
+  for (int box = 0; box < F::kBoxes; ++box) {
+    box_load(to + box * F::kTileBox, map, box * 64, key, head, batch, full);
+  }
+}
+
+template <class F>
+__device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
+  const int lane = threadIdx.x % 32;
+  Ring<F::kQueries> q;
+  Ring<F::kStages> k, v;
+  Walk walk;
+  if (call.counter != nullptr && blockIdx.x == 0 && lane == 0) open_counter(call);
+  int64_t index = blockIdx.x;
+  while (true) {
+    Item t;
+    if (!find_item<F>(call, index, walk, t)) break;
+    if (t.count >= 0) {
+      barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
+      const int kv_head = t.head / call.group;
+      uint64_t* const full = &s.q_full[q.slot];
+      if (lane == 0) {
+        s.items[q.slot] = t;
+        barrier_expect(full, F::kQueryBytes);
+#pragma unroll 1
+        for (int g = 0; g < F::kGroups; ++g) {
+          uint8_t* const to = s.queries + q.slot * F::kQueryBytes + g * F::kGroupBytes;
+#pragma unroll
+          for (int box = 0; box < F::kBoxes; ++box) {
+            box_load(to + box * 64 * kSwizzleRow, &call.q_map, box * 64, t.q + t.row + 64 * g,
+                     t.head, t.batch, full);
+          }
+        }
+      }
+      advance(q);
+#pragma unroll 1
+      for (int n = t.count; n >= 0; --n) {
+        if (n > 0) {
+          barrier_wait(&s.k_empty[k.slot], k.parity ^ 1);
+          if (lane == 0) {
+            bring<F>(&call.k_map, s.keys + k.slot * F::kTileBytes,
+                     t.kv + (t.first + n - 1) * F::kTile, kv_head, t.batch, &s.k_full[k.slot]);
+          }
+          advance(k);
+        }
+        if (n < t.count) {
+          barrier_wait(&s.v_empty[v.slot], v.parity ^ 1);
+          if (lane == 0) {
+            bring<F>(&call.v_map, s.values + v.slot * F::kTileBytes,
+                     t.kv + (t.first + n) * F::kTile, kv_head, t.batch, &s.v_full[v.slot]);
+          }
+          advance(v);
+        }
+      }
+    }
+    if (call.counter == nullptr) {
+      index += gridDim.x;
+      continue;
+    }
+    unsigned next = 0;
+    if (lane == 0) next = next_of(call);
+    next = __shfl_sync(~0u, next, 0);
+    index = int64_t{gridDim.x} + next;
+    // Each item that is not a block's first is asked for, and each block asks once in vain.
+    Walk end = walk;
+    Item none;
+    if (!find_item<F>(call, index, end, none) && next + 1 == end.before) {
+      if (lane == 0) call.counter->call = 0;
+    }
+  }
+  barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
+  if (lane == 0) {
+    s.items[q.slot].seq_q = -1;
+    barrier_arrive(&s.q_full[q.slot]);
+  }
+}
+
+// ---- work --------------------------------------------------------------------------------------
+
+// Named barriers: 1 + group, on which a group waits for its turn; 4 + group, of its own threads.
+template <class F>
+__device__ __forceinline__ void await_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+template <class F>
+__device__ __forceinline__ void pass_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(group + 1 == F::kGroups ? 1 : 2 + group) : "memory");
+}
+__device__ __forceinline__ void group_sync(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(4 + group) : "memory");
+}
+__device__ __forceinline__ void warp_arrive(uint64_t* bar) {
+  if (threadIdx.x % 32 == 0) barrier_arrive(bar);
+}
+
+// Clears the values from `first` on, which may be no numbers: all groups do, and all write zeros.
+template <class F>
+__device__ __forceinline__ void clear_values(uint8_t* values, int first, int group) {
+  const int count = (F::kTile - first) * 8;  // chunks of a box
+#pragma unroll 1
+  for (int i = threadIdx.x % 128; i < F::kBoxes * count; i += 128) {
+    const int box = i / count;
+    *reinterpret_cast<uint4*>(values + box * F::kTileBox + first * kSwizzleRow +
+                              (i - box * count) * 16) = {};
+  }
+  async_fence();
+  group_sync(group);
+}
+
+// s = q k^T.
+template <class F>
+__device__ __forceinline__ void multiply_keys(uint32_t (&s)[F::kTile / 2], const uint8_t* queries,
+                                              const uint8_t* keys) {
+  const uint64_t a = wgmma_tile(queries), b = wgmma_tile(keys);
+#pragma unroll
+  for (int step = 0; step < F::kDim / 16; ++step) {
+    const int box = step / 4, at = step % 4;
+    Wgmma<typename F::Mma, F::kTile>::ss(s, a + box * kTileSlab + at * kTileStep,
+                                         b + box * (F::kTileBox >> 4) + at * kTileStep, step > 0);
+  }
+  wgmma_commit();
+}
+// o += p v.
+template <class F>
+__device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDim / 2],
+                                                const uint32_t (&p)[F::kTile / 16][4],
+                                                const uint8_t* values) {
+  const uint64_t b = wgmma_rows(values, F::kTileBox);
+#pragma unroll
+  for (int step = 0; step < F::kTile / 16; ++step) {
+    Wgmma<typename F::MmaRows, F::kDim>::rs(o, p[step], b + step * kRowsStep, 1);
+  }
+  wgmma_commit();
+}
+
+// o and lse of a group's 64 rows.
+template <class F, bool kOptions>
+__device__ __forceinline__ void finish(const Call& call, const Item& t, int group, Rows& r,
+                                       uint32_t (&o)[F::kDim / 2], uint8_t* room) {
+  const AttentionArgs& a = call.args;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const int first = t.row + 64 * group + 16 * warp;  // row of the warp
+  const bool sigmoid_score = kOptions && a.score == Score::sigmoid;
+  const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[t.head] : -INFINITY;
+  bool mend[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const bool empty = r.lo[e] >= r.hi[e];
+    const float base = r.base[e] == -INFINITY ? 0.0f : r.base[e], sum = quad_sum(r.sum[e]);
+    float inverse = 1.0f;
+    if (!sigmoid_score) {
+      inverse = 1.0f / (sum + exp2_of(sink * kLog2 - base));
+    }
+    if (empty) inverse = 0.0f;
+    float check = 0.0f;  // no number if some element is none
+#pragma unroll
+    for (int i = 0; i < F::kDim / 2; ++i) {
+      if (row_of(i) != e) continue;
+      const float x = empty ? 0.0f : __uint_as_float(o[i]) * inverse;
+      check = fmaf(x, 0.0f, check);
+      o[i] = __float_as_uint(x);
+    }
+    check = quad_sum(fmaf(inverse, 0.0f, check));
+    mend[e] = !(check == 0.0f);
+    const int row = first + lane / 4 + 8 * e;
+    if (lane % 4 == 0 && row < t.seq_q && present(a.lse)) {
+      double lse = -INFINITY;
+      if (!empty) {
+        const double most = static_cast<double>(base) / call.unit;
+        lse = log(static_cast<double>(sum)) + (kOptions ? base * kLn2 : most * call.scale);
+      }
+      if (sink != -INFINITY) {
+        const double high = lse > sink ? lse : sink, low = lse > sink ? sink : lse;
+        lse = high + log1p(exp(low - high));
+      }
+      const int64_t at = (is_batched(a) ? t.batch * a.lse.strides[0] : t.q * a.lse.strides[1]) +
+                         t.head * a.lse.strides[a.lse.rank - 2] +
+                         row * a.lse.strides[a.lse.rank - 1];
+      static_cast<float*>(a.lse.data)[at] = static_cast<float>(lse);
+    }
+  }
+  const int dim_v = static_cast<int>(head_dim_v_of(a));
+  const int64_t start = (is_batched(a) ? t.batch : t.q) * a.o.strides[0] +
+                        t.head * head_stride(a.o) + first * token_stride(a.o);
+  const int left = t.seq_q - first;  // rows of the warp that are there
+  if (a.o.dtype == DType::f32) {
+    float* const to = static_cast<float*>(a.o.data) + start;
+#pragma unroll
+    for (int i = 0; i < F::kDim / 2; ++i) {
+      const int row = lane / 4 + 8 * row_of(i), column = column_of(i) + 2 * (lane % 4);
+      if (row < left && column < dim_v)
+        to[row * token_stride(a.o) + column] = __uint_as_float(o[i]);
+    }
+  } else {
+    group_sync(group);  // all warps are done with the queries
+#pragma unroll
+    for (int j = 0; j < F::kDim / 16; ++j) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = pack_two<F::kType>(__uint_as_float(o[8 * j + 2 * i]),
+                                      __uint_as_float(o[8 * j + 2 * i + 1]));
+      }
+      const int row = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
+      stmatrix(room + j / 4 * 8192 + swizzled(row, j % 4 * 32 + lane / 16 * 16), words);
+    }
+    __syncwarp();
+    auto* const to = static_cast<uint16_t*>(a.o.data) + start;
+    const bool even = (reinterpret_cast<uintptr_t>(to) & 15) == 0 && token_stride(a.o) % 8 == 0;
+#pragma unroll 4
+    for (int i = lane; i < 16 * F::kDim / 8; i += 32) {
+      const int row = i / (F::kDim / 8), c = i % (F::kDim / 8);
+      if (row >= left || c * 8 >= dim_v) continue;
+      const uint8_t* const from = room + c / 8 * 8192 + swizzled(warp * 16 + row, c % 8 * 16);
+      uint16_t* const at = to + row * token_stride(a.o) + c * 8;
+      if (even) {
+        *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(from);
+      } else {
+#pragma unroll 1
+        for (int e = 0; e < 8; ++e) at[e] = reinterpret_cast<const uint16_t*>(from)[e];
+      }
+    }
+    async_fence();
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int e = 0; e < 2; ++e) {
+    unsigned rows = __ballot_sync(~0u, e == 0 ? mend[0] : mend[1]);
+    while (rows != 0) {
+      const int row = (__ffs(rows) - 1) / 4 + 8 * e;
+      rows &= ~(15u << (row - 8 * e) * 4);
+      if (row < left) mend_row<F>(call, t, first + row);
+    }
+  }
+}
+
+template <class F, bool kOptions>
+__device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128 - 1;
+  Ring<F::kQueries> q;
+  Ring<F::kStages> k, v;
+  const bool sigmoid_score = kOptions && call.args.score == Score::sigmoid;
+  const float unit = kOptions ? 1.0f : call.unit;
+  if (F::kTurns && group + 1 == F::kGroups) pass_turn<F>(group);
+  while (true) {
+    barrier_wait(&s.q_full[q.slot], q.parity);
+    const Item& t = s.items[q.slot];
+    if (t.seq_q < 0) break;
+    const int first = t.first;
+    uint8_t* const queries = s.queries + q.slot * F::kQueryBytes + group * F::kGroupBytes;
+    const int row0 = t.row + 64 * group, shift = t.seq_kv - t.seq_q;
+    Rows rows = rows_of<F>(call, t, row0 + 16 * warp + lane / 4);
+    // Keys that all rows of the group see.
+    const int low = first_key(call, row0 + 63 + shift);
+    const int high = end_key(call, row0 + shift, t.seq_kv);
+    uint32_t o[F::kDim / 2], x[F::kTile / 2] = {}, p[F::kTile / 16][4];
+    float factor[2];
+#pragma unroll
+    for (uint32_t& e : o) e = 0;
+    const auto soften = [&](int tile) {
+      const int key0 = tile * F::kTile, key = key0 + 2 * (lane % 4);
+      if constexpr (kOptions) score(call, rows, key, x);
+      if (key0 < low || key0 + F::kTile > high) mask(rows, key, x);
+      if (kOptions && sigmoid_score) {
+        weigh_sigmoid(x, factor);
+      } else {
+        weigh(unit, rows, x, factor);
+      }
+    };
+    if (t.count > 0) {
+      int tile = first + t.count - 1;
+      barrier_wait(&s.k_full[k.slot], k.parity);
+      pin(x);
+      wgmma_fence();
+      multiply_keys<F>(x, queries, s.keys + k.slot * F::kTileBytes);
+      wgmma_wait<0>();
+      pin(x);
+      warp_arrive(&s.k_empty[k.slot]);
+      advance(k);
+      soften(tile);
+      pack_weights<F::kType>(x, p);
+      if (call.ragged && (tile + 1) * F::kTile > t.seq_kv) {
+        barrier_wait(&s.v_full[v.slot], v.parity);
+        clear_values<F>(s.values + v.slot * F::kTileBytes, t.seq_kv - tile * F::kTile, group);
+      }
+#pragma unroll 1
+      for (--tile; tile >= first; --tile) {
+        barrier_wait(&s.k_full[k.slot], k.parity);
+        if (F::kTurns) await_turn<F>(group);
+#pragma unroll
+        for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
+        pin(o);
+        pin(x);
+        wgmma_fence();
+        multiply_keys<F>(x, queries, s.keys + k.slot * F::kTileBytes);
+        barrier_wait(&s.v_full[v.slot], v.parity);
+        wgmma_fence();
+        multiply_values<F>(o, p, s.values + v.slot * F::kTileBytes);
+        if (F::kTurns) pass_turn<F>(group);
+        wgmma_wait<1>();
+        pin(x);
+        warp_arrive(&s.k_empty[k.slot]);
+        advance(k);
+        soften(tile);
+        wgmma_wait<0>();
+        pin(o);
+        warp_arrive(&s.v_empty[v.slot]);
+        advance(v);
+        if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
+#pragma unroll
+          for (int i = 0; i < F::kDim / 2; ++i) {
+            o[i] = __float_as_uint(__uint_as_float(o[i]) * factor[row_of(i)]);
+          }
+        }
+        pack_weights<F::kType>(x, p);
+      }
+      barrier_wait(&s.v_full[v.slot], v.parity);
+#pragma unroll
+      for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
+      pin(o);
+      wgmma_fence();
+      multiply_values<F>(o, p, s.values + v.slot * F::kTileBytes);
+      wgmma_wait<0>();
+      pin(o);
+      warp_arrive(&s.v_empty[v.slot]);
+      advance(v);
+    }
+    finish<F, kOptions>(call, t, group, rows, o, queries);
+    __syncwarp();
+    warp_arrive(&s.q_empty[q.slot]);
+    advance(q);
+  }
+}
+
+template <class F, bool kOptions>
+__global__ void __launch_bounds__(F::kThreads, 1) attend_tiles(const __grid_constant__ Call call) {
+  extern __shared__ __align__(1024) uint8_t raw[];
+  const Shared<F> s = shared_of<F>(raw);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < F::kQueries; ++i) {
+      barrier_init(&s.q_full[i], 1);
+      barrier_init(&s.q_empty[i], 4 * F::kGroups);
+    }
+    for (int i = 0; i < F::kStages; ++i) {
+      barrier_init(&s.k_full[i], 1);
+      barrier_init(&s.k_empty[i], 4 * F::kGroups);
+      barrier_init(&s.v_full[i], 1);
+      barrier_init(&s.v_empty[i], 4 * F::kGroups);
+    }
+    barrier_init_fence();
+    tma_prefetch(&call.q_map);
+    tma_prefetch(&call.k_map);
+    tma_prefetch(&call.v_map);
+  }
+  __syncthreads();
+  wait_for_others();
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(F::kServe));
+    if (threadIdx.x < 32) {
+      serve<F>(call, s);
+    } else if (threadIdx.x < 64 && call.check != nullptr && blockIdx.x == 0) {
+      check_lens(call.args, call.check, threadIdx.x - 32, 32);
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(F::kWork));
+    work<F, kOptions>(call, s);
+  }
+}
+
+// ---- host --------------------------------------------------------------------------------------
+
+// Rows that the copy engine can read: strides of multiples of 16 bytes.
+static inline bool has_even_rows(const Tensor& t) {
+  if ((reinterpret_cast<uintptr_t>(t.data) & 15) != 0 || t.shape[t.rank - 1] % 8 != 0) return false;
+  for (int i = 0; i < t.rank - 1; ++i) {
+    if (t.shape[i] > 1 && (t.strides[i] % 8 != 0 || t.strides[i] >= int64_t{1} << 38)) return false;
+  }
+  return true;
+}
+static inline int64_t query_tokens(const AttentionArgs& a) {
+  return is_batched(a) ? a.q.shape[0] * a.q.shape[1] : a.q.shape[0];
+}
+static inline bool takes_tensors(const AttentionArgs& a) {
+  if (is_paged(a) || head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
+  if (numel(a.q) == 0 || numel(a.k) == 0) return false;
+  if (!has_even_rows(a.q) || !has_even_rows(a.k) || !has_even_rows(a.v)) return false;
+  const int64_t batch = is_batched(a) ? a.q.shape[0] : 1;
+  if (query_tokens(a) * head_count(a) >= kMostItems || sequence_count(a) >= kMostItems)
+    return false;
+  return a.k.shape[a.k.rank - 3] * batch < kMostItems;
+}
+
+static inline size_t tensors_workspace(const AttentionArgs&, int) { return sizeof(Counter); }
+
+// A number that no other call of this process has, and memory that was not written by one of them
+// hardly ever: each step is one to one (Steele, Lea, Flood, SplitMix, 2014).
+static inline uint64_t number_of_call() {
+  static std::atomic<uint64_t> calls{0};
+  uint64_t x = (calls.fetch_add(1, std::memory_order_relaxed) + 1) * 0x9E3779B97F4A7C15ull;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+  return x ^ x >> 31;
+}
+
+static inline cudaError_t map_of(const Tensor& t, int64_t rows, CUtensorMap* map) {
+  const bool batched = t.rank == 4;
+  BoxKey key = {};
+  key.data = t.data;
+  key.elements = t.shape[t.rank - 1];
+  key.tokens = t.shape[t.rank - 3];
+  key.heads = t.shape[t.rank - 2];
+  key.batch = batched ? t.shape[0] : 1;
+  key.token_bytes = 2 * token_stride(t);
+  key.head_bytes = 2 * head_stride(t);
+  key.batch_bytes = batched ? 2 * t.strides[0] : 0;
+  key.rows = rows;
+  return box_map(key, map);
+}
+
+template <class F, bool kOptions>
+static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
+  static std::atomic<uint64_t> asked{0};
+  const auto limit = [](int64_t window) {
+    return static_cast<int>(window < 0 ? -1 : window < kMostItems ? window : kMostItems - 1);
+  };
+  const auto numbers = [](const Tensor& t) {
+    return present(t) ? static_cast<const int32_t*>(t.data) : nullptr;
+  };
+  const Mask mask = make_mask(args.causal, args.window_left, args.window_right);
+  const bool batched = is_batched(args), packed = present(args.cu_seqlens_q);
+  Call call = {};
+  call.args = args;
+  call.scale = args.softmax_scale != 0 ? static_cast<double>(args.softmax_scale)
+                                       : 1.0 / std::sqrt(static_cast<double>(head_dim_of(args)));
+  call.unit = static_cast<float>(call.scale * 1.4426950408889634);
+  call.heads = static_cast<int>(head_count(args));
+  call.group = static_cast<int>(head_count(args) / kv_head_count(args));
+  call.left = limit(mask.left);
+  call.right = limit(mask.right);
+  call.ragged = packed || present(args.kv_lens);
+  call.cu_q = numbers(args.cu_seqlens_q);
+  call.cu_kv = present(args.cu_seqlens_kv) ? numbers(args.cu_seqlens_kv) : call.cu_q;
+  call.kv_lens = numbers(args.kv_lens);
+  call.sequences = static_cast<int>(sequence_count(args));
+  call.tokens_q = static_cast<int>(args.q.shape[0]);
+  call.tokens_kv = static_cast<int>(args.k.shape[0]);
+  call.seq_q = static_cast<int>(args.q.shape[args.q.rank - 3]);
+  call.seq_kv = static_cast<int>(args.k.shape[args.k.rank - 3]);
+  call.key_bytes = static_cast<int>(2 * (head_dim_of(args) + head_dim_v_of(args)));
+  call.all_heads = packed ? 0 : static_cast<int>(batched ? args.q.shape[0] : 1) * call.heads;
+  const int64_t fit = kSectionBytes / (int64_t{call.seq_kv} * call.key_bytes) * call.group;
+  call.section = static_cast<int>(fit < call.group       ? call.group
+                                  : fit < call.all_heads ? fit
+                                                         : call.all_heads);
+  call.check = ctx.check;
+  const int64_t blocks = int64_t{(call.seq_q + F::kRows - 1) / F::kRows} +
+                         (packed ? call.sequences : 0);  // no fewer than there are
+  const int64_t items = blocks * (packed ? call.heads : call.all_heads);
+  if (items > ctx.multiprocessors) {
+    call.counter = static_cast<Counter*>(ctx.scratch);
+    call.call = number_of_call();
+  }
+  cudaError_t code = map_of(args.q, 64, &call.q_map);
+  if (code == cudaSuccess) code = map_of(args.k, F::kTile, &call.k_map);
+  if (code == cudaSuccess) code = map_of(args.v, F::kTile, &call.v_map);
+  if (code == cudaSuccess) code = allow_shared(attend_tiles<F, kOptions>, F::kShared, asked);
+  LB_TRY(launched(code));
+  const auto grid =
+      static_cast<unsigned>(items < ctx.multiprocessors ? items : ctx.multiprocessors);
+  return launch(ctx, attend_tiles<F, kOptions>, grid, F::kThreads, F::kShared, call);
+}
+
+template <class F>
+static Status run_options(const AttentionArgs& args, const Ctx& ctx) {
+  // Weights of products without more than a scale, which is positive.
+  const bool plain = args.softcap == 0 && !present(args.alibi_slopes) && !present(args.bias) &&
+                     args.score == Score::softmax &&
+                     (args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
+  return plain ? run_form<F, false>(args, ctx) : run_form<F, true>(args, ctx);
+}
+
+template <DType kType>
+static Status run_type(const AttentionArgs& args, const Ctx& ctx) {
+  if (!takes_tensors(args)) return run_rows(args, ctx);
+  const int64_t dim = head_dim_of(args), dim_v = head_dim_v_of(args),
+                most = dim > dim_v ? dim : dim_v;
+#ifndef V64
+#define V64  2, 128, 4, 2
+#define V128 2, 128, 2, 2
+#define V256 2, 80, 2, 1
+#endif
+  if (most <= 64) return run_options<Form<kType, 64, V64>>(args, ctx);
+  if (most <= 128) return run_options<Form<kType, 128, V128>>(args, ctx);
+  return run_options<Form<kType, 256, V256>>(args, ctx);
+}
+
+}  // namespace
+}  // namespace lowbit

@@ -1,0 +1,70 @@
+// Tensor maps of [batch, heads, tokens, elements] in any order of memory: boxes of rows of one
+// head.
+#pragma once
+
+#include "csrc/cuda/tensor_map.cuh"
+#include "csrc/cuda/tma.cuh"
+
+namespace lowbit {
+namespace {
+
+struct BoxKey {
+  const void* data;
+  int64_t elements, tokens, heads, batch;  // sizes, none 0; elements of 16 bits
+  int64_t token_bytes, head_bytes, batch_bytes;
+  int64_t rows;  // of a box: tokens
+};
+
+// Boxes of 64 elements of `rows` tokens in the swizzled tile of swizzle.cuh. `data` and all strides
+// are multiples of 16. Remembered as tile_map() does it.
+static inline cudaError_t box_map(const BoxKey& key, CUtensorMap* map) {
+  constexpr uint32_t kPlaces = 128;
+  struct Place {
+    BoxKey key;
+    CUtensorMap map;
+  };
+  static thread_local Place* places = nullptr;
+  static const MapEncode encode = map_encoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  if (places == nullptr) places = new Place[kPlaces]();
+  uint64_t hash = reinterpret_cast<uint64_t>(key.data);
+  for (const int64_t v : {key.tokens, key.token_bytes, key.head_bytes, key.rows}) {
+    hash = (hash ^ static_cast<uint64_t>(v)) * 0x9E3779B97F4A7C15ull;
+  }
+  Place& place = places[hash >> 32 & (kPlaces - 1)];
+  if (std::memcmp(&place.key, &key, sizeof key) != 0) {
+    const auto u64 = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+    const cuuint64_t sizes[] = {u64(key.elements), u64(key.tokens), u64(key.heads), u64(key.batch)};
+    // The stride of a dimension of size 1 may be anything; the engine wants one it can hold.
+    const auto stride = [&](int64_t size, int64_t bytes) { return u64(size == 1 ? 16 : bytes); };
+    const cuuint64_t strides[] = {stride(key.tokens, key.token_bytes),
+                                  stride(key.heads, key.head_bytes),
+                                  stride(key.batch, key.batch_bytes)};
+    const cuuint32_t box[] = {64, static_cast<cuuint32_t>(key.rows), 1, 1};
+    const cuuint32_t steps[] = {1, 1, 1, 1};
+    const CUresult result =
+        encode(&place.map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(key.data), sizes,
+               strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) {
+      place.key = {};
+      return cudaErrorInvalidValue;
+    }
+    place.key = key;
+  }
+  *map = place.map;
+  return cudaSuccess;
+}
+
+// The box at element x of token y of a head.
+__device__ __forceinline__ void box_load(void* to, const CUtensorMap* map, int x, int y, int head,
+                                         int batch, uint64_t* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4, %5}], [%6];" ::"r"(smem_address(to)),
+      "l"(map), "r"(x), "r"(y), "r"(head), "r"(batch), "r"(smem_address(bar))
+      : "memory");
+}
+
+}  // namespace
+}  // namespace lowbit
