@@ -20,27 +20,33 @@
 namespace lowbit {
 namespace {
 
-// head_dim and head_dim_v up to kDim.
-template <DType kTypeOf, int kDimOf, int kGroupsOf, int kTileOf, int kStagesOf, int kQueriesOf>
+// head_dim up to kDim and head_dim_v up to kDimV: what is missing arrives as zeros.
+template <DType kTypeOf, int kDimOf, int kDimVOf, int kGroupsOf, int kTileOf, int kStagesOf,
+          int kQueriesOf>
 struct Form {
   static constexpr DType kType = kTypeOf;
   static constexpr bool kHalf = kType == DType::f16;
   using Mma = std::conditional_t<kHalf, MmaF16, MmaBf16>;
   using MmaRows = std::conditional_t<kHalf, MmaF16Rows, MmaBf16Rows>;
-  static constexpr int kDim = kDimOf, kGroups = kGroupsOf, kTile = kTileOf;
+  static constexpr int kDim = kDimOf, kDimV = kDimVOf, kGroups = kGroupsOf, kTile = kTileOf;
   static constexpr int kStages = kStagesOf, kQueries = kQueriesOf;
-  static constexpr int kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1), kBoxes = kDim / 64;
-  static constexpr int kQueryBytes = kRows * kDim * 2, kTileBytes = kTile * kDim * 2;
-  static constexpr int kTileBox = kTile * kSwizzleRow, kGroupBytes = 64 * kDim * 2;
-  static constexpr size_t kShared = kQueries * kQueryBytes + 2 * kStages * kTileBytes + 1024;
+  static constexpr int kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1);
+  // Boxes of 64 elements, of which the last one may be used in part.
+  static constexpr int kBoxes = (kDim + 63) / 64, kBoxesV = (kDimV + 63) / 64;
+  static constexpr int kTileBox = kTile * kSwizzleRow, kGroupBox = 64 * kSwizzleRow;
+  static constexpr int kGroupBytes = kBoxes * kGroupBox, kQueryBytes = kGroups * kGroupBytes;
+  static constexpr int kKeyBytes = kBoxes * kTileBox, kValueBytes = kBoxesV * kTileBox;
+  static constexpr size_t kShared =
+      kQueries * kQueryBytes + kStages * (kKeyBytes + kValueBytes) + 1024;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
+  static_assert(kBoxesV <= kBoxes, "results leave through the room of queries");
 #ifndef VTURNS
 #define VTURNS (kGroups > 1)
 #endif
   static constexpr bool kTurns = VTURNS;
   // Of 65536 registers: what serves needs 56 at most.
-  static constexpr int kServe = kGroups == 3 ? 32 : kDim > 128 ? 40 : 56;
-  static constexpr int kWork = kGroups == 3 ? 160 : kDim > 128 ? 232 : 224;
+  static constexpr int kServe = kGroups == 3 ? 32 : kDimV > 128 ? 40 : 56;
+  static constexpr int kWork = kGroups == 3 ? 160 : kDimV > 128 ? 232 : 224;
 };
 
 template <class F>
@@ -54,8 +60,8 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   Shared<F> s;
   s.queries = raw;
   s.keys = s.queries + F::kQueries * F::kQueryBytes;
-  s.values = s.keys + F::kStages * F::kTileBytes;
-  s.q_full = reinterpret_cast<uint64_t*>(s.values + F::kStages * F::kTileBytes);
+  s.values = s.keys + F::kStages * F::kKeyBytes;
+  s.q_full = reinterpret_cast<uint64_t*>(s.values + F::kStages * F::kValueBytes);
   s.q_empty = s.q_full + F::kQueries;
   s.k_full = s.q_empty + F::kQueries;
   s.k_empty = s.k_full + F::kStages;
@@ -67,12 +73,12 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
 
 // ---- serving -----------------------------------------------------------------------------------
 
-template <class F>
+template <class F, int kBoxes>
 __device__ __forceinline__ void bring(const CUtensorMap* map, uint8_t* to, int key, int head,
                                       int batch, uint64_t* full) {
-  barrier_expect(full, F::kTileBytes);
+  barrier_expect(full, kBoxes * F::kTileBox);
 #pragma unroll
-  for (int box = 0; box < F::kBoxes; ++box) {
+  for (int box = 0; box < kBoxes; ++box) {
     box_load(to + box * F::kTileBox, map, box * 64, key, head, batch, full);
   }
 }
@@ -100,7 +106,7 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
           uint8_t* const to = s.queries + q.slot * F::kQueryBytes + g * F::kGroupBytes;
 #pragma unroll
           for (int box = 0; box < F::kBoxes; ++box) {
-            box_load(to + box * 64 * kSwizzleRow, &call.q_map, box * 64, t.q + t.row + 64 * g,
+            box_load(to + box * F::kGroupBox, &call.q_map, box * 64, t.q + t.row + 64 * g,
                      t.head, t.batch, full);
           }
         }
@@ -111,7 +117,7 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
         if (n > 0) {
           barrier_wait(&s.k_empty[k.slot], k.parity ^ 1);
           if (lane == 0) {
-            bring<F>(&call.k_map, s.keys + k.slot * F::kTileBytes,
+            bring<F, F::kBoxes>(&call.k_map, s.keys + k.slot * F::kKeyBytes,
                      t.kv + (t.first + n - 1) * F::kTile, kv_head, t.batch, &s.k_full[k.slot]);
           }
           advance(k);
@@ -119,7 +125,7 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
         if (n < t.count) {
           barrier_wait(&s.v_empty[v.slot], v.parity ^ 1);
           if (lane == 0) {
-            bring<F>(&call.v_map, s.values + v.slot * F::kTileBytes,
+            bring<F, F::kBoxesV>(&call.v_map, s.values + v.slot * F::kValueBytes,
                      t.kv + (t.first + n) * F::kTile, kv_head, t.batch, &s.v_full[v.slot]);
           }
           advance(v);
@@ -171,7 +177,7 @@ template <class F>
 __device__ __forceinline__ void clear_values(uint8_t* values, int first, int group) {
   const int count = (F::kTile - first) * 8;  // chunks of a box
 #pragma unroll 1
-  for (int i = threadIdx.x % 128; i < F::kBoxes * count; i += 128) {
+  for (int i = threadIdx.x % 128; i < F::kBoxesV * count; i += 128) {
     const int box = i / count;
     *reinterpret_cast<uint4*>(values + box * F::kTileBox + first * kSwizzleRow +
                               (i - box * count) * 16) = {};
@@ -195,13 +201,13 @@ __device__ __forceinline__ void multiply_keys(uint32_t (&s)[F::kTile / 2], const
 }
 // o += p v.
 template <class F>
-__device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDim / 2],
+__device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDimV / 2],
                                                 const uint32_t (&p)[F::kTile / 16][4],
                                                 const uint8_t* values) {
   const uint64_t b = wgmma_rows(values, F::kTileBox);
 #pragma unroll
   for (int step = 0; step < F::kTile / 16; ++step) {
-    Wgmma<typename F::MmaRows, F::kDim>::rs(o, p[step], b + step * kRowsStep, 1);
+    Wgmma<typename F::MmaRows, F::kDimV>::rs(o, p[step], b + step * kRowsStep, 1);
   }
   wgmma_commit();
 }
@@ -209,7 +215,7 @@ __device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDim / 2],
 // o and lse of a group's 64 rows.
 template <class F, bool kOptions>
 __device__ __forceinline__ void finish(const Call& call, const Item& t, int group, Rows& r,
-                                       uint32_t (&o)[F::kDim / 2], uint8_t* room) {
+                                       uint32_t (&o)[F::kDimV / 2], uint8_t* room) {
   const AttentionArgs& a = call.args;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const int first = t.row + 64 * group + 16 * warp;  // row of the warp
@@ -227,7 +233,7 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
     if (empty) inverse = 0.0f;
     float check = 0.0f;  // no number if some element is none
 #pragma unroll
-    for (int i = 0; i < F::kDim / 2; ++i) {
+    for (int i = 0; i < F::kDimV / 2; ++i) {
       if (row_of(i) != e) continue;
       const float x = empty ? 0.0f : __uint_as_float(o[i]) * inverse;
       check = fmaf(x, 0.0f, check);
@@ -259,7 +265,7 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
   if (a.o.dtype == DType::f32) {
     float* const to = static_cast<float*>(a.o.data) + start;
 #pragma unroll
-    for (int i = 0; i < F::kDim / 2; ++i) {
+    for (int i = 0; i < F::kDimV / 2; ++i) {
       const int row = lane / 4 + 8 * row_of(i), column = column_of(i) + 2 * (lane % 4);
       if (row < left && column < dim_v)
         to[row * token_stride(a.o) + column] = __uint_as_float(o[i]);
@@ -267,7 +273,7 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
   } else {
     group_sync(group);  // all warps are done with the queries
 #pragma unroll
-    for (int j = 0; j < F::kDim / 16; ++j) {
+    for (int j = 0; j < F::kDimV / 16; ++j) {
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -281,8 +287,8 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
     auto* const to = static_cast<uint16_t*>(a.o.data) + start;
     const bool even = (reinterpret_cast<uintptr_t>(to) & 15) == 0 && token_stride(a.o) % 8 == 0;
 #pragma unroll 4
-    for (int i = lane; i < 16 * F::kDim / 8; i += 32) {
-      const int row = i / (F::kDim / 8), c = i % (F::kDim / 8);
+    for (int i = lane; i < 16 * F::kDimV / 8; i += 32) {
+      const int row = i / (F::kDimV / 8), c = i % (F::kDimV / 8);
       if (row >= left || c * 8 >= dim_v) continue;
       const uint8_t* const from = room + c / 8 * 8192 + swizzled(warp * 16 + row, c % 8 * 16);
       uint16_t* const at = to + row * token_stride(a.o) + c * 8;
@@ -326,7 +332,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
     // Keys that all rows of the group see.
     const int low = first_key(call, row0 + 63 + shift);
     const int high = end_key(call, row0 + shift, t.seq_kv);
-    uint32_t o[F::kDim / 2], x[F::kTile / 2] = {}, p[F::kTile / 16][4];
+    uint32_t o[F::kDimV / 2], x[F::kTile / 2] = {}, p[F::kTile / 16][4];
     float factor[2];
 #pragma unroll
     for (uint32_t& e : o) e = 0;
@@ -345,7 +351,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       barrier_wait(&s.k_full[k.slot], k.parity);
       pin(x);
       wgmma_fence();
-      multiply_keys<F>(x, queries, s.keys + k.slot * F::kTileBytes);
+      multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
       wgmma_wait<0>();
       pin(x);
       warp_arrive(&s.k_empty[k.slot]);
@@ -354,7 +360,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       pack_weights<F::kType>(x, p);
       if (call.ragged && (tile + 1) * F::kTile > t.seq_kv) {
         barrier_wait(&s.v_full[v.slot], v.parity);
-        clear_values<F>(s.values + v.slot * F::kTileBytes, t.seq_kv - tile * F::kTile, group);
+        clear_values<F>(s.values + v.slot * F::kValueBytes, t.seq_kv - tile * F::kTile, group);
       }
 #pragma unroll 1
       for (--tile; tile >= first; --tile) {
@@ -365,10 +371,10 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         pin(o);
         pin(x);
         wgmma_fence();
-        multiply_keys<F>(x, queries, s.keys + k.slot * F::kTileBytes);
+        multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
         barrier_wait(&s.v_full[v.slot], v.parity);
         wgmma_fence();
-        multiply_values<F>(o, p, s.values + v.slot * F::kTileBytes);
+        multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
         if (F::kTurns) pass_turn<F>(group);
         wgmma_wait<1>();
         pin(x);
@@ -381,7 +387,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         advance(v);
         if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
-          for (int i = 0; i < F::kDim / 2; ++i) {
+          for (int i = 0; i < F::kDimV / 2; ++i) {
             o[i] = __float_as_uint(__uint_as_float(o[i]) * factor[row_of(i)]);
           }
         }
@@ -392,7 +398,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
       pin(o);
       wgmma_fence();
-      multiply_values<F>(o, p, s.values + v.slot * F::kTileBytes);
+      multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
       wgmma_wait<0>();
       pin(o);
       warp_arrive(&s.v_empty[v.slot]);
@@ -558,13 +564,20 @@ static Status run_type(const AttentionArgs& args, const Ctx& ctx) {
   const int64_t dim = head_dim_of(args), dim_v = head_dim_v_of(args),
                 most = dim > dim_v ? dim : dim_v;
 #ifndef V64
-#define V64  2, 128, 4, 2
+#define V64 2, 128, 4, 2
 #define V128 2, 128, 2, 2
 #define V256 2, 80, 2, 1
 #endif
-  if (most <= 64) return run_options<Form<kType, 64, V64>>(args, ctx);
-  if (most <= 128) return run_options<Form<kType, 128, V128>>(args, ctx);
-  return run_options<Form<kType, 256, V256>>(args, ctx);
+  if (most <= 64) return run_options<Form<kType, 64, 64, V64>>(args, ctx);
+#ifndef VFEW
+  if (most <= 96) return run_options<Form<kType, 96, 96, V128>>(args, ctx);
+#endif
+  if (most <= 128) return run_options<Form<kType, 128, 128, V128>>(args, ctx);
+#ifndef VFEW
+  if (dim <= 192 && dim_v <= 128) return run_options<Form<kType, 192, 128, 2, 128, 2, 1>>(args, ctx);
+  if (most <= 192) return run_options<Form<kType, 192, 192, 2, 96, 2, 1>>(args, ctx);
+#endif
+  return run_options<Form<kType, 256, 256, V256>>(args, ctx);
 }
 
 }  // namespace
