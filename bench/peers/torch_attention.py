@@ -483,9 +483,9 @@ class Prefill:
     """Sequences of (queries, keys), packed or batched (the first one's number of queries is everyone's), and options."""
 
     def __init__(self, form="bf16", dim=128, dim_v=None, heads=4, kv_heads=2, seqs=((64, 64),), batched=False, out=None, placing="tokens",
-                 causal=False, left=-1, right=-1, softcap=0.0, slopes=False, sinks=False, bias=None, sigmoid=False, scale=0.0, nan=(), room=0):
+                 causal=False, left=-1, right=-1, softcap=0.0, slopes=False, sinks=False, bias=None, sigmoid=False, scale=0.0, nan=(), room=0, page=0):
         self.type = f16 if form == "f16" else bf16
-        self.row = f"attention_{form}_sm90a"
+        self.row, self.form, self.page = f"attention_{form}_sm90a", form, page
         self.dim, self.dim_v, self.heads, self.kv_heads = dim, dim_v or dim, heads, kv_heads
         self.seqs = [(seqs[0][0], kv) for _, kv in seqs] if batched else list(seqs)
         self.batched, self.out, self.causal, self.left, self.right, self.softcap, self.sigmoid = batched, out or self.type, causal, left, right, softcap, sigmoid
@@ -524,6 +524,22 @@ class Prefill:
             return wide(tokens, heads + 1, dim + 3)[:, 1:, 3 : 3 + dim]
         return wide(tokens, heads, dim)
 
+    def cache(self):
+        """The keys and values in a cache whose pages stand in no order, NaN where there is no token."""
+        size, heads, block = self.page, self.kv_heads, block_of(self.form, self.page, self.dim)
+        width = max(kv for _, kv in self.seqs) // size + 2
+        cache = Pages(self.form, len(self.seqs) * width + 3, size, heads, self.dim)
+        cache.data.fill_(0xFF)
+        self.table = torch.randperm(cache.pages, device=GPU)[: len(self.seqs) * width].view(-1, width).int()
+        for b, (_, kv) in enumerate(self.seqs):
+            for p in range((kv + size - 1) // size):
+                n = min(size, kv - p * size)
+                for at, x in ((block.k, self.k), (block.v, self.v)):
+                    part = x[self.begins[b][1] + p * size :][:n].transpose(0, 1).reshape(heads, -1).contiguous()
+                    cache.paged[self.table[b, p], :, at : at + 2 * part.shape[1]] = part.view(torch.uint8).view(heads, -1)
+        self.pages = cache
+        return cache.struct()
+
     def args(self):
         batch = len(self.seqs)
         shaped = lambda x: x.unflatten(0, (batch, -1)) if self.batched else x
@@ -532,14 +548,17 @@ class Prefill:
         one = not self.batched and batch == 1
         self.cu_q = None if self.batched or one else ends(lambda s: s[0])
         self.cu_kv = None if self.batched or one else ends(lambda s: s[1])
-        self.kv_lens = number([kv for _, kv in self.seqs]) if self.batched and any(kv != self.room for _, kv in self.seqs) else None
+        self.kv_lens = number([kv for _, kv in self.seqs]) if self.batched and any(kv != self.room for _, kv in self.seqs) or self.page else None
         lse = self.lse.view(self.heads, batch, -1).transpose(0, 1) if self.batched and self.lse is not None else self.lse
         self.views = [shaped(x) for x in (self.q, self.k, self.v, self.o)] + [lse]
         absent = tensor(None)
         q, k, v, o, lse = (tensor(x) for x in self.views)
-        return Args(q=q, k=k, v=v, o=o, lse=lse, cu_seqlens_q=tensor(self.cu_q), cu_seqlens_kv=tensor(self.cu_kv), kv_lens=tensor(self.kv_lens),
-                    alibi_slopes=tensor(self.slopes), sinks=tensor(self.sinks), bias=tensor(self.bias), page_table=absent, prefix_rows=absent,
-                    prefix_lens=absent, softmax_scale=self.scale_arg, softcap=self.softcap, window_left=self.left, window_right=self.right,
+        cu_kv, paged = tensor(self.cu_kv), {}
+        if self.page:
+            k, v, cu_kv, paged = absent, absent, absent, {"kv": self.cache()}
+        return Args(q=q, k=k, v=v, o=o, lse=lse, cu_seqlens_q=tensor(self.cu_q), cu_seqlens_kv=cu_kv, kv_lens=tensor(self.kv_lens),
+                    alibi_slopes=tensor(self.slopes), sinks=tensor(self.sinks), bias=tensor(self.bias), prefix_rows=absent, prefix_lens=absent,
+                    page_table=tensor(self.table) if self.page else absent, **paged, softmax_scale=self.scale_arg, softcap=self.softcap, window_left=self.left, window_right=self.right,
                     causal=self.causal, score=int(self.sigmoid))
 
     def reference(self, exact=True):
@@ -662,6 +681,9 @@ def prefill_checks():
             yield f"{form} D{dim} fused", dict(form=form, dim=dim, seqs=edges, placing="fused", causal=True)
             yield f"{form} D{dim} NaN in a value and a key", dict(form=form, dim=dim, seqs=[(300, 300), (70, 100)], causal=True, nan=[("v", 0, 140), ("k", 0, 250), ("v", 1, 80)])
             yield f"{form} D{dim} NaN and window", dict(form=form, dim=dim, seqs=[(300, 400)], left=50, right=60, nan=[("v", 0, 140), ("k", 0, 33)], softcap=15.0)
+            for size in (8, 64, 256):
+                yield f"{form} D{dim} pages of {size}", dict(form=form, dim=dim, seqs=edges + [(130, 700)], causal=True, page=size)
+            yield f"{form} D{dim} pages, batched, window, NaN", dict(form=form, dim=dim, seqs=[(150, n) for n in (300, 1, 0, 129)], batched=True, left=70, right=20, page=32, nan=[("v", 0, 200)])
         yield f"{form} odd strides", dict(form=form, seqs=edges, placing="odd", causal=True)
         for dim, dim_v in ((96, 96), (192, 192), (192, 128), (40, 24), (64, 128), (128, 64), (8, 8), (80, 256)):
             yield f"{form} D{dim}/{dim_v}", dict(form=form, dim=dim, dim_v=dim_v, seqs=edges, causal=True)

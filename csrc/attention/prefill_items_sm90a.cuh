@@ -43,6 +43,9 @@ struct Call {
   int all_heads;     // of such a sequence
   int section;       // heads, of such a sequence
   int key_bytes;     // of a key and its value
+  // Of a cache, else null: its page table, whose rows are `table_stride` apart.
+  const int32_t* table;
+  int table_stride, pages, kv_heads, page_shift;
   Counter* counter;  // null: there are no more items than blocks
   unsigned long long call, *check;
 };
@@ -50,6 +53,7 @@ struct Call {
 struct Item {
   int seq_q, seq_kv;  // seq_q < 0: there are no more items
   int q, kv, batch;   // where the sequence begins
+  int sequence;
   int row, head;      // its first query; the head of q
   int first, count;   // tiles of keys that some row sees
 };
@@ -136,9 +140,10 @@ __device__ __forceinline__ bool find_item(const Call& call, int64_t index, Walk&
   const int block = in_section / wide, head = s * section + in_section - block * wide;
   const int b = call.all_heads == 0 ? 0 : head / call.heads;
   t.batch = b;
+  t.sequence = p.sequence + b;
   t.head = head - b * call.heads;
   t.seq_q = p.seq_q;
-  t.seq_kv = call.kv_lens == nullptr ? p.seq_kv : call.kv_lens[b];
+  t.seq_kv = call.kv_lens == nullptr ? p.seq_kv : call.kv_lens[t.sequence];
   t.q = p.q;
   t.kv = p.kv;
   t.row = (blocks - 1 - block) * F::kRows;

@@ -183,8 +183,21 @@ __device__ __forceinline__ void mend_row(const Call& call, const Item& t, int ro
     return (is_batched(a) ? t.batch : token) * x.strides[0] + head * head_stride(x);
   };
   const int64_t q_at = start(a.q, t.q, t.head) + row * token_stride(a.q);
-  const int64_t k_at = start(a.k, t.kv, t.head / call.group);
-  const int64_t v_at = start(a.v, t.kv, t.head / call.group);
+  const int kv_head = t.head / call.group;
+  const auto at_of = [&](const Tensor& x) { return is_paged(a) ? 0 : start(x, t.kv, kv_head); };
+  const int64_t k_at = at_of(a.k), v_at = at_of(a.v);
+  // The key or the value of position j.
+  const auto element_of = [&](bool of_values, int j, int d) {
+    if (!is_paged(a)) {
+      const Tensor& x = of_values ? a.v : a.k;
+      return load_f32(x.data, F::kType, (of_values ? v_at : k_at) + j * token_stride(x) + d);
+    }
+    const int page = call.table[int64_t{t.sequence} * call.table_stride + (j >> call.page_shift)];
+    const int token = j & ((1 << call.page_shift) - 1);
+    const uint8_t* block = kv_page(a.kv, page >= 0 && page < call.pages ? page : 0, kv_head);
+    return load_f32(block + (of_values ? a.kv.page.v : a.kv.page.k), F::kType,
+                    int64_t{token} * (of_values ? dim_v : head_dim) + d);
+  };
   float q[kEach], o[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
@@ -203,7 +216,7 @@ __device__ __forceinline__ void mend_row(const Call& call, const Item& t, int ro
     for (int e = 0; e < kEach; ++e) {
       const int d = lane + 32 * e;
       if (d < head_dim) {
-        x = fmaf(q[e], load_f32(a.k.data, F::kType, k_at + j * token_stride(a.k) + d), x);
+        x = fmaf(q[e], element_of(false, j, d), x);
       }
     }
 #pragma unroll
@@ -229,7 +242,7 @@ __device__ __forceinline__ void mend_row(const Call& call, const Item& t, int ro
     for (int e = 0; e < kEach; ++e) {
       const int d = lane + 32 * e;
       if (d >= dim_v) continue;
-      o[e] = o[e] * factor + x * load_f32(a.v.data, F::kType, v_at + j * token_stride(a.v) + d);
+      o[e] = o[e] * factor + x * element_of(true, j, d);
     }
   }
   const int64_t to = start(a.o, t.q, t.head) + row * token_stride(a.o);

@@ -33,6 +33,8 @@ struct Form {
   static constexpr int kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1);
   // Boxes of 64 elements, of which the last one may be used in part.
   static constexpr int kBoxes = (kDim + 63) / 64, kBoxesV = (kDimV + 63) / 64;
+  // Tokens of a page that come at a time, at most: a tile has several.
+  static constexpr int kPageBox = kTile & -kTile;
   static constexpr int kTileBox = kTile * kSwizzleRow, kGroupBox = 64 * kSwizzleRow;
   static constexpr int kGroupBytes = kBoxes * kGroupBox, kQueryBytes = kGroups * kGroupBytes;
   static constexpr int kKeyBytes = kBoxes * kTileBox, kValueBytes = kBoxesV * kTileBox;
@@ -73,14 +75,42 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
 
 // ---- serving -----------------------------------------------------------------------------------
 
+// The tile of keys from `key` on, by a warp: of tensors by its first lane; of pages, whose numbers
+// lanes hold, each box by another one.
 template <class F, int kBoxes>
-__device__ __forceinline__ void bring(const CUtensorMap* map, uint8_t* to, int key, int head,
-                                      int batch, uint64_t* full) {
-  barrier_expect(full, kBoxes * F::kTileBox);
+__device__ __forceinline__ void bring(const Call& call, const Item& t, const CUtensorMap* map,
+                                      uint8_t* to, int key, int page, uint64_t* full) {
+  const int lane = threadIdx.x % 32, head = t.head / call.group;
+  if (call.table == nullptr) {
+    if (lane != 0) return;
+    barrier_expect(full, kBoxes * F::kTileBox);
 #pragma unroll
-  for (int box = 0; box < kBoxes; ++box) {
-    box_load(to + box * F::kTileBox, map, box * 64, key, head, batch, full);
+    for (int box = 0; box < kBoxes; ++box) {
+      box_load(to + box * F::kTileBox, map, box * 64, t.kv + key, head, t.batch, full);
+    }
+    return;
   }
+  const int size = min(F::kPageBox, 1 << call.page_shift), count = F::kTile / size;
+  if (lane == 0) barrier_expect(full, kBoxes * F::kTileBox);
+  __syncwarp();
+  for (int i = lane; i - lane < kBoxes * count; i += 32) {
+    const int which = i / kBoxes, box = i - which * kBoxes;
+    const int number = __shfl_sync(~0u, page, which & 31);
+    if (which >= count) continue;
+    box_load(to + box * F::kTileBox + which * size * kSwizzleRow, map, box * 64,
+             (key + which * size) & ((1 << call.page_shift) - 1), number * call.kv_heads + head, 0,
+             full);
+  }
+}
+// The pages of the boxes of a tile, one a lane. What is no page of the cache is the first one.
+template <class F>
+__device__ __forceinline__ int pages_of(const Call& call, const Item& t, int key) {
+  if (call.table == nullptr) return 0;
+  const int size = min(F::kPageBox, 1 << call.page_shift);
+  const int at = key + static_cast<int>(threadIdx.x % 32) * size;
+  if (at >= min(t.seq_kv, key + F::kTile)) return 0;
+  const int page = call.table[int64_t{t.sequence} * call.table_stride + (at >> call.page_shift)];
+  return page >= 0 && page < call.pages ? page : 0;
 }
 
 template <class F>
@@ -96,7 +126,6 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
     if (!find_item<F>(call, index, walk, t)) break;
     if (t.count >= 0) {
       barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
-      const int kv_head = t.head / call.group;
       uint64_t* const full = &s.q_full[q.slot];
       if (lane == 0) {
         s.items[q.slot] = t;
@@ -112,24 +141,23 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
         }
       }
       advance(q);
+      int page = pages_of<F>(call, t, (t.first + t.count - 1) * F::kTile), page_v = 0;
 #pragma unroll 1
       for (int n = t.count; n >= 0; --n) {
         if (n > 0) {
           barrier_wait(&s.k_empty[k.slot], k.parity ^ 1);
-          if (lane == 0) {
-            bring<F, F::kBoxes>(&call.k_map, s.keys + k.slot * F::kKeyBytes,
-                     t.kv + (t.first + n - 1) * F::kTile, kv_head, t.batch, &s.k_full[k.slot]);
-          }
+          bring<F, F::kBoxes>(call, t, &call.k_map, s.keys + k.slot * F::kKeyBytes,
+                              (t.first + n - 1) * F::kTile, page, &s.k_full[k.slot]);
           advance(k);
         }
         if (n < t.count) {
           barrier_wait(&s.v_empty[v.slot], v.parity ^ 1);
-          if (lane == 0) {
-            bring<F, F::kBoxesV>(&call.v_map, s.values + v.slot * F::kValueBytes,
-                     t.kv + (t.first + n) * F::kTile, kv_head, t.batch, &s.v_full[v.slot]);
-          }
+          bring<F, F::kBoxesV>(call, t, &call.v_map, s.values + v.slot * F::kValueBytes,
+                               (t.first + n) * F::kTile, page_v, &s.v_full[v.slot]);
           advance(v);
         }
+        page_v = page;
+        if (n > 1) page = pages_of<F>(call, t, (t.first + n - 2) * F::kTile);
       }
     }
     if (call.counter == nullptr) {
@@ -381,6 +409,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         warp_arrive(&s.k_empty[k.slot]);
         advance(k);
         soften(tile);
+        pin(x);  // or the compiler moves the exponentials behind the wait
         wgmma_wait<0>();
         pin(o);
         warp_arrive(&s.v_empty[v.slot]);
@@ -496,6 +525,21 @@ static inline cudaError_t map_of(const Tensor& t, int64_t rows, CUtensorMap* map
   return box_map(key, map);
 }
 
+// Blocks of pages as heads.
+static inline cudaError_t map_of_pages(const KvCache& c, bool of_values, int64_t rows,
+                                       CUtensorMap* map) {
+  BoxKey key = {};
+  key.data = c.data + (of_values ? c.page.v : c.page.k);
+  key.elements = of_values ? c.head_dim_v : c.head_dim;
+  key.tokens = c.page_size;
+  key.heads = c.pages * c.kv_heads;
+  key.batch = 1;
+  key.token_bytes = 2 * key.elements;
+  key.head_bytes = c.page.bytes;
+  key.rows = rows < c.page_size ? rows : c.page_size;
+  return box_map(key, map);
+}
+
 template <class F, bool kOptions>
 static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   static std::atomic<uint64_t> asked{0};
@@ -506,7 +550,7 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
     return present(t) ? static_cast<const int32_t*>(t.data) : nullptr;
   };
   const Mask mask = make_mask(args.causal, args.window_left, args.window_right);
-  const bool batched = is_batched(args), packed = present(args.cu_seqlens_q);
+  const bool batched = is_batched(args), packed = present(args.cu_seqlens_q), paged = is_paged(args);
   Call call = {};
   call.args = args;
   call.scale = args.softmax_scale != 0 ? static_cast<double>(args.softmax_scale)
@@ -518,13 +562,22 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   call.right = limit(mask.right);
   call.ragged = packed || present(args.kv_lens);
   call.cu_q = numbers(args.cu_seqlens_q);
-  call.cu_kv = present(args.cu_seqlens_kv) ? numbers(args.cu_seqlens_kv) : call.cu_q;
+  call.cu_kv = present(args.cu_seqlens_kv) ? numbers(args.cu_seqlens_kv)
+               : paged                       ? nullptr
+                                             : call.cu_q;
   call.kv_lens = numbers(args.kv_lens);
   call.sequences = static_cast<int>(sequence_count(args));
   call.tokens_q = static_cast<int>(args.q.shape[0]);
-  call.tokens_kv = static_cast<int>(args.k.shape[0]);
+  call.tokens_kv = static_cast<int>(paged ? seq_kv_bound(args) : args.k.shape[0]);
   call.seq_q = static_cast<int>(args.q.shape[args.q.rank - 3]);
-  call.seq_kv = static_cast<int>(args.k.shape[args.k.rank - 3]);
+  call.seq_kv = static_cast<int>(seq_kv_bound(args));
+  if (paged) {
+    call.table = numbers(args.page_table);
+    call.table_stride = static_cast<int>(args.page_table.strides[0]);
+    call.pages = static_cast<int>(args.kv.pages);
+    call.kv_heads = static_cast<int>(args.kv.kv_heads);
+    while (int64_t{1} << call.page_shift < args.kv.page_size) ++call.page_shift;
+  }
   call.key_bytes = static_cast<int>(2 * (head_dim_of(args) + head_dim_v_of(args)));
   call.all_heads = packed ? 0 : static_cast<int>(batched ? args.q.shape[0] : 1) * call.heads;
   const int64_t fit = kSectionBytes / (int64_t{call.seq_kv} * call.key_bytes) * call.group;
@@ -540,8 +593,12 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
     call.call = number_of_call();
   }
   cudaError_t code = map_of(args.q, 64, &call.q_map);
-  if (code == cudaSuccess) code = map_of(args.k, F::kTile, &call.k_map);
-  if (code == cudaSuccess) code = map_of(args.v, F::kTile, &call.v_map);
+  for (const bool of_values : {false, true}) {
+    CUtensorMap* const map = of_values ? &call.v_map : &call.k_map;
+    if (code != cudaSuccess) break;
+    code = paged ? map_of_pages(args.kv, of_values, F::kPageBox, map)
+                 : map_of(of_values ? args.v : args.k, F::kTile, map);
+  }
   if (code == cudaSuccess) code = allow_shared(attend_tiles<F, kOptions>, F::kShared, asked);
   LB_TRY(launched(code));
   const auto grid =
