@@ -40,9 +40,9 @@ struct Call {
   const int32_t *cu_q, *cu_kv, *kv_lens;  // packed, packed, batched; or null
   int sequences, seq_q, seq_kv;           // one sequence of all heads where nothing is packed
   int tokens_q, tokens_kv;
-  int all_heads;     // of such a sequence
-  int section;       // heads, of such a sequence
-  int key_bytes;     // of a key and its value
+  int all_heads;  // of such a sequence
+  int section;    // heads, of such a sequence
+  int key_bytes;  // of a key and its value
   // Of a cache, else null: its page table, whose rows are `table_stride` apart.
   const int32_t* table;
   int table_stride, pages, kv_heads, page_shift;
@@ -54,8 +54,8 @@ struct Item {
   int seq_q, seq_kv;  // seq_q < 0: there are no more items
   int q, kv, batch;   // where the sequence begins
   int sequence;
-  int row, head;      // its first query; the head of q
-  int first, count;   // tiles of keys that some row sees
+  int row, head;     // its first query; the head of q
+  int first, count;  // tiles of keys that some row sees
 };
 
 // How far the items of packed sequences have been counted, by a warp.

@@ -42,10 +42,6 @@ struct Form {
       kQueries * kQueryBytes + kStages * (kKeyBytes + kValueBytes) + 1024;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
   static_assert(kBoxesV <= kBoxes, "results leave through the room of queries");
-#ifndef VTURNS
-#define VTURNS (kGroups > 1)
-#endif
-  static constexpr bool kTurns = VTURNS;
   // Of 65536 registers: what serves needs 56 at most.
   static constexpr int kServe = kGroups == 3 ? 32 : kDimV > 128 ? 40 : 56;
   static constexpr int kWork = kGroups == 3 ? 160 : kDimV > 128 ? 232 : 224;
@@ -135,8 +131,8 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
           uint8_t* const to = s.queries + q.slot * F::kQueryBytes + g * F::kGroupBytes;
 #pragma unroll
           for (int box = 0; box < F::kBoxes; ++box) {
-            box_load(to + box * F::kGroupBox, &call.q_map, box * 64, t.q + t.row + 64 * g,
-                     t.head, t.batch, full);
+            box_load(to + box * F::kGroupBox, &call.q_map, box * 64, t.q + t.row + 64 * g, t.head,
+                     t.batch, full);
           }
         }
       }
@@ -348,7 +344,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   Ring<F::kStages> k, v;
   const bool sigmoid_score = kOptions && call.args.score == Score::sigmoid;
   const float unit = kOptions ? 1.0f : call.unit;
-  if (F::kTurns && group + 1 == F::kGroups) pass_turn<F>(group);
+  if (group + 1 == F::kGroups) pass_turn<F>(group);
   while (true) {
     barrier_wait(&s.q_full[q.slot], q.parity);
     const Item& t = s.items[q.slot];
@@ -393,7 +389,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
 #pragma unroll 1
       for (--tile; tile >= first; --tile) {
         barrier_wait(&s.k_full[k.slot], k.parity);
-        if (F::kTurns) await_turn<F>(group);
+        await_turn<F>(group);
 #pragma unroll
         for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
         pin(o);
@@ -403,7 +399,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         barrier_wait(&s.v_full[v.slot], v.parity);
         wgmma_fence();
         multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
-        if (F::kTurns) pass_turn<F>(group);
+        pass_turn<F>(group);
         wgmma_wait<1>();
         pin(x);
         warp_arrive(&s.k_empty[k.slot]);
@@ -550,7 +546,8 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
     return present(t) ? static_cast<const int32_t*>(t.data) : nullptr;
   };
   const Mask mask = make_mask(args.causal, args.window_left, args.window_right);
-  const bool batched = is_batched(args), packed = present(args.cu_seqlens_q), paged = is_paged(args);
+  const bool batched = is_batched(args), packed = present(args.cu_seqlens_q),
+             paged = is_paged(args);
   Call call = {};
   call.args = args;
   call.scale = args.softmax_scale != 0 ? static_cast<double>(args.softmax_scale)
@@ -563,8 +560,8 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   call.ragged = packed || present(args.kv_lens);
   call.cu_q = numbers(args.cu_seqlens_q);
   call.cu_kv = present(args.cu_seqlens_kv) ? numbers(args.cu_seqlens_kv)
-               : paged                       ? nullptr
-                                             : call.cu_q;
+               : paged                     ? nullptr
+                                           : call.cu_q;
   call.kv_lens = numbers(args.kv_lens);
   call.sequences = static_cast<int>(sequence_count(args));
   call.tokens_q = static_cast<int>(args.q.shape[0]);
@@ -620,21 +617,14 @@ static Status run_type(const AttentionArgs& args, const Ctx& ctx) {
   if (!takes_tensors(args)) return run_rows(args, ctx);
   const int64_t dim = head_dim_of(args), dim_v = head_dim_v_of(args),
                 most = dim > dim_v ? dim : dim_v;
-#ifndef V64
-#define V64 2, 128, 4, 2
-#define V128 2, 128, 2, 2
-#define V256 2, 80, 2, 1
-#endif
-  if (most <= 64) return run_options<Form<kType, 64, 64, V64>>(args, ctx);
-#ifndef VFEW
-  if (most <= 96) return run_options<Form<kType, 96, 96, V128>>(args, ctx);
-#endif
-  if (most <= 128) return run_options<Form<kType, 128, 128, V128>>(args, ctx);
-#ifndef VFEW
-  if (dim <= 192 && dim_v <= 128) return run_options<Form<kType, 192, 128, 2, 128, 2, 1>>(args, ctx);
+  if (most <= 64) return run_options<Form<kType, 64, 64, 3, 128, 4, 2>>(args, ctx);
+  if (most <= 96) return run_options<Form<kType, 96, 96, 2, 128, 2, 2>>(args, ctx);
+  if (most <= 128) return run_options<Form<kType, 128, 128, 2, 128, 2, 2>>(args, ctx);
+  if (dim <= 192 && dim_v <= 128) {
+    return run_options<Form<kType, 192, 128, 2, 128, 2, 1>>(args, ctx);
+  }
   if (most <= 192) return run_options<Form<kType, 192, 192, 2, 96, 2, 1>>(args, ctx);
-#endif
-  return run_options<Form<kType, 256, 256, V256>>(args, ctx);
+  return run_options<Form<kType, 256, 256, 2, 80, 2, 1>>(args, ctx);
 }
 
 }  // namespace
