@@ -6,13 +6,13 @@
 //           columns; x with a scale a row or one for 128 columns.
 // Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
-// Method    stream_sm90a.cuh for M <= 64 (32 where x has blocks), gemm_sm90a.cuh beyond. The tensor
-// cores keep 14 bits of a
-//           sum of fp8 products, so every 128 of K it moves to f32 registers, times the scales of
-//           blocks; tiles of two slabs of 128 columns leave room for both sums.
+// Method    stream_sm90a.cuh for M <= 64 (32 where x has blocks), promote_sm90a.cuh beyond. The
+//           tensor cores keep 14 bits of a sum of fp8 products, so every 128 of K it moves to f32
+//           registers, times the scales of blocks.
 // Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
 // Measured  NOTES.md.
 #include "csrc/linear/dense_sm90a.cuh"
+#include "csrc/linear/promote_sm90a.cuh"
 #include "csrc/quantize/rows.h"
 
 namespace lowbit {
@@ -31,10 +31,33 @@ static cudaError_t few(const Call& c) {
   return launch_tiles<Stream<Mma, kTokens, true>>(c.x, c.w, c.finish, c.processors, c.stream,
                                                   c.blocks);
 }
-template <class Mma, int kSlabs, int kCols>
-static cudaError_t many(const Call& c) {
-  return launch_gemm<Gemm<Mma, kSlabs, kCols, true>>(c.x, c.w, c.finish, c.processors, c.stream,
-                                                     c.blocks);
+template <class P>
+static cudaError_t many(const Call& c, int split = 1) {
+  return launch_promote<P>(c.x, c.w, c.finish, c.processors, c.stream, c.blocks, split);
+}
+
+// Tiles of 128 rows of x by 64, 128 or 192 rows of w, and two blocks for a tile where those are
+// few. Costs are times measured on an H200 (NOTES.md), in units of a hundredth of 64 columns' time
+// for a stage.
+template <class Mma, bool kScaled>
+static cudaError_t tiles(const Call& c) {
+  using Cut = Promote<Mma, 1, 64, 2, true, kScaled>;
+  using Narrow = Promote<Mma, 1, 64, 2, false, kScaled>;
+  using Middle = Promote<Mma, 1, 128, 2, false, kScaled>;
+  // Scales leave no registers for a second part of 192 columns.
+  using Wide = std::conditional_t<kScaled, Promote<Mma, 1, 192, 1, false, true>,
+                                  Promote<Mma, 2, 96, 2, false, false>>;
+  const int64_t stages = ceil_div(c.x.columns, 128);
+  const auto cost = [&](int cols, int64_t each) {
+    const int64_t count = ceil_div(c.finish.m, 128) * ceil_div(c.finish.n, cols);
+    return ceil_div(count, c.processors) * each * stages;
+  };
+  const int64_t narrow = cost(64, 100), middle = cost(128, 129),
+                wide = cost(192, kScaled ? 174 : 187);
+  const int64_t pairs = ceil_div(c.finish.m, 128) * ceil_div(c.finish.n, 64) * 2;
+  if (pairs <= c.processors && 50 * stages + 1100 < narrow) return many<Cut>(c, 2);
+  if (narrow <= middle && narrow <= wide) return many<Narrow>(c);
+  return middle <= wide ? many<Middle>(c) : many<Wide>(c);
 }
 
 // XW multiplies x by w, WX w by x: what streams w past has it on the left. kTiles: with tiles for
@@ -43,18 +66,14 @@ template <class XW, class WX, bool kTiles>
 static cudaError_t launch_fp8(const Call& c) {
   const int m = c.finish.m;
   if constexpr (!kTiles) {
-    return m <= 64 ? few<WX, 64>(c) : many<XW, 1, 128>(c);
+    return m <= 64 ? few<WX, 64>(c) : many<Promote<XW, 1, 128, 2, false, true>>(c);
   } else {
     if (m <= 16) return few<WX, 16>(c);
     if (m <= 32) return few<WX, 32>(c);
+    const bool scaled = c.blocks.x != nullptr || c.blocks.w != nullptr;
     // Scales of blocks for 64 rows of x a stage are more loads than few() has registers for.
     if (m <= 64 && c.blocks.x == nullptr) return few<WX, 64>(c);
-    const GemmShape shape = {m, c.finish.n, static_cast<int32_t>(ceil_div(c.x.columns, 128))};
-    const int64_t high = gemm_cost(shape, 128, c.processors, 256);
-    const int64_t wide = gemm_cost(shape, 128, c.processors);
-    const int64_t narrow = gemm_cost(shape, 64, c.processors);
-    if (high <= wide && high <= narrow) return many<XW, 2, 128>(c);
-    return wide <= narrow ? many<XW, 1, 128>(c) : many<XW, 1, 64>(c);
+    return scaled ? tiles<XW, true>(c) : tiles<XW, false>(c);
   }
 }
 

@@ -1,21 +1,17 @@
 // The GEMM of Hopper for fp8 and many rows of x, with sums of every 128 products moved to f32.
 //
-// A block of three warp groups works on tiles of 128 * kSlabs rows of x by kHalves * kWidth rows of
-// w: one thread of the first group keeps a ring of stages, 128 bytes of K each, filled; the other
-// two multiply 64 * kSlabs rows each. A unit is 64 rows by kWidth columns of one stage: its
-// products add up in registers of their own, a part, which then moves to the sums of the tile.
+// A block of three warp groups works on tiles of 128 rows of x by kHalves * kWidth rows of w: one
+// thread of the first group keeps a ring of stages, 128 bytes of K each, filled; the other two
+// multiply 64 rows each. A unit is 64 rows by kWidth columns of one stage: its products add up in
+// registers of their own, a part, which then moves to the sums of the tile. With two parts a group
+// has two units in flight, and one moves while the other multiplies: two units a stage, or (one
+// half) stages by turns. With one part the other group's products fill the time of the move.
 //
-//   kParts 2   A group has two units in flight: while one part moves, the other multiplies. Two
-//              units a stage, or (one unit a stage) stages by turns.
-//   kParts 1   Sums leave room for one part, so the groups take turns: a group lets the other start
-//              its products when all but kTurn of its own are done.
+// kScaled: each part moves times the scales of its block. Two more warps of the first group bring
+// those with the stage they belong to.
 //
-// Group 1 begins kLead stages behind group 0 and stays behind: what a group finishes at the end of
-// a tile, the other group's products hide.
-//
-// kShare: a cluster of two blocks takes neighbouring tiles, and what both read comes once. Or (k) a
-// cluster shares one tile, a slice of K each: every block lays its sums in its shared memory and
-// finishes an equal share of the tile, adding its peers' parts in the order of their ranks.
+// kCut: a cluster shares one tile, a slice of K each: every block lays its sums in its shared
+// memory and finishes an equal share of the tile, adding its peers' parts in the order of ranks.
 #pragma once
 
 #include "csrc/cuda/cluster.cuh"
@@ -32,30 +28,19 @@
 namespace lowbit {
 namespace {
 
-enum class Share { none, w, x, k };
-
-template <class Mma_, int kSlabs_, int kHalves_, int kWidth_, int kParts_, int kTurn_, int kLead_,
-          Share kShare_, bool kScaled_>
+template <class Mma_, int kHalves_, int kWidth_, int kParts_, bool kCut_, bool kScaled_>
 struct Promote {
   using Mma = Mma_;
-  static constexpr int kSlabs = kSlabs_, kHalves = kHalves_, kWidth = kWidth_, kParts = kParts_;
-  static constexpr int kTurn = kTurn_, kLead = kLead_;
-  static constexpr Share kShare = kShare_;
-  static constexpr bool kScaled = kScaled_;  // by scales of blocks
-  static constexpr int kUnits = kSlabs * kHalves;
-  static constexpr bool kCut = kShare == Share::k;
-  static constexpr int kPair = kShare == Share::w || kShare == Share::x ? 2 : 1;
-  static constexpr int kRows = 128 * kSlabs, kCols = kHalves * kWidth;
-  static constexpr int kBoxX = kShare == Share::x ? kRows / 2 : kRows;  // rows of one load
-  static constexpr int kBoxW = kShare == Share::w ? kCols / 2 : kCols;
+  static constexpr int kHalves = kHalves_, kWidth = kWidth_, kParts = kParts_;
+  static constexpr bool kCut = kCut_, kScaled = kScaled_;
+  static constexpr int kRows = 128, kCols = kHalves * kWidth;
   static constexpr int kStage = (kRows + kCols) * 128;
-  // Two units at a time, or the two stages whose parts take turns.
-  static constexpr int kStep = kParts == 2 && kUnits == 1 ? 2 : 1;
+  static constexpr int kStep = kParts == 2 && kHalves == 1 ? 2 : 1;  // stages taken together
   // Finished rows leave by 64 rows of 64 columns in 16 bits, 8 KB each, or of 64 in f32.
-  static constexpr int kBoxes = kCols / 64, kOut = kCut         ? 0
-                                           : kBoxes < 2 ? 16384
-                                                        : kBoxes * 8192;
-  static constexpr int kColumns = kCut ? 0 : 2 * kCols * 8;  // of each group: scale and bias of every column
+  static constexpr int kBoxes = kCols / 64;
+  static constexpr int kOut = kCut ? 0 : kBoxes < 2 ? 16384 : kBoxes * 8192;  // of each group
+  static constexpr int kColumns =
+      kCut ? 0 : 2 * kCols * 8;  // of each group: scale and bias of every column
   // Columns that have one scale of w: tiles begin at multiples of it.
   static constexpr int kChunk = kCols % 128 == 0 ? 128 : 64, kChunks = kCols / kChunk;
   static constexpr int kScales = kScaled ? (kRows + 4) * 4 : 0;  // of a stage
@@ -63,12 +48,9 @@ struct Promote {
   static constexpr int kFit =
       (232448 - 2 * kOut - kColumns - kBarriers) / (kStage + kScales);  // 227 KB
   static constexpr int kStages = kFit < 8 ? kFit : 8;
-  static constexpr int kShared =
-      kStages * (kStage + kScales) + 2 * kOut + kColumns + kBarriers;
-  static constexpr int kBand = 2048 / kRows;
+  static constexpr int kShared = kStages * (kStage + kScales) + 2 * kOut + kColumns + kBarriers;
   static constexpr int kPartStride = kCols + 8;  // f32; 8 keeps a warp's writes apart
-  static_assert(kStages >= 3 && kStages > kLead && (kUnits <= 2) && kChunks <= 4);
-  static_assert(kWidth * 128 % 1024 == 0 && kCols % 64 == 0);
+  static_assert(kStages >= 3 && kHalves <= kParts && kCols % 64 == 0 && kWidth * 128 % 1024 == 0);
   static_assert(!kCut || kRows * kPartStride * 4 <= kStages * kStage);
 };
 
@@ -77,42 +59,13 @@ inline constexpr int kMostSlices = 4;  // of K
 struct PromoteShape {
   int32_t m, n, steps;  // rows of x, rows of w, kStep stages of K each
   int32_t split;        // blocks of a cluster that share a tile
+  int32_t box;          // rows of x in a load: the copy engine is slow at rows that are not there
 };
 
-// The tile of a block: bands of about 2048 rows of x, column by column inside.
-template <class P>
-__device__ __forceinline__ void tile_of(int index, uint32_t rank, const PromoteShape& s, int* row,
-                                        int* col) {
-  constexpr int kTall = P::kShare == Share::w ? 2 : 1, kBroad = P::kShare == Share::x ? 2 : 1;
-  const int rows = (s.m + P::kRows * kTall - 1) / (P::kRows * kTall);
-  const int cols = (s.n + P::kCols * kBroad - 1) / (P::kCols * kBroad);
-  const int band = min(P::kBand / kTall, rows), in_band = band * cols, b = index / in_band;
-  const int height = min(band, rows - b * band), i = index - b * in_band;
-  *col = i / height;
-  *row = b * band + i - *col * height;
-  if (P::kShare == Share::w) *row = *row * 2 + static_cast<int>(rank);
-  if (P::kShare == Share::x) *col = *col * 2 + static_cast<int>(rank);
-}
-
-// Of the same barrier in block `rank` of the cluster. Without .release: what is released here has
-// been read by products that are complete, and the word would cost a fence over the whole device.
-__device__ __forceinline__ void barrier_arrive_at(uint64_t* bar, uint32_t rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
-                   cluster_address(smem_address(bar), rank))
-               : "memory");
-}
 // The thread's arrival, one of those the barrier counts, once its cp.async so far have landed.
 __device__ __forceinline__ void barrier_arrive_copied(uint64_t* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(bar))
                : "memory");
-}
-
-template <int kBarrier>
-__device__ __forceinline__ void turn_wait() {
-  asm volatile("bar.sync %0, 256;" ::"n"(kBarrier) : "memory");
-}
-__device__ __forceinline__ void turn_give(int barrier) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
 }
 
 template <class P>
@@ -129,9 +82,8 @@ __global__ void __launch_bounds__(384, 1)
   uint64_t* const empty = full + P::kStages;
   constexpr int kStageFactors = P::kScales / 4;
   const int t = threadIdx.x, group = t / 128;
-  const uint32_t rank = P::kPair == 1 ? 0 : cluster_rank();
   const int split = P::kCut ? shape.split : 1;
-  const int start = blockIdx.x / (P::kPair * split), stride = gridDim.x / (P::kPair * split);
+  const int start = blockIdx.x / split, stride = gridDim.x / split;
   const int slice = P::kCut ? static_cast<int>(cluster_rank()) : 0;
   const int begin = shape.steps * slice / split * P::kStep;
   const int end = shape.steps * (slice + 1) / split * P::kStep;
@@ -139,18 +91,14 @@ __global__ void __launch_bounds__(384, 1)
   if (t == 0) {
     for (int s = 0; s < P::kStages; ++s) {
       barrier_init(&full[s], P::kScaled ? 1 + 64 + 1 : 1);
-      barrier_init(&empty[s], (P::kScaled ? 8 : 2) * P::kPair);
+      barrier_init(&empty[s], P::kScaled ? 8 : 2);
     }
     barrier_init_fence();
   }
   if constexpr (P::kScaled) {  // what has no scales of blocks keeps these
     for (int i = t; i < P::kStages * kStageFactors; i += 384) sFactor[i] = 1.0f;
   }
-  if constexpr (P::kPair == 1) {
-    __syncthreads();
-  } else {
-    cluster_sync();
-  }
+  __syncthreads();
   Ring<P::kStages> ring;
 
   if (group == 0) {
@@ -158,26 +106,15 @@ __global__ void __launch_bounds__(384, 1)
     if (t == 0) {
       for (int tile = start; tile < tiles; tile += stride) {
         int row, col;
-        tile_of<P>(tile, rank, shape, &row, &col);
+        tile_at<P>(tile, {shape.m, shape.n, 0}, &row, &col);
         for (int kb = begin; kb < end; ++kb) {
           uint64_t* const bar = &full[ring.slot];
           barrier_wait(&empty[ring.slot], ring.parity ^ 1);
-          barrier_expect(bar, P::kStage);
+          barrier_expect(bar, (shape.box + P::kCols) * 128);
           uint8_t* const sX = shared + ring.slot * P::kStage;  // (kRows, 128 bytes of K)
           uint8_t* const sW = sX + P::kRows * 128;             // (kCols, 128 bytes of K)
-          const int own = static_cast<int>(rank);
-          if constexpr (P::kShare == Share::x) {
-            tma_load_multicast(sX + own * P::kBoxX * 128, &map_x, kb * 128,
-                               row * P::kRows + own * P::kBoxX, bar, 3);
-          } else {
-            tma_load(sX, &map_x, kb * 128, row * P::kRows, bar);
-          }
-          if constexpr (P::kShare == Share::w) {
-            tma_load_multicast(sW + own * P::kBoxW * 128, &map_w, kb * 128,
-                               col * P::kCols + own * P::kBoxW, bar, 3);
-          } else {
-            tma_load(sW, &map_w, kb * 128, col * P::kCols, bar);
-          }
+          tma_load(sX, &map_x, kb * 128, row * P::kRows, bar);
+          tma_load(sW, &map_w, kb * 128, col * P::kCols, bar);
           advance(ring);
         }
       }
@@ -185,7 +122,7 @@ __global__ void __launch_bounds__(384, 1)
       // Scales of x, a row or more a thread.
       for (int tile = start; tile < tiles; tile += stride) {
         int row, col;
-        tile_of<P>(tile, rank, shape, &row, &col);
+        tile_at<P>(tile, {shape.m, shape.n, 0}, &row, &col);
         for (int kb = begin; kb < end; ++kb) {
           barrier_wait(&empty[ring.slot], ring.parity ^ 1);
           if (blocks.x != nullptr) {
@@ -202,16 +139,28 @@ __global__ void __launch_bounds__(384, 1)
         }
       }
     } else if (P::kScaled && t >= 96) {
-      // Scales of w, one a lane.
+      // Scales of w: those of 32 stages at once, one stage a lane.
       const int lane = t - 96;
       for (int tile = start; tile < tiles; tile += stride) {
         int row, col;
-        tile_of<P>(tile, rank, shape, &row, &col);
-        const int n = col * P::kCols + lane * P::kChunk;
+        tile_at<P>(tile, {shape.m, shape.n, 0}, &row, &col);
+        float scale[P::kChunks];
         for (int kb = begin; kb < end; ++kb) {
+          const int i = (kb - begin) % 32;
+          if (i == 0) {
+#pragma unroll
+            for (int c = 0; c < P::kChunks; ++c) {
+              const int n = col * P::kCols + c * P::kChunk, k = kb + lane;
+              scale[c] = 1.0f;
+              if (n < shape.n && k < blocks.k_blocks) scale[c] = w_block_of(blocks, n / 128, k);
+            }
+          }
           barrier_wait(&empty[ring.slot], ring.parity ^ 1);
-          if (blocks.w != nullptr && lane < P::kChunks && n < shape.n && kb < blocks.k_blocks) {
-            sFactor[ring.slot * kStageFactors + P::kRows + lane] = w_block_of(blocks, n / 128, kb);
+          float* const to = sFactor + ring.slot * kStageFactors + P::kRows;
+#pragma unroll
+          for (int c = 0; c < P::kChunks; ++c) {
+            const float of = __shfl_sync(~0u, scale[c], i);
+            if (lane == c) to[c] = of;
           }
           __syncwarp();
           if (lane == 0) barrier_arrive(&full[ring.slot]);
@@ -230,64 +179,62 @@ __global__ void __launch_bounds__(384, 1)
     uint8_t* const sMine = sOut + g * P::kOut;
     float* const sScale = sColumns + g * 2 * P::kCols;
     float* const sBias = sScale + P::kCols;
-    uint32_t d[P::kUnits][P::kWidth / 2];
+    uint32_t d[P::kHalves][P::kWidth / 2];  // (64, kCols) of the group
     uint32_t part[P::kParts][P::kWidth / 2];
     constexpr int kMine = (P::kCols + 127) / 128;
 
-    // x and w of a unit.
-    const auto tile_x = [&](uint32_t slot, int unit) {
-      return wgmma_tile(shared + slot * P::kStage + g * P::kSlabs * 64 * 128) +
-             unit / P::kHalves * kTileSlab;
-    };
-    const auto tile_w = [&](uint32_t slot, int unit) {
-      return wgmma_tile(shared + slot * P::kStage + P::kRows * 128) +
-             unit % P::kHalves * (P::kWidth * 128 >> 4);
-    };
     // Every warp, where warps read scales from the stage; else one thread for the group.
     const auto release = [&](uint32_t slot) {
-      const int i = P::kScaled ? lane : t % 128;
-      if (i < P::kPair) {
-        if constexpr (P::kPair == 1) {
-          barrier_arrive(&empty[slot]);
-        } else {
-          barrier_arrive_at(&empty[slot], i);
-        }
-      }
+      if ((P::kScaled ? lane : t % 128) == 0) barrier_arrive(&empty[slot]);
     };
-    float factor[P::kSlabs][P::kChunks][2];
+    float factor[P::kChunks][2];
     const auto read_factors = [&](uint32_t slot) {
       if constexpr (P::kScaled) {
-        const float* const of_x = sFactor + slot * kStageFactors;
+        const float* const of = sFactor + slot * kStageFactors;
 #pragma unroll
-        for (int slab = 0; slab < P::kSlabs; ++slab) {
+        for (int r = 0; r < 2; ++r) {
+          const float x = of[g * 64 + warp * 16 + lane / 4 + r * 8];
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const float x = of_x[(g * P::kSlabs + slab) * 64 + warp * 16 + lane / 4 + r * 8];
-#pragma unroll
-            for (int c = 0; c < P::kChunks; ++c) factor[slab][c][r] = x * of_x[P::kRows + c];
-          }
+          for (int c = 0; c < P::kChunks; ++c) factor[c][r] = x * of[P::kRows + c];
         }
       }
     };
-    const auto move = [&](uint32_t(&to)[P::kWidth / 2], const uint32_t(&from)[P::kWidth / 2],
-                          int unit) {
+    const auto ask = [&](uint32_t(&to)[P::kWidth / 2], uint32_t slot, int half) {
+      const uint8_t* const stage = shared + slot * P::kStage;
+      const uint64_t x = wgmma_tile(stage + g * 64 * 128);
+      const uint64_t w = wgmma_tile(stage + (P::kRows + half * P::kWidth) * 128);
+      wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<typename P::Mma, P::kWidth>::ss(to, x + step * kTileStep, w + step * kTileStep,
+                                              step > 0);
+      }
+      wgmma_commit();
+    };
+    const auto move = [&](const uint32_t(&from)[P::kWidth / 2], int half) {
 #pragma unroll
       for (int i = 0; i < P::kWidth / 2; ++i) {
-        const float a = __uint_as_float(from[i]), b = __uint_as_float(to[i]);
-        const int c = (unit % P::kHalves * P::kWidth + i / 4 * 8) / P::kChunk;
-        to[i] = __float_as_uint(
-            P::kScaled ? fmaf(a, factor[unit / P::kHalves][c][i / 2 % 2], b) : a + b);
+        const float a = __uint_as_float(from[i]), b = __uint_as_float(d[half][i]);
+        const int c = (half * P::kWidth + i / 4 * 8) / P::kChunk;
+        d[half][i] = __float_as_uint(P::kScaled ? fmaf(a, factor[c][i / 2 % 2], b) : a + b);
       }
     };
-
-    if (P::kParts == 2 && P::kLead > 0 && g == 1) turn_wait<4>();
-    bool leads = g == 0;
 
     for (int tile = start; tile < tiles; tile += stride) {
       int row, col;
-      tile_of<P>(tile, rank, shape, &row, &col);
+      tile_at<P>(tile, {shape.m, shape.n, 0}, &row, &col);
+      if (row * P::kRows + g * 64 >= shape.m) {  // a tile without rows for this group
+        for (int kb = begin; kb < end; ++kb) {
+          barrier_wait(&full[ring.slot], ring.parity);
+          __syncwarp();
+          release(ring.slot);
+          advance(ring);
+        }
+        if (P::kCut) asm volatile("bar.sync 3, 256;" ::: "memory");
+        continue;
+      }
       // Asked for now, used after the products: the latency hides behind them.
-      float column_scale[kMine], column_bias[kMine], row_scale[P::kSlabs][2];
+      float column_scale[kMine], column_bias[kMine], row_scale[2];
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
         const int c = t % 128 + i * 128, n = col * P::kCols + c;
@@ -296,37 +243,22 @@ __global__ void __launch_bounds__(384, 1)
         column_bias[i] = there ? bias_of(f, n) : 0.0f;
       }
 #pragma unroll
-      for (int slab = 0; slab < P::kSlabs; ++slab) {
-        const int m = row * P::kRows + (g * P::kSlabs + slab) * 64 + warp * 16 + lane / 4;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          row_scale[slab][r] =
-              !P::kCut && f.x_scale != nullptr && m + r * 8 < shape.m ? f.x_scale[m + r * 8] : 1.0f;
-        }
+      for (int r = 0; r < 2; ++r) {
+        const int m = row * P::kRows + g * 64 + warp * 16 + lane / 4 + r * 8;
+        row_scale[r] = !P::kCut && f.x_scale != nullptr && m < shape.m ? f.x_scale[m] : 1.0f;
       }
 #pragma unroll
-      for (int u = 0; u < P::kUnits; ++u) {
+      for (int u = 0; u < P::kHalves; ++u) {
 #pragma unroll
         for (uint32_t& v : d[u]) v = 0;
       }
 
       if constexpr (P::kParts == 2) {
-        const auto ask = [&](uint32_t(&to)[P::kWidth / 2], uint32_t slot, int unit) {
-          const uint64_t x = tile_x(slot, unit), w = tile_w(slot, unit);
-          wgmma_fence();
-#pragma unroll
-          for (int step = 0; step < 4; ++step) {
-            Wgmma<typename P::Mma, P::kWidth>::ss(to, x + step * kTileStep, w + step * kTileStep,
-                                                  step > 0);
-          }
-          wgmma_commit();
-        };
-        constexpr int kSecond = P::kUnits - 1;  // the unit of part 1
+        constexpr int kSecond = P::kHalves - 1;  // the half of part 1
         // kSteps times both parts. Nothing is in flight between runs: ptxas makes products wait
         // for each other where a part is read while another is in flight around a loop (C7514).
         const auto run = [&](auto steps) {
           constexpr int kSteps = decltype(steps)::value;
-          constexpr int kLeads = P::kLead < kSteps ? P::kLead : kSteps;
           uint32_t at[2];  // the stages of both parts
           barrier_wait(&full[ring.slot], ring.parity);
           at[0] = at[1] = ring.slot;
@@ -344,7 +276,7 @@ __global__ void __launch_bounds__(384, 1)
             wgmma_wait<1>();
             pin(part[0]);
             if constexpr (P::kStep == 2) release(at[0]);
-            move(d[0], part[0], 0);
+            move(part[0], 0);
             uint32_t next = 0;
             if constexpr (j + 1 < kSteps) {
               barrier_wait(&full[ring.slot], ring.parity);
@@ -355,7 +287,7 @@ __global__ void __launch_bounds__(384, 1)
             wgmma_wait<(j + 1 < kSteps ? 1 : 0)>();
             pin(part[1]);
             release(at[1]);
-            move(d[kSecond], part[1], kSecond);
+            move(part[1], kSecond);
             if constexpr (j + 1 < kSteps) {
               at[0] = at[1] = next;
               if constexpr (P::kStep == 2) {
@@ -366,66 +298,30 @@ __global__ void __launch_bounds__(384, 1)
               ask(part[1], at[1], kSecond);
               advance(ring);
             }
-            if constexpr (j + 1 == kLeads) {
-              if (leads) turn_give(4);
-              leads = false;
-            }
           });
         };
-        constexpr int kRun = 4;
+        constexpr int kRun = 8 / P::kStep;
         int kb = begin;
         for (; kb + kRun * P::kStep <= end; kb += kRun * P::kStep) {
           run(std::integral_constant<int, kRun>{});
         }
         for (; kb < end; kb += P::kStep) run(std::integral_constant<int, 1>{});
-        if (P::kLead > 0 && leads) turn_give(4);  // a slice of K without a stage
-        leads = false;
       } else {
-        // The turns of units P::kUnits * kLead apart.
-        constexpr int kBehind = P::kUnits * P::kLead;
-        const int units = (end - begin) * P::kUnits;
         for (int kb = begin; kb < end; ++kb) {
           barrier_wait(&full[ring.slot], ring.parity);
           read_factors(ring.slot);
-#pragma unroll
-          for (int unit = 0; unit < P::kUnits; ++unit) {
-            const int i = (kb - begin) * P::kUnits + unit;
-            const uint64_t x = tile_x(ring.slot, unit), w = tile_w(ring.slot, unit);
-            if constexpr (P::kTurn >= 0) {
-              if (g == 0 && i > kBehind) turn_wait<4>();
-              if (g == 1 && i + kBehind < units) turn_wait<5>();
-            }
-            const auto give = [&] {
-              if (g == 0 && i >= kBehind) turn_give(5);
-              if (g == 1 && i + kBehind + 1 < units) turn_give(4);
-            };
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < 4; ++step) {
-              Wgmma<typename P::Mma, P::kWidth>::ss(part[0], x + step * kTileStep,
-                                                    w + step * kTileStep, step > 0);
-              if (P::kTurn > 0 && P::kTurn < 4 && step == 3 - P::kTurn) wgmma_commit();
-            }
-            wgmma_commit();
-            if constexpr (P::kTurn == 4) give();
-            if constexpr (P::kTurn > 0 && P::kTurn < 4) {
-              wgmma_wait<1>();
-              give();
-            }
-            wgmma_wait<0>();
-            if constexpr (P::kTurn == 0) give();
-            pin(part[0]);
-            if (unit == P::kUnits - 1) release(ring.slot);
-            move(d[unit], part[0], unit);
-          }
+          ask(part[0], ring.slot, 0);
+          wgmma_wait<0>();
+          pin(part[0]);
+          release(ring.slot);
+          move(part[0], 0);
           advance(ring);
         }
       }
 
 #pragma unroll
-      for (int u = 0; u < P::kUnits; ++u) pin(d[u]);
+      for (int u = 0; u < P::kHalves; ++u) pin(d[u]);
       if constexpr (P::kCut) {
-        static_assert(P::kSlabs == 1);
         asm volatile("bar.sync 3, 256;" ::: "memory");  // nobody reads the ring any more
         float* const to = reinterpret_cast<float*>(shared) +
                           (g * 64 + warp * 16 + lane / 4) * P::kPartStride + lane % 4 * 2;
@@ -440,24 +336,21 @@ __global__ void __launch_bounds__(384, 1)
         }
       } else {
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        const int c = t % 128 + i * 128;
-        if (c < P::kCols) sScale[c] = column_scale[i], sBias[c] = column_bias[i];
-      }
-#pragma unroll
-      for (int slab = 0; slab < P::kSlabs; ++slab) {
-        const int first = row * P::kRows + (g * P::kSlabs + slab) * 64;  // row of x
+        for (int i = 0; i < kMine; ++i) {
+          const int c = t % 128 + i * 128;
+          if (c < P::kCols) sScale[c] = column_scale[i], sBias[c] = column_bias[i];
+        }
+        const int first = row * P::kRows + g * 64;  // row of x
         // Columns 8 * chunk to 8 * chunk + 7 of the warp's rows.
         const auto scaled = [&](int chunk, float(&v)[4]) {
           const int c = chunk * 8 + lane % 4 * 2, at = chunk % (P::kWidth / 8) * 4;
-          const uint32_t(&sums)[P::kWidth / 2] =
-              d[slab * P::kHalves + chunk / (P::kWidth / 8)];
+          const uint32_t(&sums)[P::kWidth / 2] = d[chunk / (P::kWidth / 8)];
           const float2 s = *reinterpret_cast<const float2*>(sScale + c);
           const float2 b = *reinterpret_cast<const float2*>(sBias + c);
-          v[0] = fmaf(__uint_as_float(sums[at]), row_scale[slab][0] * s.x, b.x);
-          v[1] = fmaf(__uint_as_float(sums[at + 1]), row_scale[slab][0] * s.y, b.y);
-          v[2] = fmaf(__uint_as_float(sums[at + 2]), row_scale[slab][1] * s.x, b.x);
-          v[3] = fmaf(__uint_as_float(sums[at + 3]), row_scale[slab][1] * s.y, b.y);
+          v[0] = fmaf(__uint_as_float(sums[at]), row_scale[0] * s.x, b.x);
+          v[1] = fmaf(__uint_as_float(sums[at + 1]), row_scale[0] * s.y, b.y);
+          v[2] = fmaf(__uint_as_float(sums[at + 2]), row_scale[1] * s.x, b.x);
+          v[3] = fmaf(__uint_as_float(sums[at + 3]), row_scale[1] * s.y, b.y);
         };
         if (plain) {
           if (t % 128 == 0) store_wait_read();
@@ -488,12 +381,12 @@ __global__ void __launch_bounds__(384, 1)
           // 64 columns of f32 at a time: written as accumulators lie, read back in runs of 8.
           float* const sF32 = reinterpret_cast<float*>(sMine);
 #pragma unroll
-          for (int box = 0; box < P::kBoxes; ++box) {
+          for (int at = 0; at < P::kCols; at += 64) {
             asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
               float v[4];
-              scaled(box * 8 + j, v);
+              scaled(at / 8 + j, v);
               // Chunks of 16 bytes are XORed with the row, for the banks.
               const int r = warp * 16 + lane / 4, c = (j * 2 + lane % 4 / 2) ^ (r & 7);
               float* const to = sF32 + r * 64 + c * 4 + lane % 2 * 2;
@@ -509,20 +402,19 @@ __global__ void __launch_bounds__(384, 1)
                   *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c) ^ (r & 7)) * 4);
               *reinterpret_cast<float4*>(v + 4) =
                   *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c + 1) ^ (r & 7)) * 4);
-              finish_row(f, first + r, col * P::kCols + box * 64 + c * 8, v);
+              finish_row(f, first + r, col * P::kCols + at + c * 8, v);
             }
           }
         }
-      }
-      // Columns are written anew at the end of the next tile: by then all have read them, because
-      // a barrier of the group followed the last read, but for the f32 walk, which has one here.
-      if (!plain) asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+        // Columns are written anew at the end of the next tile: by then all have read them, because
+        // a barrier of the group followed the last read, but for the f32 walk, which has one here.
+        if (!plain) asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
       }
     }
     if constexpr (P::kCut) {
       cluster_sync();
       int row, col;
-      tile_of<P>(start, 0, shape, &row, &col);
+      tile_at<P>(start, {shape.m, shape.n, 0}, &row, &col);
       constexpr int kRuns = P::kCols / 8;  // of eight columns
       for (int i = slice * 256 + t - 128; i < P::kRows * kRuns; i += split * 256) {
         const int r = i / kRuns, c = i % kRuns * 8;
@@ -552,7 +444,6 @@ __global__ void __launch_bounds__(384, 1)
       __syncwarp();
     }
   }
-  if constexpr (P::kPair > 1) cluster_sync();  // peers still write to this block's barriers
 }
 
 // Operands whose rows start at multiples of 16 bytes.
@@ -562,34 +453,33 @@ static cudaError_t launch_promote(const Matrix& x, const Matrix& w, const Finish
   CUtensorMap map_x, map_w, map_out = {};
   const bool plain =
       is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
-  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 1, P::kBoxX}, &map_x);
+  const int box = f.m < P::kRows ? f.m : P::kRows;
+  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 1, box}, &map_x);
   if (e == cudaSuccess) {
-    e = tile_map({w.data, w.rows, w.columns, w.row_bytes, 1, P::kBoxW}, &map_w);
+    e = tile_map({w.data, w.rows, w.columns, w.row_bytes, 1, P::kCols}, &map_w);
   }
   if (e == cudaSuccess && plain) {
     e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
   }
   if (e != cudaSuccess) return e;
   const int steps = static_cast<int>((x.columns + 127) / 128 + P::kStep - 1) / P::kStep;
-  const PromoteShape shape = {f.m, f.n, steps, split};
-  const int tall = P::kRows * (P::kShare == Share::w ? 2 : 1);
-  const int broad = P::kCols * (P::kShare == Share::x ? 2 : 1);
-  const int tiles = ((f.m + tall - 1) / tall) * ((f.n + broad - 1) / broad);
+  const PromoteShape shape = {f.m, f.n, steps, split, box};
+  const int tiles = ((f.m + P::kRows - 1) / P::kRows) * ((f.n + P::kCols - 1) / P::kCols);
   auto* const kernel = promote_kernel<P>;
   static std::atomic<uint64_t> asked = 0;
   e = allow_shared(kernel, P::kShared, asked);
   if (e != cudaSuccess) return e;
-  const int places = P::kCut ? tiles : processors / P::kPair, size = P::kCut ? split : P::kPair;
+  const int blocks_used = P::kCut ? tiles * split : tiles < processors ? tiles : processors;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((tiles < places ? tiles : places) * size));
+  config.gridDim = dim3(static_cast<unsigned>(blocks_used));
   config.blockDim = dim3(384);
   config.dynamicSmemBytes = P::kShared;
   config.stream = stream;
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
   config.attrs = &cluster;
-  config.numAttrs = size > 1 ? 1 : 0;
+  config.numAttrs = P::kCut ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, blocks, shape, tiles, plain);
 }
 
