@@ -55,6 +55,32 @@ static inline __device__ void unpack(const Eight<T>& from, float (&to)[kEight]) 
   }
 }
 
+// NaN is larger than every number.
+static inline __device__ float larger(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float c;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+// The same for the one f32 or the two 16-bit floats of four bytes.
+template <DType T>
+static inline __device__ uint32_t larger_of(uint32_t a, uint32_t b) {
+  if constexpr (T == DType::f32) {
+    return __float_as_uint(larger(__uint_as_float(a), __uint_as_float(b)));
+  } else if constexpr (T == DType::bf16) {
+    const __nv_bfloat162 two = __hmax2_nan(*reinterpret_cast<const __nv_bfloat162*>(&a),
+                                           *reinterpret_cast<const __nv_bfloat162*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&two);
+  } else {
+    const __half2 two =
+        __hmax2_nan(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+}
+
 // Two floats to the bits of two halves, the first in the low ones.
 template <DType T>
 static inline __device__ uint32_t pack_two(float a, float b) {
@@ -105,35 +131,6 @@ static inline bool in_eights(const Tensor& t) {
     even = even && (t.shape[i] == 1 || (last ? t.shape[i] : t.strides[i]) % kEight == 0);
   }
   return even && t.rank > 0 && t.shape[t.rank - 1] % kEight == 0;
-}
-
-// The largest block of a kernel that holds a row, and how many blocks a multiprocessor takes at
-// least.
-template <int kRuns>
-inline constexpr int kHeldThreads = kRuns == 4 ? 512 : 256;
-template <DType T, int kRuns>
-inline constexpr int kHeldBlocks = kRuns == 4                      ? (T == DType::f32 ? 1 : 2)
-                                   : kRuns == 2 && T == DType::f32 ? 3
-                                                                   : 5;
-
-// A block that holds a row in registers: threads * runs eights.
-struct Held {
-  unsigned threads;  // 0: the row is too long
-  int runs;          // 1, 2 or 4
-};
-static inline Held held(int64_t length) {
-  const int64_t eights = length / kEight;
-  if (eights == 0 || eights > 512 * 4) return {0, 0};
-  const int runs = eights <= 256 ? 1 : eights <= 512 ? 2 : 4;
-  const int64_t threads = (eights + runs - 1) / runs;
-  return {static_cast<unsigned>((threads + 31) / 32 * 32), runs};
-}
-// Calls f with the number of runs as a type.
-template <class F>
-static inline void with_runs(int runs, const F& f) {
-  if (runs == 1) f(std::integral_constant<int, 1>());
-  if (runs == 2) f(std::integral_constant<int, 2>());
-  if (runs == 4) f(std::integral_constant<int, 4>());
 }
 
 }  // namespace lowbit

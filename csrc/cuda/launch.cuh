@@ -22,14 +22,14 @@ static inline Status launched() { return launched(cudaGetLastError()); }
 // Launches a kernel whose first statement is wait_for_others(): where the GPU knows how (9.0 on),
 // its blocks take their places while the kernel before it ends.
 template <class... Params, class... Args>
-static inline Status launch(const Ctx& ctx, void (*kernel)(Params...), dim3 blocks,
-                            unsigned threads, size_t shared, Args... args) {
+static inline Status launch(const Ctx& ctx, void (*kernel)(Params...), dim3 blocks, dim3 threads,
+                            size_t shared, Args... args) {
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
-  config.blockDim = dim3(threads);
+  config.blockDim = threads;
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(ctx.stream);
   config.attrs = &early;

@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "csrc/cuda/codes.cuh"
 #include "csrc/cuda/eight.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/kv/encode.h"
@@ -68,128 +69,139 @@ __device__ void turn_whole(const KvArgs& a, const Whole& w, int64_t position, un
   turn_neighbours(high, cos[w.eights + lane], sin[w.eights + lane]);
 }
 
-// The low bytes of four words.
-__device__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-}
-
-// Eight codes as the low bytes of words; what rounding leaves above them is cut off.
-template <KvFormat F>
-__device__ uint2 codes_of(const float (&x)[kEight], const KvScale& s) {
-  if constexpr (F == KvFormat::fp8_e4m3) {
-    uint32_t pairs[4];
+// Of eight numbers, two words of codes; of int4 those of the eight that stand in its high bits,
+// too. `kBound`: codes may leave their range, which rounding of the scale alone does not make them.
+template <KvFormat F, bool kBound>
+__device__ uint2 codes_of(const float (&low)[kEight], const float (&high)[kEight],
+                          const KvScale& s) {
+  // Rounded to the low bits of a word; what is above them is cut off.
+  const auto whole = [&](float x) {
+    float y = F == KvFormat::int8 ? __fmul_rn(x, s.inverse) : __fmaf_rn(x, s.inverse, s.zero_point);
+    if (kBound && F == KvFormat::int8) y = fminf(fmaxf(y, -127.0f), 127.0f);
+    if (kBound && F == KvFormat::int4) y = fminf(fmaxf(y, 0.0f), 15.0f);
+    return float_bits(__fadd_rn(y, 0x1.8p23f));
+  };
+  uint32_t word[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float y0 = __fmul_rn(x[2 * i], s.inverse), y1 = __fmul_rn(x[2 * i + 1], s.inverse);
-#if __CUDA_ARCH__ >= 890
-      uint16_t both;
-      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(y1), "f"(y0));
-      pairs[i] = both;
-#else
-      pairs[i] = f32_to_e4m3(y0) | static_cast<uint32_t>(f32_to_e4m3(y1)) << 8;
-#endif
-    }
-    return {pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16};
-  } else {
-    uint32_t words[kEight];
+  for (int i = 0; i < 2; ++i) {
+    const float *x = low + 4 * i, *z = high + 4 * i;
+    if constexpr (F == KvFormat::fp8_e4m3) {
+      word[i] = fp8_four<DType::e4m3>(__fmul_rn(x[0], s.inverse), __fmul_rn(x[1], s.inverse),
+                                      __fmul_rn(x[2], s.inverse), __fmul_rn(x[3], s.inverse));
+    } else {
+      uint32_t one[4];
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      const float y = F == KvFormat::int8
-                          ? fminf(fmaxf(__fmul_rn(x[i], s.inverse), -127.0f), 127.0f)
-                          : fminf(fmaxf(__fmaf_rn(x[i], s.inverse, s.zero_point), 0.0f), 15.0f);
-      words[i] = float_bits(__fadd_rn(y, 0x1.8p23f));
+      for (int j = 0; j < 4; ++j) {
+        one[j] = whole(x[j]);
+        if (F == KvFormat::int4) one[j] += whole(z[j]) << 4;
+      }
+      word[i] = low_bytes(one[0], one[1], one[2], one[3]);
     }
-    return {low_bytes(words[0], words[1], words[2], words[3]),
-            low_bytes(words[4], words[5], words[6], words[7])};
   }
+  return {word[0], word[1]};
 }
 
-// What a row's lanes know of its range. A number that is none makes `most` inf.
+// What a row's lanes know of its range: the largest number and the largest of their negatives, at
+// least 0; of int8 and fp8 the largest magnitude. NaN is larger than all.
 struct Span {
-  float least, most;
+  float most, down;
 };
 
 template <KvFormat F>
 __device__ Span span_of(const float (&low)[kEight], const float (&high)[kEight]) {
   Span s = {0.0f, 0.0f};
-  float none = 0.0f;  // NaN once something is not finite
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
     for (const float x : {low[i], high[i]}) {
-      none = __fmaf_rn(x, 0.0f, none);
-      if (F == KvFormat::int4) {
-        s.least = fminf(s.least, x);
-        s.most = fmaxf(s.most, x);
-      } else {
-        s.most = fmaxf(s.most, fabsf(x));
+      s.most = larger(s.most, F == KvFormat::int4 ? x : fabsf(x));
+      if (F == KvFormat::int4) s.down = larger(s.down, -x);
+    }
+  }
+  return s;
+}
+// The same of elements as they lie in memory.
+template <KvFormat F, DType T>
+__device__ Span span_of(const Eight<T>& low, const Eight<T>& high) {
+  constexpr uint32_t kSigns = T == DType::f32 ? 0x80000000u : 0x80008000u;
+  uint32_t most = 0, down = 0;
+  for (const Eight<T>* eight : {&low, &high}) {
+#pragma unroll
+    for (int i = 0; i < kEight / kPerWord<T>; ++i) {
+      const uint4& w = eight->words[i];
+      for (const uint32_t x : {w.x, w.y, w.z, w.w}) {
+        most = larger_of<T>(most, F == KvFormat::int4 ? x : x & ~kSigns);
+        if (F == KvFormat::int4) down = larger_of<T>(down, x ^ kSigns);
       }
     }
   }
-  if (none != none) s.most = INFINITY;
-  return s;
+  float a[kPerWord<T>], b[kPerWord<T>];
+  unpack_word<T>({most, 0, 0, 0}, a);
+  unpack_word<T>({down, 0, 0, 0}, b);
+  return {larger(a[0], a[1]), larger(b[0], b[1])};
 }
 
 template <KvFormat F>
-__device__ void span_across(Span& s, unsigned lanes, unsigned group) {
-  for (unsigned step = lanes / 2; step > 0; step /= 2) {
-    s.most = fmaxf(s.most, __shfl_xor_sync(group, s.most, step));
-    if (F == KvFormat::int4) s.least = fminf(s.least, __shfl_xor_sync(group, s.least, step));
-  }
+__device__ void span_across(Span& s, unsigned step, unsigned group) {
+  s.most = larger(s.most, __shfl_xor_sync(group, s.most, step));
+  if (F == KvFormat::int4) s.down = larger(s.down, __shfl_xor_sync(group, s.down, step));
 }
 
-// kv_scale_of() for finite rows, the same bits with fewer instructions: a quotient is off by an ulp
-// at most before its remainder, which is exact, corrects it. Markstein, 1990. Where the range of
-// f32 would make it inexact the scale is 2^-24 either way.
+// kv_scale_of(), the same bits with fewer instructions: a quotient is off by an ulp at most before
+// its remainder, which is exact, corrects it and leaves -0 its sign. Markstein, 1990. Where the
+// range of f32 would make it inexact the scale is 2^-24 either way.
 __device__ float quotient(float x, float by, float inverse) {
   const float q = __fmul_rn(x, inverse);
-  return __fmaf_rn(__fmaf_rn(-by, q, x), inverse, q);
+  return __fmaf_rn(-inverse, __fmaf_rn(by, q, -x), q);
 }
+
+struct Coding {
+  KvScale s;
+  bool finite;
+  bool bound;  // the scale is not within half an ulp of what was wanted
+};
 template <KvFormat F>
-__device__ KvScale scale_of(const Span& span) {
+__device__ Coding coding_of(const Span& span) {
   constexpr float kLimit = F == KvFormat::int4 ? 15.0f : F == KvFormat::int8 ? 127.0f : 448.0f;
-  const float wanted = quotient(span.most - span.least, kLimit, 1.0f / kLimit);
-  KvScale s = {};
-  s.scale = f32_to_half(fminf(wanted, 65504.0f));
-  if (s.scale == 0) s.scale = 1;
-  const float scale = half_to_f32(s.scale);
-  s.inverse = __frcp_rn(scale);
+  Coding c = {};
+  c.finite = span.most < INFINITY && (F != KvFormat::int4 || span.down < INFINITY);
+  const float wanted = quotient(span.most + span.down, kLimit, 1.0f / kLimit);
+  c.bound = !(wanted >= 0x1p-14f && wanted <= 65504.0f);
+  c.s.scale = f32_to_half(fminf(wanted, 65504.0f));
+  if (c.s.scale == 0) c.s.scale = 1;
+  const float scale = half_to_f32(c.s.scale);
+  c.s.inverse = __frcp_rn(scale);
   if (F == KvFormat::int4) {
-    s.zero = f32_to_half(fminf(quotient(-span.least, scale, s.inverse), 15.0f));
-    s.zero_point = half_to_f32(s.zero);
+    const float down = span.down > 0.0f ? span.down : -0.0f;
+    c.s.zero = f32_to_half(fminf(quotient(down, scale, c.s.inverse), 15.0f));
+    c.s.zero_point = half_to_f32(c.s.zero);
   }
-  return s;
+  if (!c.finite) c.s.scale = 0x7e00, c.s.zero = 0;
+  return c;
 }
 
 // One row of K (part 0) or V (part 1) to its token of a block.
 template <KvFormat F>
 __device__ void store_row(const Whole& w, uint8_t* block, unsigned token, int part, unsigned lane,
-                          unsigned group, const float (&low)[kEight], const float (&high)[kEight]) {
+                          const Coding& c, const float (&low)[kEight],
+                          const float (&high)[kEight]) {
   uint8_t* codes = block + (part == 1 ? w.v : 0u) + token * w.row_bytes;
-  const bool here = lane < w.eights;
+  if (lane >= w.eights) return;
   if constexpr (F < KvFormat::fp8_e4m3) {
     constexpr DType kTo = kv_dtype(F);
-    if (!here) return;
     put<kTo>(codes, lane, pack<kTo>(low));
     put<kTo>(codes, w.eights + lane, pack<kTo>(high));
   } else {
-    Span span = span_of<F>(low, high);
-    span_across<F>(span, 1u << w.log_lanes, group);
-    const bool finite = span.most < INFINITY;
-    KvScale s = scale_of<F>(span);
-    if (!finite) s.scale = 0x7e00, s.zero = 0;
-    if (!here) return;
-    uint2 a = codes_of<F>(low, s), b = codes_of<F>(high, s);
-    if (!finite) a = b = {0, 0};
     auto* to = reinterpret_cast<uint2*>(codes);
-    if constexpr (F == KvFormat::int4) {
-      to[lane] = {a.x | b.x << 4, a.y | b.y << 4};
-    } else {
-      to[lane] = a;
-      to[w.eights + lane] = b;
-    }
+    const auto code = [&](auto&& x, auto&& z) -> uint2 {
+      if (!c.finite) return {0, 0};
+      return F != KvFormat::fp8_e4m3 && c.bound ? codes_of<F, true>(x, z, c.s)
+                                                : codes_of<F, false>(x, z, c.s);
+    };
+    to[lane] = code(low, high);
+    if constexpr (F != KvFormat::int4) to[w.eights + lane] = code(high, low);
     if (lane == 0) {
-      reinterpret_cast<uint16_t*>(block + w.scale[part])[token] = s.scale;
-      if (F == KvFormat::int4) reinterpret_cast<uint16_t*>(block + w.zero[part])[token] = s.zero;
+      reinterpret_cast<uint16_t*>(block + w.scale[part])[token] = c.s.scale;
+      if (F == KvFormat::int4) reinterpret_cast<uint16_t*>(block + w.zero[part])[token] = c.s.zero;
     }
   }
 }
@@ -222,6 +234,10 @@ __global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 3 : 5)
   const unsigned group =
       lanes == 32 ? ~0u : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1));
   const unsigned token = item / w.heads, head = item - token * w.heads;
+  const bool turns = present(a.cos);
+  // First, for more waits for them than for k and v.
+  const int32_t position = turns ? static_cast<const int32_t*>(a.positions.data)[token] : 0;
+  const int32_t slot = static_cast<const int32_t*>(a.slots.data)[token];
   const int64_t k = token * w.k_token + head * w.k_head, v = token * w.v_token + head * w.v_head;
   Eight<T> raw[4] = {};
   if (lane < w.eights) {
@@ -230,24 +246,19 @@ __global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 3 : 5)
     raw[2] = fetch<T>(a.v.data, v + lane);
     raw[3] = fetch<T>(a.v.data, v + w.eights + lane);
   }
-  const int32_t slot = static_cast<const int32_t*>(a.slots.data)[token];
+  const bool reports = check != nullptr && lane == 0 && head == 0;
   if (slot < 0 || slot >= w.slots) {
-    if (slot != -1 && check != nullptr && lane == 0 && head == 0) report(check, token, slot);
+    if (slot != -1 && reports) report(check, token, slot);
+    return;
+  }
+  if (turns && (position < 0 || position >= a.cos.shape[0])) {
+    if (reports) report(check, kOfPositions + token, position);
     return;
   }
   float low[kEight], high[kEight];
   unpack<T>(raw[0], low);
   unpack<T>(raw[1], high);
-  if (present(a.cos)) {
-    const int32_t position = static_cast<const int32_t*>(a.positions.data)[token];
-    if (position < 0 || position >= a.cos.shape[0]) {
-      if (check != nullptr && lane == 0 && head == 0) {
-        report(check, kOfPositions + token, position);
-      }
-      return;
-    }
-    if (lane < w.eights) turn_whole(a, w, position, lane, low, high);
-  }
+  if (turns && lane < w.eights) turn_whole(a, w, position, lane, low, high);
   if (kPrefix && slot >= w.page_slots) {
     store_prefix(kv_row_at(a.cache, slot, head, false), w, lane, low, high);
     unpack<T>(raw[2], low);
@@ -255,12 +266,22 @@ __global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 3 : 5)
     store_prefix(kv_row_at(a.cache, slot, head, true), w, lane, low, high);
     return;
   }
+  Coding coding[2] = {};
+  if constexpr (F >= KvFormat::fp8_e4m3) {
+    Span span[2] = {span_of<F>(low, high), span_of<F, T>(raw[2], raw[3])};
+    for (unsigned step = lanes / 2; step > 0; step /= 2) {
+      span_across<F>(span[0], step, group);
+      span_across<F>(span[1], step, group);
+    }
+    coding[0] = coding_of<F>(span[0]);
+    coding[1] = coding_of<F>(span[1]);
+  }
   const unsigned in_page = slot & ((1u << w.log_page) - 1);
   uint8_t* block = a.cache.data + (slot >> w.log_page) * w.page_bytes + head * w.head_bytes;
-  store_row<F>(w, block, in_page, 0, lane, group, low, high);
+  store_row<F>(w, block, in_page, 0, lane, coding[0], low, high);
   unpack<T>(raw[2], low);
   unpack<T>(raw[3], high);
-  store_row<F>(w, block, in_page, 1, lane, group, low, high);
+  store_row<F>(w, block, in_page, 1, lane, coding[1], low, high);
 }
 
 bool is_whole(const KvArgs& a) {

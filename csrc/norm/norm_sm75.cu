@@ -10,7 +10,7 @@
 //           quotient is f32, or double where the factor leaves that range.
 // Source    the formulas in norm.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/eight.cuh"
+#include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -125,176 +125,215 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// Of one row, in runs of eight.
-struct Steps {
-  int64_t x, residual, residual_out, out;
+// Lengths in words of 16 bytes.
+struct Words {
+  int64_t rows;
+  int words;                               // of a row
+  int64_t x, residual, residual_out, out;  // from one row to the next
+  double share;                            // 1 / columns
 };
 
 // Squares beyond these bounds lose digits or leave the range of f32.
 __device__ bool is_exact(double sum) { return sum > 1e-25 && sum < 1e37; }
+// What brings the elements of such rows into it.
+constexpr float kDown = 0x1p-80f, kUp = 0x1p100f;
 
-template <int kRuns, class F>
-__device__ double sum_of(const float (&u)[kRuns][kEight], double* room, const F& f) {
-  double sum = 0;
+// Elements of weight or bias that stand at a word of x.
+template <int kCount>
+__device__ void load_part(const Tensor& t, int at, float (&to)[kCount]) {
+  if (t.dtype == DType::f32) {
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    auto part = f(u[r][0]);
-#pragma unroll
-    for (int i = 1; i < kEight; ++i) part += f(u[r][i]);
-    sum += part;
+    for (int i = 0; i < kCount / 4; ++i) {
+      unpack_word<DType::f32>(word_at(t.data, at * (kCount / 4) + i), to + 4 * i);
+    }
+    return;
   }
-  return sum_block(sum, room);
+  uint4 word = {};
+  if constexpr (kCount == 8) {
+    word = word_at(t.data, at);
+  } else {
+    const uint2 two = static_cast<const uint2*>(t.data)[at];
+    word.x = two.x, word.y = two.y;
+  }
+  float v[kEight];
+  if (t.dtype == DType::bf16) {
+    unpack_word<DType::bf16>(word, v);
+  } else {
+    unpack_word<DType::f16>(word, v);
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = v[i];
 }
 
-template <DType T, int kRuns, bool kLayer>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
-    norm_held(const __grid_constant__ NormArgs a, Steps steps, int eights, double share) {
-  __shared__ double room[32];
+template <DType T, int kWords, int kRows, bool kLayer, bool kSum>
+__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+    norm_held(const __grid_constant__ NormArgs a, const __grid_constant__ Words h) {
+  constexpr int kCount = kPerWord<T>;
+  __shared__ double room[4][16];
   wait_for_others();
-  const int64_t row = blockIdx.x;
-  float u[kRuns][kEight];
-  Eight<T> x[kRuns], more[kRuns];
+  const auto each = [&](auto&& f) { each_held<kWords, kRows>(h.rows, h.words, f); };
+  uint4 x[kRows][kWords] = {}, more[kSum ? kRows : 1][kSum ? kWords : 1] = {};
+  each([&](int r, int w, int64_t row, int at) {
+    x[r][w] = word_at(a.x.data, row * h.x + at);
+    if constexpr (kSum) more[r][w] = word_at(a.residual.data, row * h.residual + at);
+  });
+  bool adds = kSum;
+  const auto elements_at = [&](int r, int w, float(&u)[kCount]) {
+    unpack_word<T>(x[r][w], u);
+    if constexpr (kSum) {
+      if (!adds) return;
+      float v[kCount];
+      unpack_word<T>(more[r][w], v);
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    x[r] = more[r] = {};
-    if (at >= eights) continue;
-    x[r] = fetch<T>(a.x.data, row * steps.x + at);
-    if (present(a.residual)) more[r] = fetch<T>(a.residual.data, row * steps.residual + at);
-  }
-  // Asked for early where there is room for it: else its way adds to that of the sum.
-  constexpr bool kEarly = kRuns <= 2;
-  const auto load_weight = [&](int r, float(&to)[kEight]) {
-    const int at = threadIdx.x + r * blockDim.x;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) to[i] = 1.0f;
-    if (present(a.weight) && at < eights) {
-      load_eight(a.weight.data, a.weight.dtype, at * kEight, kEight, to);
+      for (int i = 0; i < kCount; ++i) u[i] += v[i];
     }
   };
-  float weights[kEarly ? kRuns : 1][kEight];
-  if constexpr (kEarly) {
-#pragma unroll
-    for (int r = 0; r < kRuns; ++r) load_weight(r, weights[r]);
-  }
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    unpack<T>(x[r], u[r]);
-    if (!present(a.residual)) continue;
-    float v[kEight];
-    unpack<T>(more[r], v);
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) u[r][i] += v[i];
-    if (!present(a.residual_out)) continue;
-    const int at = threadIdx.x + r * blockDim.x;
-    x[r] = pack<T>(u[r]);
-    unpack<T>(x[r], u[r]);
-    if (at < eights) put<T>(a.residual_out.data, row * steps.residual_out + at, x[r]);
+  if (kSum && present(a.residual_out)) {
+    each([&](int r, int w, int64_t row, int at) {
+      float u[kCount];
+      elements_at(r, w, u);
+      x[r][w] = pack_word<T>(u);
+      word_at(a.residual_out.data, row * h.residual_out + at) = x[r][w];
+    });
+    adds = false;
   }
 
-  double sum, mean = 0;
-  float head = 0, rest = 0;
-  if (kLayer) {
-    sum = sum_of(u, room, [](float v) { return v; });
-    if (!(fabs(sum) < 1e37)) sum = sum_of(u, room, [](float v) { return double{v}; });
-    mean = sum * share;
-    head = static_cast<float>(mean), rest = static_cast<float>(mean - head);
-    // Places beyond the row hold 0 and have no part in the sum.
-    const auto inside = [&](auto&& f) {
-      double part = 0;
+  // Of each row: what its elements are brought into range by, and the mean of what comes out, in
+  // two parts.
+  float range[kRows] = {}, head[kRows] = {}, rest[kRows] = {};
+  double sum[kRows];
+  const auto within = [&](int r, float u) {
+    return kLayer ? __fmaf_rn(u, range[r], -head[r]) - rest[r] : u * range[r];
+  };
+  // Sums of f over the elements of each row: in f32 within a word, in double beyond it; once more
+  // for rows that were out of range. Those of a warp go together, for they shuffle.
+  const auto sum_up = [&](double(*room_of)[16], const auto& is_good, const auto& f,
+                          const auto& prepare) {
 #pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        if (threadIdx.x + r * blockDim.x < eights) part += f(u[r]);
-      }
-      return sum_block(part, room);
-    };
-    sum = inside([&](const float(&v)[kEight]) {
-      float part = 0;
+    for (int r = 0; r < kRows; ++r) range[r] = 1.0f;
+#pragma unroll 1
+    for (int turn = 0; turn < 2; ++turn) {
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) {
-        const float d = (v[i] - head) - rest;
-        part += d * d;
-      }
-      return part;
-    });
-    if (!is_exact(sum)) {
-      sum = inside([&](const float(&v)[kEight]) {
-        double part = 0;
-        for (int i = 0; i < kEight; ++i) part += (v[i] - mean) * (v[i] - mean);
-        return part;
+      for (int r = 0; r < kRows; ++r) prepare(r), sum[r] = 0.0;
+      forget(x), forget(more);
+      each([&](int r, int w, int64_t, int) {
+        float u[kCount];
+        elements_at(r, w, u);
+        float part = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) part = f(within(r, u[i]), part);
+        sum[r] += part;
       });
-    }
-  } else {
-    sum = sum_of(u, room, [](float v) { return v * v; });
-    if (!is_exact(sum)) sum = sum_of(u, room, [](float v) { return double{v} * v; });
-  }
-  const double square = sum * share + a.eps;
-  float scale = 1.0f / sqrtf(static_cast<float>(square));
-  double factor = 0;
-  bool wide = false;
-  if (!(square > 1e-36 && square < 1e36)) {
-    factor = 1 / sqrt(square);
-    // NaN and inf take the f32 way: they come out the same.
-    wide = (factor > 1e30 && factor < INFINITY) || (factor < 1e-30 && factor > 0);
-    scale = static_cast<float>(factor);
-  }
+      reduce_held(
+          sum, 0.0, [](double p, double q) { return p + q; }, room_of[turn]);
+      bool good = true;
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    if (at >= eights) continue;
-    float(&weight)[kEight] = weights[kEarly ? r : 0];
-    if constexpr (!kEarly) load_weight(r, weight);
-    float bias[kEight] = {};
-    if (kLayer && present(a.bias)) {
-      load_eight(a.bias.data, a.bias.dtype, at * kEight, kEight, bias);
-    }
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      if (wide) {
-        u[r][i] = static_cast<float>((u[r][i] - mean) * factor * weight[i] + bias[i]);
-      } else if (kLayer) {
-        u[r][i] = ((u[r][i] - head) - rest) * scale * weight[i] + bias[i];
-      } else {
-        u[r][i] = u[r][i] * scale * weight[i];
+      for (int r = 0; r < kRows; ++r) {
+        if (is_good(sum[r])) continue;
+        if (turn == 0) range[r] = fabs(sum[r]) > 1 ? kDown : kUp;
+        good = false;
       }
+      if (__all_sync(~0u, good)) break;
     }
-    put<T>(a.out.data, row * steps.out + at, pack<T>(u[r]));
+  };
+  double mean[kRows];
+  if constexpr (kLayer) {
+    sum_up(
+        room, [](double s) { return fabs(s) < 1e37; }, [](float u, float part) { return part + u; },
+        [](int) {});
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) mean[r] = sum[r] * h.share / range[r];
+  }
+  sum_up(
+      room + 2, is_exact, [](float u, float part) { return __fmaf_rn(u, u, part); },
+      [&](int r) {
+        if constexpr (kLayer) {
+          const double at = mean[r] * range[r];
+          head[r] = static_cast<float>(at), rest[r] = static_cast<float>(at - head[r]);
+        }
+      });
+
+  float factor[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const double square = sum[r] * h.share;
+    factor[r] = 1.0f / sqrtf(static_cast<float>(square + a.eps));
+    if (range[r] != 1.0f) {
+      const double by = range[r];
+      factor[r] = static_cast<float>(1 / sqrt(square / (by * by) + a.eps) / by);
+    }
+  }
+  forget(x), forget(more);
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    const int at = static_cast<int>(threadIdx.x + w * blockDim.x);
+    if (at >= h.words) break;
+    float weight[kCount], bias[kCount] = {};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) weight[i] = 1.0f;
+    if (present(a.weight)) load_part(a.weight, at, weight);
+    if (kLayer && present(a.bias)) load_part(a.bias, at, bias);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = held_row<kRows>(r);
+      if (row >= h.rows) break;
+      float u[kCount];
+      elements_at(r, w, u);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        u[i] = within(r, u[i]) * factor[r] * weight[i];
+        if (kLayer) u[i] += bias[i];
+      }
+      word_at(a.out.data, row * h.out + at) = pack_word<T>(u);
+    }
   }
 }
 
-// One dtype, aligned runs of eight, rows at equal distances.
+// One dtype, aligned rows at equal distances.
 bool can_hold(const NormArgs& a) {
   for (const Tensor* t : {&a.x, &a.residual, &a.residual_out, &a.out}) {
     if (!present(*t)) continue;
     if (t->dtype != a.x.dtype || !in_eights(*t) || rows_of(*t).rank > 1) return false;
   }
-  return true;
+  return (!present(a.weight) || is_aligned(a.weight.data)) &&
+         (!present(a.bias) || is_aligned(a.bias.data));
 }
 
 Status run_held(const NormArgs& a, const Held& shape, const Ctx& ctx) {
-  const auto step = [](const Tensor& t) {
-    return present(t) && rows_of(t).rank > 0 ? rows_of(t).strides[0] / kEight : 0;
+  const int64_t per_word = 16 / dtype_bytes(a.x.dtype);
+  const auto step = [&](const Tensor& t) {
+    return present(t) && rows_of(t).rank > 0 ? rows_of(t).strides[0] / per_word : 0;
   };
-  const Steps steps = {step(a.x), step(a.residual), step(a.residual_out), step(a.out)};
   const Rows rows = rows_of(a.x);
-  const auto eights = static_cast<int>(rows.length / kEight);
+  const Words h = {rows.count,
+                   static_cast<int>(rows.length / per_word),
+                   step(a.x),
+                   step(a.residual),
+                   step(a.residual_out),
+                   step(a.out),
+                   1 / static_cast<double>(rows.length)};
   Status status = ok();
   with_dtype(a.x.dtype, [&](auto dtype) {
-    with_runs(shape.runs, [&](auto runs) {
+    with_held(shape, [&](auto words, auto held_rows) {
       constexpr DType kType = decltype(dtype)::value;
-      constexpr int kRuns = decltype(runs)::value;
-      auto* kernel = a.kind == NormKind::layer ? norm_held<kType, kRuns, true>
-                                               : norm_held<kType, kRuns, false>;
-      status = launch(ctx, kernel, static_cast<unsigned>(rows.count), shape.threads, 0, a, steps,
-                      eights, 1 / static_cast<double>(rows.length));
+      constexpr int kWords = decltype(words)::value, kRows = decltype(held_rows)::value;
+      const auto go = [&](auto* kernel) {
+        status = launch(ctx, kernel, shape.blocks, shape.block, 0, a, h);
+      };
+      const bool layer = a.kind == NormKind::layer, sums = present(a.residual);
+      if (layer && sums) go(norm_held<kType, kWords, kRows, true, true>);
+      if (layer && !sums) go(norm_held<kType, kWords, kRows, true, false>);
+      if (!layer && sums) go(norm_held<kType, kWords, kRows, false, true>);
+      if (!layer && !sums) go(norm_held<kType, kWords, kRows, false, false>);
     });
   });
   return status;
 }
 
 Status run(const NormArgs& args, const Ctx& ctx) {
-  const Held shape = held(rows_of(args.x).length);
-  if (shape.threads > 0 && rows_of(args.x).count <= INT32_MAX && can_hold(args)) {
+  const Rows all = rows_of(args.x);
+  if (const Held shape = held(all.count, all.length * dtype_bytes(args.x.dtype) / 16);
+      shape.words > 0 && can_hold(args)) {
     return run_held(args, shape, ctx);
   }
   const RowsOfAll rows = {rows_of(args.x), rows_of(present(args.residual) ? args.residual : args.x),

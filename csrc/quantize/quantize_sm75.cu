@@ -3,16 +3,19 @@
 // Shapes    all of quantize.h.
 // Layout    any strides that the contract allows; 16-byte accesses where rows are aligned.
 // Bound     memory: floats and codes once.
-// Method    a row with one scale is a block's: aligned rows up to 16384 columns stay in registers,
-//           others go to shared memory as f32 on their way to the maximum (beyond 11776 columns
-//           they are read again). A run of 128 columns is a half-warp's, which keeps it in
-//           registers. Codes leave eight at a time. The same bits as on a CPU: maxima have no
+// Method    aligned: a run of columns with one scale, be it a row or 128 of its columns, stays in
+//           the registers of its threads as it lies in memory (cuda/held.cuh). Maxima are those of
+//           two 16-bit floats at a time; codes leave eight (f32: four) at a time. Back, a thread
+//           asks for four times eight codes before it waits for the first. Else a row is a block's
+//           and goes to shared memory as f32 on its way to the maximum (beyond 11776 columns it is
+//           read again); 128 columns are a half-warp's. The same bits as on a CPU: maxima have no
 //           order, and quotients are those of IEEE division, formed from the reciprocal of the
 //           scale by two fused multiply-adds.
 // Source    quantize/rows.h; Markstein, Computation of elementary functions on the IBM RISC
 //           System/6000 processor, 1990 (the quotient).
 // Measured  NOTES.md.
-#include "csrc/cuda/eight.cuh"
+#include "csrc/cuda/codes.cuh"
+#include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -39,20 +42,16 @@ __device__ float scale_of(uint32_t magnitude, DType codes) {
 }
 
 // v / scale. With the nearest reciprocal, q is off by an ulp at most, the remainder is exact, and
-// the second step rounds as a division does. Where the scale is extreme the remainder may leave the
-// range of f32; quotients that are tiny give the code 0 either way.
+// the second step rounds as a division does; a remainder of 0 keeps the sign of -0, being taken
+// away. A scale is from 1e-12 to 2^121, so nothing leaves the range of f32 but remainders of
+// quotients below 2^-60, which give the code 0 either way.
 struct Divider {
   float scale, inverse;
-  bool plain;
 
-  __device__ explicit Divider(float s) : scale(s), inverse(1.0f / s) {
-    plain = !(s > 0x1p-60f && s < 0x1p60f);
-  }
+  __device__ explicit Divider(float s) : scale(s), inverse(1.0f / s) {}
   __device__ float operator()(float v) const {
-    if (plain) return v / scale;
-    const float q = v * inverse;
-    // The sum would lose the sign of -0.
-    return copysignf(__fmaf_rn(__fmaf_rn(-scale, q, v), inverse, q), v);
+    const float q = __fmul_rn(v, inverse);
+    return __fmaf_rn(-inverse, __fmaf_rn(scale, q, -v), q);
   }
 };
 
@@ -125,41 +124,127 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-template <DType T, int kRuns>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
-    quantize_held(const __grid_constant__ QuantizeArgs a, int eights) {
-  __shared__ uint32_t room[32];
+// A word's elements to codes. The codes of a run that has no scale are 0.
+template <DType T, DType C>
+__device__ void encode_word(const Divider& divide, const uint4& word,
+                            uint32_t (&to)[kPerWord<T> / 4]) {
+  float v[kPerWord<T>];
+  unpack_word<T>(word, v);
+#pragma unroll
+  for (int i = 0; i < kPerWord<T>; ++i) v[i] = divide(v[i]);
+#pragma unroll
+  for (int i = 0; i < kPerWord<T> / 4; ++i) {
+    const float* q = v + 4 * i;
+    if constexpr (C == DType::i8) {
+      // 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
+      const auto whole = [](float x) { return float_bits(x + 0x1.8p23f); };
+      to[i] = low_bytes(whole(q[0]), whole(q[1]), whole(q[2]), whole(q[3]));
+    } else {
+      to[i] = fp8_four<C>(q[0], q[1], q[2], q[3]);
+    }
+    if (divide.scale != divide.scale) to[i] = 0;
+  }
+}
+
+// Runs of columns that have one scale each: `runs` to a row, each of `words` words but the last,
+// which ends with the row. Lengths of rows in words.
+struct Runs {
+  int64_t count;
+  unsigned runs;
+  int words, row_words;
+  int64_t from, to, scale;  // from one row to the next; of codes in units of kPerWord
+};
+
+template <DType T, DType C, int kWords, int kRows>
+__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+    quantize_held(const __grid_constant__ QuantizeArgs a, const __grid_constant__ Runs h) {
+  __shared__ uint32_t room[16];
   wait_for_others();
-  const int64_t row = blockIdx.x;
-  const void* from = element(a.floats.data, T, row * a.floats.strides[0]);
-  Eight<T> raw[kRuns];
+  unsigned row[kRows];
+  int first[kRows];
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    raw[r] = {};
-    if (at < eights) raw[r] = fetch<T>(from, at);
+  for (int r = 0; r < kRows; ++r) {
+    const auto run = static_cast<unsigned>(held_row<kRows>(r));
+    row[r] = h.runs == 1 ? run : run / h.runs;
+    first[r] = static_cast<int>(run - row[r] * h.runs) * h.words;
   }
-  float v[kRuns][kEight];
-  uint32_t largest = 0;
+  const auto each = [&](auto&& f) {
+    each_held<kWords, kRows>(h.count, h.words, [&](int r, int w, int64_t, int at) {
+      if (first[r] + at < h.row_words) f(r, w, first[r] + at);
+    });
+  };
+  uint4 x[kRows][kWords] = {};
+  each([&](int r, int w, int at) { x[r][w] = word_at(a.floats.data, row[r] * h.from + at); });
+  uint32_t largest[kRows];
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    unpack<T>(raw[r], v[r]);
-    const uint32_t part = magnitude_of(v[r]);
-    largest = part > largest ? part : largest;
-  }
-  largest = reduce_block(
-      largest, 0u, [](uint32_t x, uint32_t y) { return x > y ? x : y; }, room);
-  const Divider divide(scale_of(largest, a.codes.dtype));
-  if (threadIdx.x == 0) {
-    static_cast<float*>(a.scale.data)[row * a.scale.strides[0]] = divide.scale;
-  }
+  for (int r = 0; r < kRows; ++r) {
+    uint32_t two = 0;
 #pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    if (at < eights) {
-      store_codes(a, row * a.codes.strides[0] + at * kEight, kEight, divide, v[r]);
+    for (int w = 0; w < kWords; ++w) {
+      for (const uint32_t v : {x[r][w].x, x[r][w].y, x[r][w].z, x[r][w].w}) {
+        two = larger_of<T>(two, v & (T == DType::f32 ? 0x7fffffffu : 0x7fff7fffu));
+      }
+    }
+    float v[kPerWord<T>];
+    unpack_word<T>({two, 0, 0, 0}, v);
+    largest[r] = umax(float_bits(v[0]), float_bits(v[1]));
+  }
+  reduce_held(
+      largest, 0u, [](uint32_t p, uint32_t q) { return p > q ? p : q; }, room);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const Divider divide(scale_of(largest[r], C));
+    if (threadIdx.x == 0 && held_row<kRows>(r) < h.count) {
+      static_cast<float*>(a.scale.data)[row[r] * h.scale + first[r] / h.words] = divide.scale;
+    }
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const int at = static_cast<int>(threadIdx.x + w * blockDim.x);
+      if (held_row<kRows>(r) >= h.count || at >= h.words || first[r] + at >= h.row_words) continue;
+      uint32_t codes[kPerWord<T> / 4];
+      encode_word<T, C>(divide, x[r][w], codes);
+      const int64_t place = row[r] * h.to + first[r] + at;
+      if constexpr (T == DType::f32) {
+        static_cast<uint32_t*>(a.codes.data)[place] = codes[0];
+      } else {
+        static_cast<uint2*>(a.codes.data)[place] = {codes[0], codes[1]};
+      }
     }
   }
+}
+
+// Rows of floats in words, and codes that may be stored as many at a time.
+bool can_hold(const QuantizeArgs& a) {
+  return in_eights(a.floats) && (reinterpret_cast<uintptr_t>(a.codes.data) & 7) == 0 &&
+         (a.codes.shape[0] == 1 || a.codes.strides[0] % kEight == 0);
+}
+
+Status run_held(const QuantizeArgs& a, const Ctx& ctx, bool* fits) {
+  const int64_t rows = a.codes.shape[0], length = a.codes.shape[1];
+  const int64_t per_word = 16 / dtype_bytes(a.floats.dtype);
+  const bool by_block = a.scale.rank == 2;
+  Runs h = {};
+  h.runs = by_block ? static_cast<unsigned>(a.scale.shape[1]) : 1;
+  h.count = rows * h.runs;
+  h.row_words = static_cast<int>(length / per_word);
+  h.words = by_block ? static_cast<int>(kScaleBlock / per_word) : h.row_words;
+  h.from = a.floats.strides[0] / per_word, h.to = a.codes.strides[0] / per_word;
+  h.scale = a.scale.strides[0];
+  const Held shape = held(h.count, h.words);
+  *fits = shape.words > 0 && h.count <= INT32_MAX;
+  Status status = ok();
+  if (!*fits) return status;
+  with_dtype(a.floats.dtype, [&](auto from) {
+    with_codes(a.codes.dtype, [&](auto to) {
+      with_held(shape, [&](auto words, auto held_rows) {
+        status = launch(ctx,
+                        quantize_held<decltype(from)::value, decltype(to)::value,
+                                      decltype(words)::value, decltype(held_rows)::value>,
+                        shape.blocks, shape.block, 0, a, h);
+      });
+    });
+  });
+  return status;
 }
 
 constexpr int kLanes = kScaleBlock / kEight;  // threads of a run: 16
@@ -221,29 +306,81 @@ __global__ void __launch_bounds__(kThreads) dequantize(const __grid_constant__ Q
   }
 }
 
+constexpr int kTimes = 4;
+
+// Eight codes at a time of rows that have `eights` of them; from and to in eights as well.
+struct Eights {
+  unsigned total, eights;
+  int64_t from, to, scale;
+};
+
+template <DType T, DType C>
+__global__ void __launch_bounds__(kThreads)
+    dequantize_eights(const __grid_constant__ QuantizeArgs a, const __grid_constant__ Eights e) {
+  wait_for_others();
+  const unsigned first = blockIdx.x * (kThreads * kTimes) + threadIdx.x;
+  uint2 codes[kTimes];
+  float scale[kTimes];
+  int64_t to[kTimes];
+#pragma unroll
+  for (int i = 0; i < kTimes; ++i) {
+    const unsigned at = first + i * kThreads;
+    if (at >= e.total) break;
+    const unsigned row = at / e.eights, column = at - row * e.eights;
+    codes[i] = static_cast<const uint2*>(a.codes.data)[row * e.from + column];
+    scale[i] = static_cast<const float*>(
+        a.scale.data)[row * e.scale + (a.scale.rank == 2 ? column / (kScaleBlock / kEight) : 0)];
+    to[i] = row * e.to + column;
+  }
+#pragma unroll
+  for (int i = 0; i < kTimes; ++i) {
+    if (first + i * kThreads >= e.total) break;
+    float v[kEight];
+    numbers_of<C>(codes[i].x, v);
+    numbers_of<C>(codes[i].y, v + 4);
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) v[j] *= scale[i];
+    put<T>(a.floats.data, to[i], pack<T>(v));
+  }
+}
+
+Status run_eights(const QuantizeArgs& a, const Ctx& ctx) {
+  Eights e = {};
+  e.eights = static_cast<unsigned>(a.codes.shape[1] / kEight);
+  e.total = static_cast<unsigned>(a.codes.shape[0] * e.eights);
+  e.from = a.codes.strides[0] / kEight, e.to = a.floats.strides[0] / kEight;
+  e.scale = a.scale.strides[0];
+  Status status = ok();
+  with_dtype(a.floats.dtype, [&](auto to) {
+    with_codes(a.codes.dtype, [&](auto from) {
+      status = launch(ctx, dequantize_eights<decltype(to)::value, decltype(from)::value>,
+                      grid_for(e.total, kThreads * kTimes, INT32_MAX), kThreads, 0, a, e);
+    });
+  });
+  return status;
+}
+
 Status run(const QuantizeArgs& args, const Ctx& ctx) {
   const int64_t rows = args.codes.shape[0], length = args.codes.shape[1];
   const int64_t most = int64_t{ctx.multiprocessors} * 64;
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
+  const bool aligned = can_hold(args) && rows > 0;
   if (args.inverse) {
     if (length == 0) return ok();
     const int64_t runs = rows * ((length + kEight - 1) / kEight);
+    if (aligned && runs <= INT32_MAX) return run_eights(args, ctx);
     dequantize<<<grid_for(runs, kThreads, most), kThreads, 0, stream>>>(args);
-  } else if (args.scale.rank == 2) {
+    return launched();
+  }
+  if (aligned) {
+    bool fits = false;
+    const Status status = run_held(args, ctx, &fits);
+    if (fits) return status;
+  }
+  if (args.scale.rank == 2) {
     const int64_t runs = rows * args.scale.shape[1];
     if (runs == 0) return ok();
     quantize_blocks<<<grid_for(runs, kThreads / kLanes, most), kThreads, 0, stream>>>(args);
-  } else if (const Held shape = held(length); shape.threads > 0 && in_eights(args.floats)) {
-    Status status = ok();
-    if (rows == 0) return status;
-    with_dtype(args.floats.dtype, [&](auto dtype) {
-      with_runs(shape.runs, [&](auto runs) {
-        status = launch(ctx, quantize_held<decltype(dtype)::value, decltype(runs)::value>,
-                        static_cast<unsigned>(rows), shape.threads, 0, args,
-                        static_cast<int>(length / kEight));
-      });
-    });
-    return status;
   } else {
     quantize_rows<<<grid_for(rows, 1, int64_t{1} << 20), threads_for(length), staged_bytes(length),
                     stream>>>(args, length <= kStagedMax);

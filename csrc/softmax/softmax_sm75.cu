@@ -10,7 +10,7 @@
 //           target out of range is reported, its row left alone.
 // Source    the formulas in softmax.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/eight.cuh"
+#include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
 #include "csrc/cuda/stage.cuh"
@@ -109,96 +109,146 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-template <DType T, int kRuns>
-__global__ void __launch_bounds__(kHeldThreads<kRuns>, kHeldBlocks<T, kRuns>)
-    softmax_held(const void* x, void* out, int64_t x_step, int64_t out_step, int eights,
-                 float scale) {
-  __shared__ double room[32];
-  __shared__ float room_of_max[32];
-  wait_for_others();
-  const int64_t row = blockIdx.x;
-  Eight<T> raw[kRuns];
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    raw[r] = {};
-    if (at < eights) raw[r] = fetch<T>(x, row * x_step + at);
-  }
-  float v[kRuns][kEight], max = -INFINITY;
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    unpack<T>(raw[r], v[r]);
-    const bool inside = threadIdx.x + r * blockDim.x < eights;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      v[r][i] = inside ? v[r][i] * scale : -INFINITY;
-      max = v[r][i] > max ? v[r][i] : max;
-    }
-  }
-  max = max_block(max, room_of_max);
-  const float shift = max == -INFINITY ? 0.0f : max;
-  double parts = 0;
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    float part = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      v[r][i] = expf(v[r][i] - shift);
-      part += v[r][i];
-    }
-    parts += part;
-  }
-  const auto sum = static_cast<float>(sum_block(parts, room));
-  const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-#pragma unroll
-  for (int r = 0; r < kRuns; ++r) {
-    const int at = threadIdx.x + r * blockDim.x;
-    if (at >= eights) continue;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) v[r][i] *= factor;
-    put<T>(out, row * out_step + at, pack<T>(v[r]));
-  }
+// Of a row whose largest score is `max`: e^(scale x - max), by expf where out has its digits. 16
+// bits do with a product that is not rounded, for a difference of scores has the digits that their
+// magnitude leaves it, and with an exponential that is scaled up, so that none that bf16 has is
+// lost below the range of the instruction.
+constexpr float kRaised = 32.0f;
+
+template <DType T>
+__device__ float exponential(float x, float scale, float max) {
+  if constexpr (T == DType::f32) return expf(x * scale - max);
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;"
+      : "=f"(y)
+      : "f"(__fmaf_rn(__fmaf_rn(x, scale, -max), 1.44269504f, kRaised)));
+  return y;
 }
 
-// Four runs of a thread are under way at a time.
-template <DType T>
-__global__ void __launch_bounds__(128)
-    argmax_eights(const void* x, int64_t step, int64_t eights, int32_t* out,
-                  const __grid_constant__ Rows places) {
-  constexpr int kRuns = 4;
-  __shared__ Best room[4];
+// Lengths in words of 16 bytes.
+struct Words {
+  int64_t rows;
+  int words;       // of a row
+  int64_t x, out;  // from one row to the next
+};
+
+template <DType T, int kWords, int kRows>
+__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+    softmax_held(const void* from, void* to, const __grid_constant__ Words h, float scale) {
+  constexpr int kCount = kPerWord<T>;
+  __shared__ float rooms[2][16];
   wait_for_others();
-  const int64_t row = blockIdx.x;
-  Best best = {INT32_MIN, INT32_MAX};
-  for (int64_t first = threadIdx.x; first < eights; first += kRuns * blockDim.x) {
-    Eight<T> raw[kRuns];
+  const auto each = [&](auto&& f) { each_held<kWords, kRows>(h.rows, h.words, f); };
+  uint4 x[kRows][kWords] = {};
+  each([&](int r, int w, int64_t row, int at) { x[r][w] = word_at(from, row * h.x + at); });
+  float max[kRows], sum[kRows] = {};
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      const int64_t at = first + r * blockDim.x;
-      if (at < eights) raw[r] = fetch<T>(x, row * step + at);
+  for (int r = 0; r < kRows; ++r) max[r] = -INFINITY;
+  each([&](int r, int w, int64_t, int) {
+    float v[kCount];
+    unpack_word<T>(x[r][w], v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) max[r] = fmaxf(max[r], v[i] * scale);
+  });
+  reduce_held(
+      max, -INFINITY, [](float a, float b) { return fmaxf(a, b); }, rooms[0]);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    // The first leaves zeros, the other NaN.
+    if (max[r] == -INFINITY) max[r] = 0.0f;
+    if (max[r] == INFINITY) max[r] = NAN;
+  }
+  forget(x);
+  each([&](int r, int w, int64_t, int) {
+    float v[kCount], part = 0.0f;
+    unpack_word<T>(x[r][w], v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) part += exponential<T>(v[i], scale, max[r]);
+    sum[r] += part;
+  });
+  reduce_held(
+      sum, 0.0f, [](float a, float b) { return a + b; }, rooms[1]);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) sum[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+  forget(x);
+  each([&](int r, int w, int64_t row, int at) {
+    float v[kCount];
+    unpack_word<T>(x[r][w], v);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = exponential<T>(v[i], scale, max[r]) * sum[r];
+    word_at(to, row * h.out + at) = pack_word<T>(v);
+  });
+}
+
+// A thread's words of a row, four at a time.
+constexpr int kAsked = 4;
+constexpr unsigned kArgmaxMost = 1024;
+
+template <DType T>
+__device__ int32_t largest_key(const uint4& word) {
+  const uint32_t two = larger_of<T>(larger_of<T>(word.x, word.y), larger_of<T>(word.z, word.w));
+  if constexpr (T == DType::f32) return key_of(__uint_as_float(two));
+  float v[kEight];
+  unpack_word<T>({two, 0, 0, 0}, v);
+  return max(key_of(v[0]), key_of(v[1]));
+}
+
+// The words that had the largest key are kept: where in them it is can wait for the end.
+template <DType T, unsigned kThreads>
+__global__ void __launch_bounds__(kThreads)
+    argmax_words(const void* x, const __grid_constant__ Words h, int32_t* out,
+                 const __grid_constant__ Rows places) {
+  __shared__ Best room[32];
+  wait_for_others();
+  const unsigned lanes = blockDim.x;
+  const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  const bool here = row < h.rows;
+  Best best = {INT32_MIN, INT32_MAX};
+  uint4 kept[kAsked] = {};
+  for (int first = threadIdx.x; here && first < h.words; first += kAsked * lanes) {
+    uint4 word[kAsked];
+    int32_t key = INT32_MIN;
+#pragma unroll
+    for (int i = 0; i < kAsked; ++i) {
+      const int at = static_cast<int>(first + i * lanes);
+      // The last word once more changes nothing: an earlier place of the same key wins.
+      word[i] = word_at(x, row * h.x + min(at, h.words - 1));
     }
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      const int64_t at = first + r * blockDim.x;
-      if (at >= eights) break;
-      float v[kEight];
-      unpack<T>(raw[r], v);
+    for (int i = 0; i < kAsked; ++i) key = max(key, largest_key<T>(word[i]));
+    if (key <= best.key) continue;
+    best = {key, first};
 #pragma unroll
-      for (int j = 0; j < kEight; ++j) {
-        const int32_t key = key_of(v[j]);
-        if (key > best.key) best = {key, static_cast<int32_t>(at) * kEight + j};
+    for (int i = 0; i < kAsked; ++i) kept[i] = word[i];
+  }
+  // Of the lanes with the largest key of the row, the first place.
+  Best found = {best.key, INT32_MAX};
+  for (unsigned s = min(lanes, 32u) / 2; s > 0; s /= 2) {
+    found.key = max(found.key, __shfl_xor_sync(~0u, found.key, s));
+  }
+  if (best.key == found.key) {
+#pragma unroll
+    for (int i = kAsked - 1; i >= 0; --i) {
+      if (largest_key<T>(kept[i]) != found.key) continue;
+      float v[kPerWord<T>];
+      unpack_word<T>(kept[i], v);
+      const int at = min(static_cast<int>(best.index + i * lanes), h.words - 1) * kPerWord<T>;
+#pragma unroll
+      for (int j = kPerWord<T> - 1; j >= 0; --j) {
+        if (key_of(v[j]) == found.key) found.index = at + j;
       }
     }
   }
-  for (int step = 16; step > 0; step /= 2) {
-    best = better(best,
-                  {__shfl_xor_sync(~0u, best.key, step), __shfl_xor_sync(~0u, best.index, step)});
+  for (unsigned s = min(lanes, 32u) / 2; s > 0; s /= 2) {
+    found.index = min(found.index, __shfl_xor_sync(~0u, found.index, s));
   }
-  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (unsigned i = 1; i < blockDim.x / 32; ++i) best = better(best, room[i]);
-  out[row_offset(places, row)] = best.index;
+  if (lanes > 32) {
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = found;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (unsigned i = 1; i < lanes / 32; ++i) found = better(found, room[i]);
+  }
+  if (threadIdx.x == 0 && here) out[row_offset(places, row)] = found.index;
 }
 
 __global__ void __launch_bounds__(512)
@@ -256,6 +306,21 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+// A thread has at least four words of its row; rows of a warp or less share a block.
+Status run_argmax(const SoftmaxArgs& a, const Words& h, const Rows& out, const Ctx& ctx) {
+  unsigned lanes = 1;
+  while (lanes < kArgmaxMost && int64_t{lanes} * kAsked < h.words) lanes *= 2;
+  const dim3 block(lanes, lanes < 128 ? (lanes > 32 ? 1 : 128 / lanes) : 1);
+  const auto blocks = static_cast<unsigned>((h.rows + block.y - 1) / block.y);
+  Status status = ok();
+  with_dtype(a.x.dtype, [&](auto dtype) {
+    constexpr DType kType = decltype(dtype)::value;
+    status = launch(ctx, lanes > 256 ? argmax_words<kType, kArgmaxMost> : argmax_words<kType, 256>,
+                    blocks, block, 0, a.x.data, h, static_cast<int32_t*>(a.out.data), out);
+  });
+  return status;
+}
+
 Status run(const SoftmaxArgs& args, const Ctx& ctx) {
   const bool rows_out = args.function == RowFunction::softmax;
   const Rows x = rows_of(args.x), out = rows_out ? rows_of(args.out) : elements_of(args.out);
@@ -263,31 +328,28 @@ Status run(const SoftmaxArgs& args, const Ctx& ctx) {
   const unsigned blocks = grid_for(x.count, 1, int64_t{1} << 20), threads = threads_for(x.length);
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const size_t room = staged_bytes(x.length);
-  const Held shape = held(x.length);
-  if (rows_out && shape.threads > 0 && x.rank <= 1 && out.rank <= 1 && x.count <= INT32_MAX &&
-      args.x.dtype == args.out.dtype && in_eights(args.x) && in_eights(args.out)) {
-    const auto step = [](const Rows& rows) { return rows.rank > 0 ? rows.strides[0] / kEight : 0; };
+  const bool even = x.rank <= 1 && x.count > 0 && in_eights(args.x);
+  const int64_t per_word = 16 / dtype_bytes(args.x.dtype);
+  const auto step = [&](const Rows& rows) {
+    return rows.rank > 0 ? rows.strides[0] / per_word : 0;
+  };
+  const Words h = {x.count, static_cast<int>(x.length / per_word), step(x), step(out)};
+  if (const Held shape = held(x.count, x.length / per_word);
+      rows_out && even && shape.words > 0 && out.rank <= 1 && args.x.dtype == args.out.dtype &&
+      in_eights(args.out)) {
     Status status = ok();
     with_dtype(args.x.dtype, [&](auto dtype) {
-      with_runs(shape.runs, [&](auto runs) {
-        status =
-            launch(ctx, softmax_held<decltype(dtype)::value, decltype(runs)::value>,
-                   static_cast<unsigned>(x.count), shape.threads, 0, args.x.data, args.out.data,
-                   step(x), step(out), static_cast<int>(x.length / kEight), args.scale);
+      with_held(shape, [&](auto words, auto held_rows) {
+        status = launch(ctx,
+                        softmax_held<decltype(dtype)::value, decltype(words)::value,
+                                     decltype(held_rows)::value>,
+                        shape.blocks, shape.block, 0, args.x.data, args.out.data, h, args.scale);
       });
     });
     return status;
   }
-  if (args.function == RowFunction::argmax && x.rank <= 1 && x.count <= INT32_MAX &&
-      in_eights(args.x)) {
-    Status status = ok();
-    with_dtype(args.x.dtype, [&](auto dtype) {
-      status = launch(ctx, argmax_eights<decltype(dtype)::value>, static_cast<unsigned>(x.count),
-                      threads < 128 ? threads : 128, 0, args.x.data,
-                      x.rank > 0 ? x.strides[0] / kEight : 0, x.length / kEight,
-                      static_cast<int32_t*>(args.out.data), out);
-    });
-    return status;
+  if (args.function == RowFunction::argmax && even && x.length > 0 && x.length <= INT32_MAX) {
+    return run_argmax(args, h, out, ctx);
   }
   switch (args.function) {
     case RowFunction::softmax:
