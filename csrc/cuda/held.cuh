@@ -82,6 +82,12 @@ static __device__ __forceinline__ void forget(uint4 (&word)[kRows][kWords]) {
   }
 }
 
+// What another lane has. Structs of an op that are reduced have a from_lane of their own.
+template <class T>
+static __device__ __forceinline__ T from_lane(const T& value, unsigned step) {
+  return __shfl_xor_sync(~0u, value, step);
+}
+
 // Over the threads of each row; every one gets the result. `room` is shared memory for 16 values
 // that nothing else in the kernel uses.
 template <class T, int kRows, class Op>
@@ -92,7 +98,7 @@ static __device__ __forceinline__ void reduce_held(T (&value)[kRows], T none, co
   for (unsigned step = 16; step > 0; step /= 2) {
     if (step >= lanes) continue;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) value[r] = op(value[r], __shfl_xor_sync(~0u, value[r], step));
+    for (int r = 0; r < kRows; ++r) value[r] = op(value[r], from_lane(value[r], step));
   }
   if (kRows > 1 || lanes <= 32) return;
   const unsigned warps = lanes / 32, lane = threadIdx.x % 32;
@@ -101,7 +107,7 @@ static __device__ __forceinline__ void reduce_held(T (&value)[kRows], T none, co
   value[0] = lane % 16 < warps ? room[lane % 16] : none;
 #pragma unroll
   for (unsigned step = 8; step > 0; step /= 2) {
-    value[0] = op(value[0], __shfl_xor_sync(~0u, value[0], step));
+    value[0] = op(value[0], from_lane(value[0], step));
   }
 }
 

@@ -3,12 +3,12 @@
 // Shapes    all of embedding.h.
 // Layout    any strides that the contract allows.
 // Bound     memory: each row that is asked for, and out, once.
-// Method    of one dtype: rows move as 16-byte words, one row a block, four words of a thread under
-//           way at a time. Else eight neighbouring columns a thread. An id out of range is
+// Method    of one dtype: rows move as 16-byte words, all of a thread's under way at a time
+//           (cuda/held.cuh). Else eight neighbouring columns a thread. An id out of range is
 //           reported, its row left alone.
 // Source    the formula in embedding.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/eight.cuh"
+#include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/embedding/embedding.h"
 
@@ -38,48 +38,55 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-constexpr int kCopyThreads = 128, kCopies = 4;
-
 // Lengths in words of 16 bytes.
-struct Steps {
-  int64_t ids, table, out, length;
+struct Words {
+  int64_t rows;
+  int words;                // of a row
+  int64_t ids, table, out;  // from one row to the next
 };
 
-__global__ void __launch_bounds__(kCopyThreads)
-    embedding_words(const __grid_constant__ EmbeddingArgs args, Steps steps,
-                    unsigned long long* check) {
+template <int kWords, int kRows>
+__global__ void __launch_bounds__(kHeldThreads<kWords>)
+    embedding_held(const __grid_constant__ EmbeddingArgs a, const __grid_constant__ Words h,
+                   unsigned long long* check) {
   wait_for_others();
-  const int64_t row = blockIdx.x;
-  const int32_t id = static_cast<const int32_t*>(args.ids.data)[row * steps.ids];
-  if (id < 0 || id >= args.table.shape[0]) {
-    if (threadIdx.x == 0) report(check, row, id);
-    return;
-  }
-  const uint4* from = static_cast<const uint4*>(args.table.data) + id * steps.table;
-  uint4* to = static_cast<uint4*>(args.out.data) + row * steps.out;
-  for (int64_t first = threadIdx.x; first < steps.length; first += kCopies * kCopyThreads) {
-    uint4 words[kCopies];
+  int32_t id[kRows] = {};
+  bool good[kRows];
 #pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      if (first + i * kCopyThreads < steps.length) words[i] = from[first + i * kCopyThreads];
-    }
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      if (first + i * kCopyThreads < steps.length) to[first + i * kCopyThreads] = words[i];
-    }
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t row = held_row<kRows>(r);
+    if (row < h.rows) id[r] = static_cast<const int32_t*>(a.ids.data)[row * h.ids];
   }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    good[r] = id[r] >= 0 && id[r] < a.table.shape[0];
+    if (!good[r] && threadIdx.x == 0) report(check, held_row<kRows>(r), id[r]);
+  }
+  uint4 x[kRows][kWords];
+  each_held<kWords, kRows>(h.rows, h.words, [&](int r, int w, int64_t, int at) {
+    if (good[r]) x[r][w] = word_at(a.table.data, id[r] * h.table + at);
+  });
+  each_held<kWords, kRows>(h.rows, h.words, [&](int r, int w, int64_t row, int at) {
+    if (good[r]) word_at(a.out.data, row * h.out + at) = x[r][w];
+  });
 }
 
 Status run(const EmbeddingArgs& args, const Ctx& ctx) {
   const Rows ids = elements_of(args.ids), out = rows_of(args.out);
   if (ids.count == 0) return ok();
-  if (args.table.dtype == args.out.dtype && ids.rank <= 1 && out.rank <= 1 &&
-      ids.count <= INT32_MAX && in_eights(args.table) && in_eights(args.out) && out.length > 0) {
-    const int64_t word = 16 / dtype_bytes(args.out.dtype);  // elements
-    const Steps steps = {ids.rank > 0 ? ids.strides[0] : 0, args.table.strides[0] / word,
-                         out.rank > 0 ? out.strides[0] / word : 0, out.length / word};
-    return launch(ctx, embedding_words, static_cast<unsigned>(ids.count), kCopyThreads, 0, args,
-                  steps, ctx.check);
+  const int64_t per_word = 16 / dtype_bytes(args.out.dtype);
+  if (const Held shape = held(ids.count, out.length / per_word);
+      shape.words > 0 && args.table.dtype == args.out.dtype && ids.rank <= 1 && out.rank <= 1 &&
+      in_eights(args.table) && in_eights(args.out)) {
+    const Words h = {ids.count, static_cast<int>(out.length / per_word),
+                     ids.rank > 0 ? ids.strides[0] : 0, args.table.strides[0] / per_word,
+                     out.rank > 0 ? out.strides[0] / per_word : 0};
+    Status status = ok();
+    with_held(shape, [&](auto words, auto rows) {
+      status = launch(ctx, embedding_held<decltype(words)::value, decltype(rows)::value>,
+                      shape.blocks, shape.block, 0, args, h, ctx.check);
+    });
+    return status;
   }
   const int64_t runs = (args.table.shape[1] + kEight - 1) / kEight;
   const unsigned blocks =

@@ -10,6 +10,7 @@
 //           quotient is f32, or double where the factor leaves that range.
 // Source    the formulas in norm.h.
 // Measured  NOTES.md.
+#include "csrc/cuda/functions.cuh"
 #include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
@@ -133,9 +134,7 @@ struct Words {
   double share;                            // 1 / columns
 };
 
-// Squares beyond these bounds lose digits or leave the range of f32.
-__device__ bool is_exact(double sum) { return sum > 1e-25 && sum < 1e37; }
-// What brings the elements of such rows into it.
+// What brings rows into the range of f32 whose squares leave it.
 constexpr float kDown = 0x1p-80f, kUp = 0x1p100f;
 
 // Elements of weight or bias that stand at a word of x.
@@ -165,11 +164,35 @@ __device__ void load_part(const Tensor& t, int at, float (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = v[i];
 }
 
+// Of a row's elements u: the sum of u^2, and with layer that of u, in double, for their difference
+// is taken.
+template <bool kLayer>
+struct Sums {
+  float squares;
+};
+template <>
+struct Sums<true> {
+  double whole, squares;
+};
+__device__ Sums<false> operator+(const Sums<false>& p, const Sums<false>& q) {
+  return {p.squares + q.squares};
+}
+__device__ Sums<true> operator+(const Sums<true>& p, const Sums<true>& q) {
+  return {p.whole + q.whole, p.squares + q.squares};
+}
+__device__ Sums<false> from_lane(const Sums<false>& s, unsigned step) {
+  return {__shfl_xor_sync(~0u, s.squares, step)};
+}
+__device__ Sums<true> from_lane(const Sums<true>& s, unsigned step) {
+  return {__shfl_xor_sync(~0u, s.whole, step), __shfl_xor_sync(~0u, s.squares, step)};
+}
+
 template <DType T, int kWords, int kRows, bool kLayer, bool kSum>
-__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+__global__ void __launch_bounds__(kHeldThreads<kWords>,
+                                  kSum && kWords == 8 ? 1 : kHeldBlocks<kWords>)
     norm_held(const __grid_constant__ NormArgs a, const __grid_constant__ Words h) {
   constexpr int kCount = kPerWord<T>;
-  __shared__ double room[4][16];
+  __shared__ Sums<kLayer> room[2][16];
   wait_for_others();
   const auto each = [&](auto&& f) { each_held<kWords, kRows>(h.rows, h.words, f); };
   uint4 x[kRows][kWords] = {}, more[kSum ? kRows : 1][kSum ? kWords : 1] = {};
@@ -200,68 +223,75 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
 
   // Of each row: what its elements are brought into range by, and the mean of what comes out, in
   // two parts.
-  float range[kRows] = {}, head[kRows] = {}, rest[kRows] = {};
-  double sum[kRows];
+  float range[kRows] = {}, head[kRows] = {}, rest[kRows] = {}, factor[kRows];
   const auto within = [&](int r, float u) {
     return kLayer ? __fmaf_rn(u, range[r], -head[r]) - rest[r] : u * range[r];
   };
-  // Sums of f over the elements of each row: in f32 within a word, in double beyond it; once more
-  // for rows that were out of range. Those of a warp go together, for they shuffle.
-  const auto sum_up = [&](double(*room_of)[16], const auto& is_good, const auto& f,
-                          const auto& prepare) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) range[r] = 1.0f;
+  for (int r = 0; r < kRows; ++r) range[r] = 1.0f;
+  // Once more for rows that were out of range; those of a warp go together, for they shuffle.
 #pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
+  for (int turn = 0; turn < 2; ++turn) {
+    Sums<kLayer> sum[kRows] = {};
+    forget(x), forget(more);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) prepare(r), sum[r] = 0.0;
-      forget(x), forget(more);
-      each([&](int r, int w, int64_t, int) {
-        float u[kCount];
-        elements_at(r, w, u);
-        float part = 0.0f;
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = held_row<kRows>(r);
+      if constexpr (kLayer) head[r] = 0.0f, rest[r] = 0.0f;
+      float count = 0.0f, part = 0.0f;
+      const auto go_over = [&](const auto& f) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) part = f(within(r, u[i]), part);
-        sum[r] += part;
-      });
-      reduce_held(
-          sum, 0.0, [](double p, double q) { return p + q; }, room_of[turn]);
-      bool good = true;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (is_good(sum[r])) continue;
-        if (turn == 0) range[r] = fabs(sum[r]) > 1 ? kDown : kUp;
-        good = false;
-      }
-      if (__all_sync(~0u, good)) break;
-    }
-  };
-  double mean[kRows];
-  if constexpr (kLayer) {
-    sum_up(
-        room, [](double s) { return fabs(s) < 1e37; }, [](float u, float part) { return part + u; },
-        [](int) {});
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) mean[r] = sum[r] * h.share / range[r];
-  }
-  sum_up(
-      room + 2, is_exact, [](float u, float part) { return __fmaf_rn(u, u, part); },
-      [&](int r) {
-        if constexpr (kLayer) {
-          const double at = mean[r] * range[r];
-          head[r] = static_cast<float>(at), rest[r] = static_cast<float>(at - head[r]);
+        for (int w = 0; w < kWords; ++w) {
+          if (row >= h.rows || static_cast<int>(threadIdx.x + w * blockDim.x) >= h.words) break;
+          float u[kCount];
+          elements_at(r, w, u);
+          f(u);
         }
-      });
-
-  float factor[kRows];
+      };
+      if constexpr (kLayer) {
+        // About the mean of what this thread has, lest digits be lost where the mean is large.
+        go_over([&](const float(&u)[kCount]) {
+          count += kCount;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const double square = sum[r] * h.share;
-    factor[r] = 1.0f / sqrtf(static_cast<float>(square + a.eps));
-    if (range[r] != 1.0f) {
-      const double by = range[r];
-      factor[r] = static_cast<float>(1 / sqrt(square / (by * by) + a.eps) / by);
+          for (int i = 0; i < kCount; ++i) part = __fmaf_rn(u[i], range[r], part);
+        });
+        const float middle = count > 0.0f ? part * reciprocal(count) : 0.0f;
+        float off = 0.0f, squares = 0.0f;
+        go_over([&](const float(&u)[kCount]) {
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) {
+            const float d = __fmaf_rn(u[i], range[r], -middle);
+            off += d;
+            squares = __fmaf_rn(d, d, squares);
+          }
+        });
+        const double m = middle, whole = m * count + off;
+        sum[r] = {whole, squares + m * (whole + off)};
+      } else {
+        go_over([&](const float(&u)[kCount]) {
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) part = __fmaf_rn(within(r, u[i]), within(r, u[i]), part);
+        });
+        sum[r] = {part};
+      }
     }
+    reduce_held(
+        sum, Sums<kLayer>{}, [](const auto& p, const auto& q) { return p + q; }, room[turn]);
+    bool good = true;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      double square = sum[r].squares;
+      if constexpr (kLayer) {
+        const double mean = sum[r].whole * h.share;
+        square = square > sum[r].whole * mean ? square - sum[r].whole * mean : 0.0;
+        head[r] = static_cast<float>(mean), rest[r] = static_cast<float>(mean - head[r]);
+      }
+      const double by = range[r], under = square * h.share + a.eps * (by * by);
+      factor[r] = 1.0f / sqrtf(static_cast<float>(under));
+      const bool high = !(square < 1e37), low = under < 1e-27;
+      if (turn == 0 && (high || low)) range[r] = high ? kDown : kUp, good = false;
+    }
+    if (__all_sync(~0u, good)) break;
   }
   forget(x), forget(more);
 #pragma unroll

@@ -6,7 +6,7 @@
 // Method    aligned: a run of columns with one scale, be it a row or 128 of its columns, stays in
 //           the registers of its threads as it lies in memory (cuda/held.cuh). Maxima are those of
 //           two 16-bit floats at a time; codes leave eight (f32: four) at a time. Back, a thread
-//           asks for four times eight codes before it waits for the first. Else a row is a block's
+//           asks for 32 codes before it waits for the first. Else a row is a block's
 //           and goes to shared memory as f32 on its way to the maximum (beyond 11776 columns it is
 //           read again); 128 columns are a half-warp's. The same bits as on a CPU: maxima have no
 //           order, and quotients are those of IEEE division, formed from the reciprocal of the
@@ -41,18 +41,28 @@ __device__ float scale_of(uint32_t magnitude, DType codes) {
   return scale_for(bits_float(magnitude >= 0x7f800000u ? 0x7fc00000u : magnitude), codes);
 }
 
-// v / scale. With the nearest reciprocal, q is off by an ulp at most, the remainder is exact, and
-// the second step rounds as a division does; a remainder of 0 keeps the sign of -0, being taken
-// away. A scale is from 1e-12 to 2^121, so nothing leaves the range of f32 but remainders of
-// quotients below 2^-60, which give the code 0 either way.
+// x / by. With the nearest reciprocal, q is off by an ulp at most, the remainder is exact, and the
+// second step rounds as a division does; a remainder of 0 keeps the sign of -0, being taken away. A
+// scale is from 1e-12 to 2^121, so nothing leaves the range of f32 but remainders of quotients
+// below 2^-60, which give the code 0 or the least scale either way.
+__device__ float quotient(float x, float by, float inverse) {
+  const float q = __fmul_rn(x, inverse);
+  return __fmaf_rn(-inverse, __fmaf_rn(by, q, -x), q);
+}
+
+// scale_for(), of the maximum as bits.
+template <DType C>
+__device__ float scale_of(uint32_t magnitude) {
+  constexpr float kLimit = code_limit(C);
+  const float scale = fmaxf(quotient(bits_float(magnitude), kLimit, 1.0f / kLimit), 1e-12f);
+  return magnitude >= 0x7f800000u ? bits_float(0x7fc00000u) : scale;
+}
+
 struct Divider {
   float scale, inverse;
 
   __device__ explicit Divider(float s) : scale(s), inverse(1.0f / s) {}
-  __device__ float operator()(float v) const {
-    const float q = __fmul_rn(v, inverse);
-    return __fmaf_rn(-inverse, __fmaf_rn(scale, q, -v), q);
-  }
+  __device__ float operator()(float v) const { return quotient(v, scale, inverse); }
 };
 
 __device__ void store_codes(const QuantizeArgs& a, int64_t first, int count, const Divider& divide,
@@ -193,7 +203,7 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
       largest, 0u, [](uint32_t p, uint32_t q) { return p > q ? p : q; }, room);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const Divider divide(scale_of(largest[r], C));
+    const Divider divide(scale_of<C>(largest[r]));
     if (threadIdx.x == 0 && held_row<kRows>(r) < h.count) {
       static_cast<float*>(a.scale.data)[row[r] * h.scale + first[r] / h.words] = divide.scale;
     }
@@ -306,55 +316,62 @@ __global__ void __launch_bounds__(kThreads) dequantize(const __grid_constant__ Q
   }
 }
 
-constexpr int kTimes = 4;
-
-// Eight codes at a time of rows that have `eights` of them; from and to in eights as well.
-struct Eights {
-  unsigned total, eights;
-  int64_t from, to, scale;
+// What becomes a word of 16 bytes at a time; rows have `words` of them. Lengths in words.
+struct Back {
+  unsigned total, words;
+  int64_t from, to, scale;  // from one row to the next
 };
 
 template <DType T, DType C>
 __global__ void __launch_bounds__(kThreads)
-    dequantize_eights(const __grid_constant__ QuantizeArgs a, const __grid_constant__ Eights e) {
+    dequantize_words(const __grid_constant__ QuantizeArgs a, const __grid_constant__ Back b) {
+  constexpr int kCount = kPerWord<T>, kTimes = 32 / kCount;
   wait_for_others();
   const unsigned first = blockIdx.x * (kThreads * kTimes) + threadIdx.x;
-  uint2 codes[kTimes];
+  uint32_t codes[kTimes][kCount / 4];
   float scale[kTimes];
   int64_t to[kTimes];
 #pragma unroll
   for (int i = 0; i < kTimes; ++i) {
     const unsigned at = first + i * kThreads;
-    if (at >= e.total) break;
-    const unsigned row = at / e.eights, column = at - row * e.eights;
-    codes[i] = static_cast<const uint2*>(a.codes.data)[row * e.from + column];
+    if (at >= b.total) break;
+    const unsigned row = at / b.words, column = at - row * b.words;
+    if constexpr (kCount == 4) {
+      codes[i][0] = static_cast<const uint32_t*>(a.codes.data)[row * b.from + column];
+    } else {
+      const uint2 two = static_cast<const uint2*>(a.codes.data)[row * b.from + column];
+      codes[i][0] = two.x, codes[i][1] = two.y;
+    }
     scale[i] = static_cast<const float*>(
-        a.scale.data)[row * e.scale + (a.scale.rank == 2 ? column / (kScaleBlock / kEight) : 0)];
-    to[i] = row * e.to + column;
+        a.scale.data)[row * b.scale + (a.scale.rank == 2 ? column / (kScaleBlock / kCount) : 0)];
+    to[i] = row * b.to + column;
   }
 #pragma unroll
   for (int i = 0; i < kTimes; ++i) {
-    if (first + i * kThreads >= e.total) break;
-    float v[kEight];
-    numbers_of<C>(codes[i].x, v);
-    numbers_of<C>(codes[i].y, v + 4);
+    if (first + i * kThreads >= b.total) break;
+    float v[kCount];
 #pragma unroll
-    for (int j = 0; j < kEight; ++j) v[j] *= scale[i];
-    put<T>(a.floats.data, to[i], pack<T>(v));
+    for (int j = 0; j < kCount / 4; ++j) numbers_of<C>(codes[i][j], v + 4 * j);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) v[j] *= scale[i];
+    word_at(a.floats.data, to[i]) = pack_word<T>(v);
   }
 }
 
-Status run_eights(const QuantizeArgs& a, const Ctx& ctx) {
-  Eights e = {};
-  e.eights = static_cast<unsigned>(a.codes.shape[1] / kEight);
-  e.total = static_cast<unsigned>(a.codes.shape[0] * e.eights);
-  e.from = a.codes.strides[0] / kEight, e.to = a.floats.strides[0] / kEight;
-  e.scale = a.scale.strides[0];
+Status run_back(const QuantizeArgs& a, const Ctx& ctx) {
+  const int64_t per_word = 16 / dtype_bytes(a.floats.dtype);
+  Back b = {};
+  b.words = static_cast<unsigned>(a.codes.shape[1] / per_word);
+  b.total = static_cast<unsigned>(a.codes.shape[0] * b.words);
+  b.from = a.codes.strides[0] / per_word, b.to = a.floats.strides[0] / per_word;
+  b.scale = a.scale.strides[0];
+  // 32 numbers a thread.
+  const unsigned blocks = grid_for(b.total * per_word, kThreads * 32, INT32_MAX);
   Status status = ok();
   with_dtype(a.floats.dtype, [&](auto to) {
     with_codes(a.codes.dtype, [&](auto from) {
-      status = launch(ctx, dequantize_eights<decltype(to)::value, decltype(from)::value>,
-                      grid_for(e.total, kThreads * kTimes, INT32_MAX), kThreads, 0, a, e);
+      status = launch(ctx, dequantize_words<decltype(to)::value, decltype(from)::value>, blocks,
+                      kThreads, 0, a, b);
     });
   });
   return status;
@@ -368,7 +385,7 @@ Status run(const QuantizeArgs& args, const Ctx& ctx) {
   if (args.inverse) {
     if (length == 0) return ok();
     const int64_t runs = rows * ((length + kEight - 1) / kEight);
-    if (aligned && runs <= INT32_MAX) return run_eights(args, ctx);
+    if (aligned && runs <= INT32_MAX / 4) return run_back(args, ctx);
     dequantize<<<grid_for(runs, kThreads, most), kThreads, 0, stream>>>(args);
     return launched();
   }

@@ -180,22 +180,51 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
   });
 }
 
-// A thread's words of a row, four at a time.
-constexpr int kAsked = 4;
-constexpr unsigned kArgmaxMost = 1024;
+// A thread's words of a row, so many at a time; threads of a row at most.
+#ifndef ASKED
+#define ASKED 4
+#define PER_THREAD 16
+#define MOST 512
+#endif
+constexpr int kAsked = ASKED, kPerThread = PER_THREAD;
+constexpr unsigned kArgmaxMost = MOST;
 
 template <DType T>
-__device__ int32_t largest_key(const uint4& word) {
-  const uint32_t two = larger_of<T>(larger_of<T>(word.x, word.y), larger_of<T>(word.z, word.w));
+__device__ uint32_t larger_in(const uint4& word) {
+  return larger_of<T>(larger_of<T>(word.x, word.y), larger_of<T>(word.z, word.w));
+}
+template <DType T>
+__device__ int32_t largest_key(uint32_t two) {
   if constexpr (T == DType::f32) return key_of(__uint_as_float(two));
   float v[kEight];
   unpack_word<T>({two, 0, 0, 0}, v);
   return max(key_of(v[0]), key_of(v[1]));
 }
 
+// Over a warp, or over the `lanes` of it that share a row.
+template <class Op>
+__device__ int32_t reduce_lanes(int32_t value, unsigned lanes, const Op& op) {
+  for (unsigned step = min(lanes, 32u) / 2; step > 0; step /= 2) {
+    value = op(value, __shfl_xor_sync(~0u, value, step));
+  }
+  return value;
+}
+__device__ int32_t largest_across(int32_t key, unsigned lanes) {
+#if __CUDA_ARCH__ >= 800
+  if (lanes >= 32) return __reduce_max_sync(~0u, key);
+#endif
+  return reduce_lanes(key, lanes, [](int32_t a, int32_t b) { return max(a, b); });
+}
+__device__ int32_t least_across(int32_t index, unsigned lanes) {
+#if __CUDA_ARCH__ >= 800
+  if (lanes >= 32) return __reduce_min_sync(~0u, index);
+#endif
+  return reduce_lanes(index, lanes, [](int32_t a, int32_t b) { return min(a, b); });
+}
+
 // The words that had the largest key are kept: where in them it is can wait for the end.
-template <DType T, unsigned kThreads>
-__global__ void __launch_bounds__(kThreads)
+template <DType T>
+__global__ void __launch_bounds__(kArgmaxMost)
     argmax_words(const void* x, const __grid_constant__ Words h, int32_t* out,
                  const __grid_constant__ Rows places) {
   __shared__ Best room[32];
@@ -207,41 +236,41 @@ __global__ void __launch_bounds__(kThreads)
   uint4 kept[kAsked] = {};
   for (int first = threadIdx.x; here && first < h.words; first += kAsked * lanes) {
     uint4 word[kAsked];
-    int32_t key = INT32_MIN;
 #pragma unroll
     for (int i = 0; i < kAsked; ++i) {
-      const int at = static_cast<int>(first + i * lanes);
       // The last word once more changes nothing: an earlier place of the same key wins.
-      word[i] = word_at(x, row * h.x + min(at, h.words - 1));
+      const int at = min(static_cast<int>(first + i * lanes), h.words - 1);
+      word[i] = word_at(x, row * h.x + at);
     }
+    uint32_t two = larger_in<T>(word[0]);
 #pragma unroll
-    for (int i = 0; i < kAsked; ++i) key = max(key, largest_key<T>(word[i]));
+    for (int i = 1; i < kAsked; ++i) two = larger_of<T>(two, larger_in<T>(word[i]));
+    const int32_t key = largest_key<T>(two);
     if (key <= best.key) continue;
     best = {key, first};
 #pragma unroll
     for (int i = 0; i < kAsked; ++i) kept[i] = word[i];
   }
   // Of the lanes with the largest key of the row, the first place.
-  Best found = {best.key, INT32_MAX};
-  for (unsigned s = min(lanes, 32u) / 2; s > 0; s /= 2) {
-    found.key = max(found.key, __shfl_xor_sync(~0u, found.key, s));
-  }
-  if (best.key == found.key) {
+  Best found = {largest_across(best.key, lanes), INT32_MAX};
+  if (best.key == found.key && here) {
+    int which = kAsked - 1;
+    uint4 word = kept[which];
 #pragma unroll
-    for (int i = kAsked - 1; i >= 0; --i) {
-      if (largest_key<T>(kept[i]) != found.key) continue;
-      float v[kPerWord<T>];
-      unpack_word<T>(kept[i], v);
-      const int at = min(static_cast<int>(best.index + i * lanes), h.words - 1) * kPerWord<T>;
-#pragma unroll
-      for (int j = kPerWord<T> - 1; j >= 0; --j) {
-        if (key_of(v[j]) == found.key) found.index = at + j;
-      }
+    for (int i = kAsked - 2; i >= 0; --i) {
+      if (largest_key<T>(larger_in<T>(kept[i])) == found.key) which = i, word = kept[i];
     }
+    float v[kPerWord<T>];
+    unpack_word<T>(word, v);
+    int place = 0;
+#pragma unroll
+    for (int j = kPerWord<T> - 1; j >= 0; --j) {
+      if (key_of(v[j]) == found.key) place = j;
+    }
+    const int at = min(static_cast<int>(best.index + which * lanes), h.words - 1);
+    found.index = at * kPerWord<T> + place;
   }
-  for (unsigned s = min(lanes, 32u) / 2; s > 0; s /= 2) {
-    found.index = min(found.index, __shfl_xor_sync(~0u, found.index, s));
-  }
+  found.index = least_across(found.index, lanes);
   if (lanes > 32) {
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = found;
     __syncthreads();
@@ -306,17 +335,20 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// A thread has at least four words of its row; rows of a warp or less share a block.
+// Rows of a warp or less share a block. Few rows have more threads each.
 Status run_argmax(const SoftmaxArgs& a, const Words& h, const Rows& out, const Ctx& ctx) {
   unsigned lanes = 1;
-  while (lanes < kArgmaxMost && int64_t{lanes} * kAsked < h.words) lanes *= 2;
-  const dim3 block(lanes, lanes < 128 ? (lanes > 32 ? 1 : 128 / lanes) : 1);
+  while (lanes < kArgmaxMost &&
+         int64_t{lanes} * (lanes < 32 || h.rows < 8 * ctx.multiprocessors ? kAsked : kPerThread) <
+             h.words) {
+    lanes *= 2;
+  }
+  const dim3 block(lanes, lanes > 32 ? 1 : 128 / lanes);
   const auto blocks = static_cast<unsigned>((h.rows + block.y - 1) / block.y);
   Status status = ok();
   with_dtype(a.x.dtype, [&](auto dtype) {
-    constexpr DType kType = decltype(dtype)::value;
-    status = launch(ctx, lanes > 256 ? argmax_words<kType, kArgmaxMost> : argmax_words<kType, 256>,
-                    blocks, block, 0, a.x.data, h, static_cast<int32_t*>(a.out.data), out);
+    status = launch(ctx, argmax_words<decltype(dtype)::value>, blocks, block, 0, a.x.data, h,
+                    static_cast<int32_t*>(a.out.data), out);
   });
   return status;
 }
