@@ -616,7 +616,7 @@ def main():
         if sink:
             for lib in libs:
                 line = {"op": "rows", "case": name, "library": lib.name, "us": float(f"{times[lib.name]:.4g}"), "gbs": float(f"{size / times[lib.name] / 1e3:.4g}"),
-                        "copy": float(f"{times['copy']:.4g}"), "of copy": float(f"{share[lib.name] / 100:.3g}")}
+                        "rivals": {"copy_": float(f"{times['copy']:.4g}")}, "ratio": float(f"{share[lib.name] / 100:.3g}")}
                 print(json.dumps({**line, **origin}), file=sink, flush=True)
 
 

@@ -20,12 +20,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
+template <DType T = DType::f32>
 __device__ __forceinline__ float apply(Function f, float a, float b) {
   switch (f) {
     case Function::add: return a + b;
     case Function::mul: return a * b;
     case Function::silu_mul: return silu(a) * b;
-    case Function::gelu_mul: return gelu(a) * b;
+    case Function::gelu_mul: return (T == DType::f32 ? gelu(a) : gelu_of_half(a)) * b;
     case Function::gelu_tanh_mul: return gelu_tanh(a) * b;
   }
   return 0.0f;
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
     unpack_word<T>(left[w], x);
     unpack_word<T>(right[w], y);
 #pragma unroll
-    for (int i = 0; i < kPerWord<T>; ++i) x[i] = apply(F, x[i], y[i]);
+    for (int i = 0; i < kPerWord<T>; ++i) x[i] = apply<T>(F, x[i], y[i]);
     static_cast<uint4*>(out)[first + w * kThreads] = pack_word<T>(x);
   }
 }

@@ -189,7 +189,7 @@ __device__ Sums<true> from_lane(const Sums<true>& s, unsigned step) {
 
 template <DType T, int kWords, int kRows, bool kLayer, bool kSum>
 __global__ void __launch_bounds__(kHeldThreads<kWords>,
-                                  kSum && kWords == 8 ? 1 : kHeldBlocks<kWords>)
+                                  kSum&& kWords == 8 ? 1 : kHeldBlocks<kWords>)
     norm_held(const __grid_constant__ NormArgs a, const __grid_constant__ Words h) {
   constexpr int kCount = kPerWord<T>;
   __shared__ Sums<kLayer> room[2][16];
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>,
   };
 #pragma unroll
   for (int r = 0; r < kRows; ++r) range[r] = 1.0f;
-  // Once more for rows that were out of range; those of a warp go together, for they shuffle.
+    // Once more for rows that were out of range; those of a warp go together, for they shuffle.
 #pragma unroll 1
   for (int turn = 0; turn < 2; ++turn) {
     Sums<kLayer> sum[kRows] = {};

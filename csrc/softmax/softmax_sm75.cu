@@ -10,6 +10,7 @@
 //           target out of range is reported, its row left alone.
 // Source    the formulas in softmax.h.
 // Measured  NOTES.md.
+#include "csrc/cuda/functions.cuh"
 #include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
@@ -118,11 +119,7 @@ constexpr float kRaised = 32.0f;
 template <DType T>
 __device__ float exponential(float x, float scale, float max) {
   if constexpr (T == DType::f32) return expf(x * scale - max);
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;"
-      : "=f"(y)
-      : "f"(__fmaf_rn(__fmaf_rn(x, scale, -max), 1.44269504f, kRaised)));
-  return y;
+  return power_of_two(__fmaf_rn(__fmaf_rn(x, scale, -max), 1.44269504f, kRaised));
 }
 
 // Lengths in words of 16 bytes.
@@ -182,9 +179,9 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
 
 // A thread's words of a row, so many at a time; threads of a row at most.
 #ifndef ASKED
-#define ASKED 4
+#define ASKED      4
 #define PER_THREAD 16
-#define MOST 512
+#define MOST       512
 #endif
 constexpr int kAsked = ASKED, kPerThread = PER_THREAD;
 constexpr unsigned kArgmaxMost = MOST;
