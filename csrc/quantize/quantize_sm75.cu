@@ -389,7 +389,7 @@ Status run(const QuantizeArgs& args, const Ctx& ctx) {
     dequantize<<<grid_for(runs, kThreads, most), kThreads, 0, stream>>>(args);
     return launched();
   }
-  if (aligned) {
+  if (aligned && !(args.scale.rank == 2 && args.floats.dtype == DType::f32)) {
     bool fits = false;
     const Status status = run_held(args, ctx, &fits);
     if (fits) return status;

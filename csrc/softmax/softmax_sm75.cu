@@ -178,13 +178,8 @@ __global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
 }
 
 // A thread's words of a row, so many at a time; threads of a row at most.
-#ifndef ASKED
-#define ASKED      4
-#define PER_THREAD 16
-#define MOST       512
-#endif
-constexpr int kAsked = ASKED, kPerThread = PER_THREAD;
-constexpr unsigned kArgmaxMost = MOST;
+constexpr int kAsked = 4;
+constexpr unsigned kArgmaxMost = 1024;
 
 template <DType T>
 __device__ uint32_t larger_in(const uint4& word) {
@@ -332,12 +327,13 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// Rows of a warp or less share a block. Few rows have more threads each.
+// Short rows share a warp, others have one, or as many as make 1024 threads on every
+// multiprocessor.
 Status run_argmax(const SoftmaxArgs& a, const Words& h, const Rows& out, const Ctx& ctx) {
+  const int64_t enough = int64_t{ctx.multiprocessors} * 992;  // some less: rows are a power of two
   unsigned lanes = 1;
-  while (lanes < kArgmaxMost &&
-         int64_t{lanes} * (lanes < 32 || h.rows < 8 * ctx.multiprocessors ? kAsked : kPerThread) <
-             h.words) {
+  while (lanes < kArgmaxMost && int64_t{lanes} * kAsked < h.words &&
+         (lanes < 32 || h.rows * lanes < enough)) {
     lanes *= 2;
   }
   const dim3 block(lanes, lanes > 32 ? 1 : 128 / lanes);
