@@ -20,46 +20,43 @@ struct TileScratch {
   float* scale;     // (stage)
   int32_t* x_sums;  // (stage, periods)
   float* sums;      // (threads, rows, columns of a block)
-  float* floats;    // (threads, K): a row of x before it is quantised
-  int8_t* codes;    // (threads, K rounded up to 64)
-  uint8_t* w;       // (threads, two panels of a slice)
+  uint8_t* w;       // (threads, a group of panels of a slice)
 };
 
 // A period is what one scale and the int32 sums allow: a group, or kMostSteps of a row without
 // groups.
 struct Periods {
   PanelBlock block;
-  int64_t steps;   // of a row
-  int64_t period;  // steps of one
+  Walk walk;
   int64_t count;
-  int64_t slice;  // steps that are walked at a time: whole periods, or a part of the only one
-  bool grouped;   // each period has a block of its own
+  bool grouped;  // each period has a block of its own
 };
 
 static inline Periods periods_of(const Weight& w) {
   Periods p = {};
   p.block = panel_block(w.format, {w.n, w.k});
-  p.steps = ceil_div(w.k, kStepK);
+  const int64_t steps = ceil_div(w.k, kStepK);
   p.grouped = p.block.groups > 1;
-  p.period = p.grouped ? p.block.k / kStepK : p.steps < kMostSteps ? p.steps : kMostSteps;
-  p.count = ceil_div(p.steps, p.period);
-  p.slice = p.count == 1             ? kSliceSteps
-            : p.period < kSliceSteps ? kSliceSteps / p.period * p.period
-                                     : p.period;
+  int64_t period = p.grouped ? p.block.k / kStepK : steps < kMostSteps ? steps : kMostSteps;
+  if (period == 0) period = 1;  // K = 0
+  const int64_t slice = period >= steps        ? kSliceSteps
+                        : period < kSliceSteps ? kSliceSteps / period * period
+                                               : period;
+  p.walk = {steps, period, slice};
+  p.count = ceil_div(steps, period);
   return p;
 }
 
 static inline size_t carve_tiles(const LinearArgs& args, int threads, void* base, TileScratch* s) {
   const Periods p = periods_of(args.w);
-  const int64_t rows = stage_rows(args.x.shape[0]), tiles = round_up(rows, kPairRows) / kTileRows;
+  const int64_t rows = stage_rows(args.x.shape[0]), steps = p.walk.steps, slice = p.walk.slice;
+  const int64_t bands = round_up(rows, kPairRows) / kTileRows;
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
-  s->x = {take<uint8_t>(&at, tiles * p.steps * kTileBytes), p.steps};
+  s->x = {take<uint8_t>(&at, bands * steps * kTileBytes), steps, slice, bands};
   s->scale = take<float>(&at, rows);
   s->x_sums = take<int32_t>(&at, rows * p.count);
   s->sums = take<float>(&at, threads * block_words(rows));
-  s->floats = take<float>(&at, threads * args.w.k);
-  s->codes = take<int8_t>(&at, threads * p.steps * kStepK);
-  s->w = take<uint8_t>(&at, threads * 2 * p.slice * kTileBytes);
+  s->w = take<uint8_t>(&at, threads * kGroupPanels * slice * kTileBytes);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -68,40 +65,99 @@ static inline size_t workspace_tiles(const LinearArgs& args, int threads) {
   return carve_tiles(args, threads, nullptr, &s);
 }
 
+// 16 values as codes: what codes_of() makes of them. `inverse` is 1 / scale: a product with it is
+// less than 2^-15 from the quotient, so only one that is nearly between two codes has to be
+// divided.
+static inline __m128i codes_16(__m512 x, __m512 scale, __m512 inverse) {
+  const __m512 magic = _mm512_set1_ps(0x1.8p23f), half = _mm512_set1_ps(0.5f - 0x1p-14f);
+  const __m512 q = _mm512_mul_ps(x, inverse);
+  __m512 r = _mm512_add_ps(q, magic);
+  const __m512 off = _mm512_abs_ps(_mm512_sub_ps(q, _mm512_sub_ps(r, magic)));
+  if (_mm512_cmp_ps_mask(off, half, _CMP_GT_OQ) != 0) {
+    r = _mm512_add_ps(_mm512_div_ps(x, scale), magic);
+  }
+  return _mm512_cvtepi32_epi8(_mm512_castps_si512(r));
+}
+
+// Row m of x into tiles as row `to`, and the sums of its codes by period. Returns its scale.
+static inline float stage_row(const LinearArgs& args, const Periods& p, const TiledX& tiled,
+                              int64_t m, int64_t to, int32_t* sums) {
+  const DType dtype = args.x.dtype;
+  const int64_t k = args.w.k, bytes = dtype_bytes(dtype), whole = k / kStepK;
+  const uint8_t* from = static_cast<const uint8_t*>(args.x.data) + m * args.x.strides[0] * bytes;
+  alignas(64) uint8_t tail[kStepK * 4] = {};
+  std::memcpy(tail, from + whole * kStepK * bytes,
+              static_cast<size_t>((k - whole * kStepK) * bytes));
+  const auto step_at = [&](int64_t step) {
+    return step < whole ? from + step * kStepK * bytes : tail;
+  };
+  float scale;
+  if (dtype == DType::i8) {
+    scale = code_scale(args, m);
+  } else {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i largest = _mm512_setzero_si512();
+    for (int64_t step = 0; step < tiled.steps; ++step) {
+      const uint8_t* x = step_at(step);
+      for (int64_t i = 0; i < kStepK; i += 16) {
+        const __m512i bits = _mm512_castps_si512(avx512::load_16(x + i * bytes, dtype));
+        largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, magnitude));
+      }
+    }
+    const uint32_t most = _mm512_reduce_max_epu32(largest);
+    scale = scale_for(bits_float(most >= 0x7f800000u ? 0x7fc00000u : most), DType::i8);
+  }
+  const __m512 scales = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+  const bool nan = dtype != DType::i8 && scale != scale;
+  __m512i sum = _mm512_setzero_si512();
+  int64_t period_end = p.walk.period;
+  uint8_t* at = nullptr;
+  for (int64_t step = 0; step < tiled.steps; ++step, at += kTileBytes) {
+    if (step % tiled.slice == 0) at = tiled.tiles(to, step) + to % kTileRows * 64;
+    const uint8_t* x = step_at(step);
+    __m512i codes = _mm512_setzero_si512();
+    if (dtype == DType::i8) {
+      codes = avx512::load_bytes(x);
+    } else if (!nan) {
+      const auto quarter = [&](int64_t i) {
+        return codes_16(avx512::load_16(x + i * 16 * bytes, dtype), scales, inverse);
+      };
+      codes = _mm512_castsi128_si512(quarter(0));
+      codes = _mm512_inserti32x4(codes, quarter(1), 1);
+      codes = _mm512_inserti32x4(codes, quarter(2), 2);
+      codes = _mm512_inserti32x4(codes, quarter(3), 3);
+    }
+    _mm512_store_si512(at, codes);
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), codes);
+    if (step + 1 == period_end || step + 1 == tiled.steps) {
+      *sums++ = _mm512_reduce_add_epi32(sum);
+      sum = _mm512_setzero_si512();
+      period_end += p.walk.period;
+    }
+  }
+  return scale;
+}
+
 static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Periods& p,
                                const TileScratch& s, int64_t first, int64_t rows) {
-  const int64_t k = args.w.k, padded = p.steps * kStepK;
-  parallel_for(ctx.pool, rows, kTileRows, [&](int64_t begin, int64_t end, int thread) {
-    int8_t* codes = s.codes + thread * padded;
-    for (int64_t i = k; i < padded; ++i) codes[i] = 0;
+  parallel_for(ctx.pool, rows, kStagedRows, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
-      s.scale[m] = stage_codes(args, first + m, s.floats + thread * k, codes);
-      for (int64_t i = 0; i < p.count; ++i) {
-        const int64_t k0 = i * p.period * kStepK;
-        const int64_t k1 = k0 + p.period * kStepK < padded ? k0 + p.period * kStepK : padded;
-        int32_t sum = 0;
-        for (int64_t j = k0; j < k1; ++j) sum += codes[j];
-        s.x_sums[m * p.count + i] = sum;
-      }
-      put_row(s.x, m, reinterpret_cast<const uint8_t*>(codes));
+      s.scale[m] = stage_row(args, p, s.x, first + m, m, s.x_sums + m * p.count);
     }
   });
 }
 
-// to(rows, 16) (+)= scale * (from - zero * x_sum), strides in words. `from` may be `to`. `middle`
-// is the zero point of a weight that stores none; 0 where the codes are signed.
+// to(rows, 16) (+)= scale * (from - zero * x_sum). `from` may be `to`. `middle` is the zero point
+// of a weight that stores none; 0 where the codes are signed.
 static inline void scale_sums(const Format& f, const uint8_t* base, const PanelBlock& block,
                               int32_t middle, const int32_t* x_sums, int64_t x_sums_stride,
-                              int64_t rows, const void* from, int64_t from_stride, float* to,
-                              int64_t to_stride, bool add) {
+                              int64_t rows, const uint8_t* from, uint8_t* to, bool add) {
   const __m512 scale = avx512::load_scales(base + block.scales, f.scale_dtype);
   const auto each = [&](const auto& value_of) {
     for (int64_t m = 0; m < rows; ++m) {
-      const __m512i sum =
-          _mm512_loadu_si512(static_cast<const uint8_t*>(from) + m * from_stride * 4);
-      float* at = to + m * to_stride;
-      const __m512 before = add ? _mm512_loadu_ps(at) : _mm512_setzero_ps();
-      _mm512_storeu_ps(at, _mm512_fmadd_ps(value_of(m, sum), scale, before));
+      const __m512i sum = _mm512_load_si512(from + m * 64);
+      const __m512 before = add ? _mm512_load_ps(to + m * 64) : _mm512_setzero_ps();
+      _mm512_store_ps(to + m * 64, _mm512_fmadd_ps(value_of(m, sum), scale, before));
     }
   };
   const auto x_sum = [&](int64_t m) { return _mm512_set1_epi32(x_sums[m * x_sums_stride]); };
@@ -123,96 +179,54 @@ static inline void scale_sums(const Format& f, const uint8_t* base, const PanelB
   }
 }
 
-// decode(codes, bytes, begin, steps, to): steps [begin, begin + steps) of a block's codes as tiles,
-// in `to` or where
-//   they lie. `in_place`: they mostly lie where they are.
+// decode(codes, bytes, begin, steps, to, align): steps [begin, begin + steps) of a block's codes as
+// tiles, in `to` or where they lie. `in_place`: they mostly lie where they are.
 template <class Dot, class Decode>
 static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, bool in_place,
                                int32_t middle, const Decode& decode) {
   const int64_t m_all = args.x.shape[0], stage = stage_rows(m_all);
   const Format& f = args.w.format;
   const Periods p = periods_of(args.w);
+  const int64_t slice_bytes = p.walk.slice * kTileBytes, period = p.walk.period;
   TileScratch s;
   carve_tiles(args, pool_threads(ctx.pool), ctx.scratch, &s);
+  const auto base = [&](int64_t panel, int64_t step) {
+    const int64_t group = p.grouped ? step / period : 0;
+    return args.w.data + (panel * p.block.groups + group) * p.block.bytes;
+  };
+  const auto raw = [&](int64_t panel, int64_t step) {
+    return !in_place ? nullptr : base(panel, step) + (p.grouped ? 0 : step * kTileBytes);
+  };
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
     stage_tiles(args, ctx, p, s, first, rows);
-    const auto block = [&](int thread, int64_t panel0, int64_t panels, int64_t m0, int64_t height,
-                           float* sums, int64_t stride) {
-      if (p.steps == 0) {
-        for (int64_t i = 0; i < height * stride; ++i) sums[i] = 0.0f;
-        return;
-      }
-      alignas(64) int32_t products[kPairRows * kPairRows];
-      uint8_t* buffer = s.w + thread * 2 * p.slice * kTileBytes;
-      const auto base = [&](int64_t panel, int64_t period) {
-        const int64_t group = p.grouped ? period : 0;
-        return args.w.data + ((panel0 + panel) * p.block.groups + group) * p.block.bytes;
-      };
-      // Tiles of panel + which for `count` steps: all of one block of the panel, or a few of them.
-      const auto tiles = [&](int64_t panel, int64_t which, int64_t step, int64_t count) {
-        uint8_t* to = buffer + which * p.slice * kTileBytes;
-        if (!p.grouped) return decode(base(panel + which, 0), p.block.codes, step, count, to);
-        if (count <= p.period) {
-          return decode(base(panel + which, step / p.period), p.block.codes, 0, count, to);
-        }
-        for (int64_t i = 0; i < count; i += p.period) {
-          const int64_t part = count - i < p.period ? count - i : p.period;
+    const auto scale = [&](int64_t panel, int64_t step, int64_t m, int64_t count,
+                           const uint8_t* from, uint8_t* to, bool add) {
+      scale_sums(f, base(panel, step), p.block, middle, s.x_sums + m * p.count + step / period,
+                 p.count, count, from, to, add);
+    };
+    const auto products = [&](int thread, const Block& b, float* sums) {
+      uint8_t* buffer = s.w + thread * kGroupPanels * slice_bytes;
+      // All of one period of the panel, or a part of it, or some of them.
+      const auto tiles = [&](int64_t panel, int64_t step, int64_t count, int64_t which,
+                             bool align) {
+        uint8_t* to = buffer + which * slice_bytes;
+        if (!p.grouped) return decode(base(panel, 0), p.block.codes, step, count, to, align);
+        if (count <= period) return decode(base(panel, step), p.block.codes, 0, count, to, align);
+        for (int64_t i = 0; i < count; i += period) {
+          const int64_t part = count - i < period ? count - i : period;
           uint8_t* at = to + i * kTileBytes;
-          const uint8_t* from =
-              decode(base(panel + which, (step + i) / p.period), p.block.codes, 0, part, at);
+          const uint8_t* from = decode(base(panel, step + i), p.block.codes, 0, part, at, false);
           if (from != at) std::memcpy(at, from, static_cast<size_t>(part * kTileBytes));
         }
         return static_cast<const uint8_t*>(to);
       };
-      configure_tiles();
-      for (int64_t step = 0; step < p.steps; step += p.slice) {
-        const int64_t count = p.steps - step < p.slice ? p.steps - step : p.slice;
-        const int64_t next = step + p.slice < p.steps ? step + p.slice : step;
-        for (int64_t panel = 0; panel < panels; panel += 2) {
-          const PairW w = {tiles(panel, 0, step, count),
-                           panel + 1 < panels ? tiles(panel, 1, step, count) : nullptr};
-          const bool last = panel + 2 >= panels;
-          const uint8_t* soon =
-              base(last ? 0 : panel + 2, 0) + (p.grouped ? 0 : (last ? next : step) * kTileBytes);
-          const PairW next_w = {soon, soon + p.block.groups * p.block.bytes};
-          const int64_t calls = in_place && !p.grouped ? ceil_div(height, kPairRows) : 0;
-          for (int64_t m = 0; m < height; m += kPairRows) {
-            const int64_t left = height - m < kPairRows ? height - m : kPairRows;
-            float* to = sums + m * stride + panel * kPanel;
-            Ahead ahead = ahead_of(s.x, m0, m, panel / 2, next, next_w, calls);
-            if (p.count == 1) {
-              multiply_pair<Dot>(s.x, m0 + m, left, step, w, count, to, stride, step > 0, ahead);
-              continue;
-            }
-            for (int64_t i = 0; i < count; i += p.period) {
-              const int64_t part = count - i < p.period ? count - i : p.period;
-              const int64_t period = (step + i) / p.period;
-              const PairW at = {w.first + i * kTileBytes,
-                                w.second == nullptr ? nullptr : w.second + i * kTileBytes};
-              multiply_pair<Dot>(s.x, m0 + m, left, step + i, at, part, products, kPairRows, false,
-                                 ahead);
-              for (int64_t which = 0; which < (w.second == nullptr ? 1 : 2); ++which) {
-                scale_sums(f, base(panel + which, period), p.block, middle,
-                           s.x_sums + (m0 + m) * p.count + period, p.count, left,
-                           products + which * kPanel, kPairRows, to + which * kPanel, stride,
-                           step + i > 0);
-              }
-              ahead.upper += part * kXLines * 64;
-              ahead.lower += part * kXLines * 64;
-            }
-          }
-        }
-      }
-      release_tiles();
-      if (p.count > 1) return;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        float* to = sums + panel * kPanel;
-        scale_sums(f, base(panel, 0), p.block, middle, s.x_sums + m0, 1, height, to, stride, to,
-                   stride, false);
-      }
+      multiply_block<Dot>(p.walk, s.x, b, sums, tiles, raw, scale);
     };
-    for_amx_blocks(args, ctx.pool, first, rows, s.scale, s.sums, block);
+    const auto last = [&](int64_t panel, int64_t m, int64_t count, uint8_t* tile) {
+      if (p.count == 1) scale(panel, 0, m, count, tile, tile, false);
+    };
+    for_amx_blocks(args, ctx.pool, first, rows, s.scale, s.sums, products, last);
   }
   return ok();
 }

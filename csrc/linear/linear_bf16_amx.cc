@@ -5,7 +5,7 @@
 // Layout    w in panel16, 1 KiB of which is a tile of 32 columns as it lies; x in tiles
 //           (gemm_amx.h).
 // Bound     16 x 16 x 32 products in 16 cycles.
-// Method    32 x 32 sums in four tiles, kept in memory between slices of 512 columns. The
+// Method    32 x 32 sums in four tiles, kept in memory between slices of 256 columns. The
 //           instruction takes denormals as zeros.
 // Source    Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX.
 #include "csrc/linear/gemm_amx.h"
@@ -20,17 +20,16 @@ constexpr int64_t kStep = 32;  // columns of a tile of bf16
 struct Bf16Scratch {
   TiledX x;       // (stage rounded up to 32)
   float* sums;    // (threads, rows, columns of a block)
-  uint8_t* row;   // (threads, steps * 64): a row of x, padded with zeros
-  uint8_t* tail;  // (threads, two panels of a slice)
+  uint8_t* tail;  // (threads, a group of panels of a slice)
 };
 
 size_t carve(const LinearArgs& args, int threads, void* base, Bf16Scratch* s) {
   const int64_t rows = stage_rows(args.x.shape[0]), steps = ceil_div(args.w.k, kStep);
+  const int64_t bands = round_up(rows, kPairRows) / kTileRows;
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
-  s->x = {take<uint8_t>(&at, round_up(rows, kPairRows) / kTileRows * steps * kTileBytes), steps};
+  s->x = {take<uint8_t>(&at, bands * steps * kTileBytes), steps, kSliceSteps, bands};
   s->sums = take<float>(&at, threads * block_words(rows));
-  s->row = take<uint8_t>(&at, threads * steps * 64);
-  s->tail = take<uint8_t>(&at, threads * 2 * kSliceSteps * kTileBytes);
+  s->tail = take<uint8_t>(&at, threads * kGroupPanels * kSliceSteps * kTileBytes);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -45,54 +44,29 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
   Bf16Scratch s;
   carve(args, pool_threads(ctx.pool), ctx.scratch, &s);
   const int64_t steps = s.x.steps;
+  const Walk walk = {steps, steps, s.x.slice};
   for (int64_t first = 0; first < m_all; first += stage) {
     const int64_t rows = m_all - first < stage ? m_all - first : stage;
-    parallel_for(ctx.pool, rows, kTileRows, [&](int64_t begin, int64_t end, int thread) {
-      uint8_t* row = s.row + thread * steps * 64;
-      std::memset(row, 0, static_cast<size_t>(steps * 64));
+    parallel_for(ctx.pool, rows, kStagedRows, [&](int64_t begin, int64_t end, int) {
       for (int64_t m = begin; m < end; ++m) {
-        const uint8_t* from =
-            static_cast<const uint8_t*>(args.x.data) + (first + m) * args.x.strides[0] * 2;
-        std::memcpy(row, from, static_cast<size_t>(k * 2));
-        put_row(s.x, m, row);
+        const uint8_t* x = static_cast<const uint8_t*>(args.x.data);
+        put_row(s.x, m, x + (first + m) * args.x.strides[0] * 2, k * 2);
       }
     });
-    for_amx_blocks(
-        args, ctx.pool, first, rows, nullptr, s.sums,
-        [&](int thread, int64_t panel0, int64_t panels, int64_t m0, int64_t height, float* sums,
-            int64_t stride) {
-          if (steps == 0) {
-            for (int64_t i = 0; i < height * stride; ++i) sums[i] = 0.0f;
-            return;
-          }
-          uint8_t* tail = s.tail + thread * 2 * kSliceSteps * kTileBytes;
-          const auto panel_at = [&](int64_t panel) {
-            return args.w.data + (panel0 + panel) * block.bytes;
-          };
-          const int64_t calls = ceil_div(height, kPairRows);
-          configure_tiles();
-          for (int64_t step = 0; step < steps; step += kSliceSteps) {
-            const int64_t count = steps - step < kSliceSteps ? steps - step : kSliceSteps;
-            const int64_t next = step + count < steps ? step + count : step;
-            for (int64_t panel = 0; panel < panels; panel += 2) {
-              const auto tiles = [&](int64_t which) {
-                return whole_steps(panel_at(panel + which), block.codes, step, count,
-                                   tail + which * kSliceSteps * kTileBytes);
-              };
-              const PairW w = {tiles(0), panel + 1 < panels ? tiles(1) : nullptr};
-              const bool last = panel + 2 >= panels;
-              const uint8_t* soon =
-                  panel_at(last ? 0 : panel + 2) + (last ? next : step) * kTileBytes;
-              const PairW next_w = {soon, soon + block.bytes};
-              for (int64_t m = 0; m < height; m += kPairRows) {
-                multiply_pair<Bf16Pairs>(s.x, m0 + m, height - m, step, w, count,
-                                         sums + m * stride + panel * kPanel, stride, step > 0,
-                                         ahead_of(s.x, m0, m, panel / 2, next, next_w, calls));
-              }
-            }
-          }
-          release_tiles();
-        });
+    const auto products = [&](int thread, const Block& b, float* sums) {
+      uint8_t* tail = s.tail + thread * kGroupPanels * kSliceSteps * kTileBytes;
+      multiply_block<Bf16Pairs>(
+          walk, s.x, b, sums,
+          [&](int64_t panel, int64_t step, int64_t count, int64_t which, bool) {
+            return whole_steps(args.w.data + panel * block.bytes, block.codes, step, count,
+                               tail + which * kSliceSteps * kTileBytes, false);
+          },
+          [&](int64_t panel, int64_t step) {
+            return args.w.data + panel * block.bytes + step * kTileBytes;
+          },
+          [](auto...) {});
+    };
+    for_amx_blocks(args, ctx.pool, first, rows, nullptr, s.sums, products, [](auto...) {});
   }
   return ok();
 }

@@ -17,7 +17,7 @@ using namespace amx;
 // Signed: code - 8 as signed bytes: a weight without stored zero points.
 template <bool kSigned>
 const uint8_t* unpack(const uint8_t* codes, int64_t bytes, int64_t begin, int64_t steps,
-                      uint8_t* to) {
+                      uint8_t* to, bool) {
   constexpr int64_t kPacked = kTileBytes / 2;
   const __m512i low = _mm512_set1_epi8(15), middle = _mm512_set1_epi8(8);
   const int64_t from = begin * kPacked;
