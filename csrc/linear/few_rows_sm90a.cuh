@@ -3,6 +3,7 @@
 
 #include "csrc/linear/codes_sm80.cuh"
 #include "csrc/linear/few_codes_sm90a.cuh"
+#include "csrc/linear/one_row_sm90a.cuh"
 
 namespace lowbit {
 namespace {
@@ -33,6 +34,18 @@ static Status run_codes_sm90a(const LinearArgs& args, const Ctx& ctx) {
   constexpr FewX kX = kHalf ? FewX::f16 : FewX::bf16;
   Matrix x;
   LB_TRY(x_matrix(args, ctx, &x));
+  if (args.x.shape[0] == 1) {  // where one_row_sm90a.cuh takes it
+    Status status = ok();
+    bool done = false;
+    switch (args.w.format.kind) {
+      case Kind::int8: done = run_one<Kind::int8, kHalf>(args, x, ctx, &status); break;
+      case Kind::int4: done = run_one<Kind::int4, kHalf>(args, x, ctx, &status); break;
+      case Kind::int2: done = run_one<Kind::int2, kHalf>(args, x, ctx, &status); break;
+      case Kind::ternary: done = run_one<Kind::ternary, kHalf>(args, x, ctx, &status); break;
+      default: break;
+    }
+    if (done) return status;
+  }
   switch (args.w.format.kind) {
     case Kind::int8: return run_few_codes<Kind::int8, kX>(args, x, ctx);
     case Kind::fp8_e4m3: return run_few_codes<Kind::fp8_e4m3, kX>(args, x, ctx);

@@ -7,7 +7,8 @@
 // Bound     memory: bits / 8 bytes a weight and its share of the scale.
 // Method    few_codes_sm90a.cuh: codes of one word, half a word apart, become pairs of 16-bit
 // floats
-//           by a mask and one fma, which is exact; fp8 by conversion.
+//           by a mask and one fma, which is exact; fp8 by conversion. M = 1 with 8, 4 and 2 bits:
+//           one_row_sm90a.cuh, x as digits and codes by a mask alone.
 // Source    Frantar et al., MARLIN, 2024 (codes in the fraction of a float); NVIDIA, PTX ISA: mma.
 // Measured  NOTES.md.
 #include "csrc/linear/codes_sm80.cuh"

@@ -13,9 +13,11 @@
 namespace lowbit {
 namespace {
 
-template <class Mma_, int kTokens_, int kGroup_>
+// kRows: of w in a tile. Of 64 a block's two groups multiply every other unit and have a part each.
+template <class Mma_, int kTokens_, int kGroup_, int kRows_ = kStreamRows>
 struct StreamInt4 {
   using Mma = Mma_;
+  static constexpr int kRows = kRows_, kPanels = kRows / 64, kGroups = 2 / kPanels;
   static constexpr int kTokens = kTokens_, kGroup = kGroup_, kParts = 128 / kGroup;
   static_assert(kTokens * kParts <= 256);  // registers
   static constexpr bool kHalf = std::is_same_v<Mma, MmaF16>, kBytes = std::is_same_v<Mma, MmaS8>;
@@ -29,14 +31,15 @@ struct StreamInt4 {
   static constexpr int kCodes = 64 * kK / 2;
   static constexpr int kUnit = kCodes + 64 * kParts * 4;   // f32 scales; 16-bit ones leave a gap
   static constexpr int kTiles = kTokens * 128 * kElement;  // bytes of x in a stage
-  static constexpr int kStage = kTiles + 2 * kUnit;
+  static constexpr int kStage = kTiles + kPanels * kUnit;
   static constexpr int kBlocks = kTokens >= 64 || kParts == 4 ? 1 : 2;  // of a multiprocessor
   static constexpr int kRing = (kBlocks == 2 ? kStreamShared : 220 * 1024) - 1024;
   // x first in every stage, for its alignment; the units of all stages behind.
   static constexpr int kFit = kRing / kStage;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kStage + 128;
-  static_assert(kTiles % 1024 == 0 && kTokens * kPartStride * 4 <= kStages * kStage);
+  static_assert(kTiles % 1024 == 0);
+  static_assert(kGroups * kTokens * kPartStride<kRows> * 4 <= kStages * kStage);
 };
 
 struct Int4Shape {
@@ -64,7 +67,7 @@ __device__ __forceinline__ void decode_bytes(const uint4& w, uint32_t (&f)[2][4]
 // Bands of 8 tiles of x, one tile of w after the other inside: what runs at one time shares both.
 template <class S>
 __device__ __forceinline__ void tile_of(int index, int panels, int m, int* tile, int* first) {
-  const int rows = (m + S::kTokens - 1) / S::kTokens, cols = (panels + 1) / 2;
+  const int rows = (m + S::kTokens - 1) / S::kTokens, cols = (panels + S::kPanels - 1) / S::kPanels;
   const int band = min(8, rows), in_band = band * cols, b = index / in_band;
   const int height = min(band, rows - b * band), i = index - b * in_band;
   *tile = i / height;
@@ -84,12 +87,12 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
   tile_of<S>(blockIdx.y, shape.panels, f.m, &tile, &first);
   const int begin = shape.units * blockIdx.x / gridDim.x;
   const int end = shape.units * (blockIdx.x + 1) / gridDim.x;
-  prefetch_finish(f, tile * kStreamRows, kStreamRows, first, min(S::kTokens, f.m - first));
+  prefetch_finish(f, tile * S::kRows, S::kRows, first, min(S::kTokens, f.m - first));
   if (t == 0) {
     tma_prefetch(&map_x);
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(&full[s], 1);
-      barrier_init(&empty[s], 2);
+      barrier_init(&empty[s], S::kPanels);
     }
     barrier_init_fence();
   }
@@ -99,14 +102,14 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
   if (t >= 256) {
     if (t == 256) {
       const uint64_t once = evict_first(), often = evict_last();
-      const int panels = min(2, shape.panels - tile * 2);
+      const int panels = min(S::kPanels, shape.panels - tile * S::kPanels);
       for (int unit = begin; unit < end; ++unit) {
         uint64_t* const bar = &full[ring.slot];
         barrier_wait(&empty[ring.slot], ring.parity ^ 1);
         barrier_expect(bar, S::kTiles + panels * shape.unit_bytes);
         for (int p = 0; p < panels; ++p) {
-          bulk_load(sUnits + (ring.slot * 2 + p) * S::kUnit,
-                    w + (int64_t{tile * 2 + p} * shape.units + unit) * shape.unit_bytes,
+          bulk_load(sUnits + (ring.slot * S::kPanels + p) * S::kUnit,
+                    w + (int64_t{tile * S::kPanels + p} * shape.units + unit) * shape.unit_bytes,
                     shape.unit_bytes, bar, once);
         }
         uint8_t* const sX = shared + ring.slot * S::kTiles;  // 2 x (kTokens, 64 of K), or all 128
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
     // 64 of K, half a unit, decoded; the first half brings the unit's scales.
     const auto fetch = [&](auto half, const Ring<S::kStages>& at) {
       constexpr int kHalf = decltype(half)::value;
-      const uint8_t* const unit = sUnits + (at.slot * 2 + g) * S::kUnit;
+      const uint8_t* const unit = sUnits + (at.slot * S::kPanels + g % S::kPanels) * S::kUnit;
       if constexpr (kHalf == 0) {
         barrier_wait(&full[at.slot], at.parity);
 #pragma unroll
@@ -195,16 +198,19 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
     // under a condition (C7520), hence the last unit on its own.
     constexpr std::integral_constant<int, 0> kFirst{};
     constexpr std::integral_constant<int, 1> kSecond{};
-    if (begin < end) {
+    const int mine = S::kGroups == 2 ? begin + g : begin;
+    if (mine > begin) advance(ring);
+    if (mine < end) {
       fetch(kFirst, ring);
-      for (int unit = begin; unit + 1 < end; ++unit) {
+      for (int unit = mine; unit + S::kGroups < end; unit += S::kGroups) {
         const Ring<S::kStages> at = ring;
         issue(kFirst, at);
         fetch(kSecond, at);
         issue(kSecond, at);
         take_scales();
         wgmma_wait<1>();  // the first half's fragments are free again
-        advance(ring);
+#pragma unroll
+        for (int i = 0; i < S::kGroups; ++i) advance(ring);
         fetch(kFirst, ring);
         promote(at);
       }
@@ -215,15 +221,23 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
       promote(ring);
     }
     asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
-    put_part<false, S::kTokens>(reinterpret_cast<float*>(shared), d);
+    put_part<S::kTokens, S::kRows>(reinterpret_cast<float*>(shared), d);
   }
-  finish_parts<false>(f, reinterpret_cast<float*>(shared), tile, first,
-                      min(S::kTokens, f.m - first));
+  finish_parts<false, S::kRows, S::kTokens>(f, reinterpret_cast<float*>(shared), tile, first,
+                                            min(S::kTokens, f.m - first));
 }
 
 template <class S>
 static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shape& shape,
                                const Finish& f, int processors, cudaStream_t stream) {
+  // Tiles of 64 rows of w where all of them fit at one time.
+  if constexpr (S::kBytes && S::kRows == kStreamRows && S::kGroup == 128 &&
+                (S::kTokens == 32 || S::kTokens == 64)) {
+    if (f.m <= S::kTokens && shape.panels <= processors) {
+      return launch_int4<StreamInt4<typename S::Mma, S::kTokens, 128, 64>>(x, w, shape, f,
+                                                                           processors, stream);
+    }
+  }
   CUtensorMap map_x = {};
   cudaError_t e = cudaSuccess;
   if (x.columns > 0) {
@@ -233,10 +247,11 @@ static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shap
   static std::atomic<uint64_t> asked = 0;
   e = allow_shared(stream_int4_kernel<S>, S::kShared, asked);
   if (e != cudaSuccess) return e;
-  const int tiles = static_cast<int>(ceil_div(f.n, kStreamRows) * ceil_div(f.m, S::kTokens));
-  return launch_stream(stream_int4_kernel<S>, tiles,
-                       stream_split(tiles, shape.units, processors, S::kTokens >= 64 ? 2 : 4),
-                       S::kShared, stream, map_x, w, f, shape);
+  const int tiles = static_cast<int>(ceil_div(f.n, S::kRows) * ceil_div(f.m, S::kTokens));
+  return launch_stream(
+      stream_int4_kernel<S>, tiles,
+      stream_split(tiles, shape.units, processors, S::kTokens >= 64 || S::kRows == 64 ? 2 : 4),
+      S::kShared, stream, map_x, w, f, shape);
 }
 
 }  // namespace
