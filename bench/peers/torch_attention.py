@@ -52,6 +52,13 @@ NONE = 9
 FORMATS = ["f32", "f16", "bf16", "fp8_e4m3", "int8", "int4"]
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
 GPU = "cuda"
+ROWS = "sm90a"  # whose rows: those of Hopper or, with sm80, of mma.sync
+
+
+def decode_row(form):
+    """The row that decodes over a cache of this format; codes are read by the row of bf16 queries."""
+    kind = "f16" if form == "f16" else "bf16"
+    return f"attention_decode_{kind}_sm90a" if ROWS == "sm90a" else f"attention_{kind}_{ROWS}"
 
 
 def library(path):
@@ -243,7 +250,7 @@ def check(rows, form, dim=128, heads=32, kv_heads=8, size=64, lens=(1024,), seqs
           slopes=False, sinks=False, scale=0.0, nan=True, early=True, **options):
     """Errors of a case: o's relative to its length, lse's largest; and whether a rerun has the same bits."""
     qtype = f16 if form == "f16" else bf16
-    row = rows["attention_decode_f16_sm90a" if form == "f16" else "attention_decode_bf16_sm90a"]
+    row = rows[decode_row(form)]
     lens, seqs = list(lens), list(seqs or [1] * len(lens))
     width = max(1, max((n + size - 1) // size for n in lens)) + 1
     rows_p, tokens_p, p_rows, p_lens = 0, 0, None, None
@@ -461,8 +468,7 @@ def decode_times(rows, shapes, forms, rivals=True, early=True):
                     print(f"{name} {shape}: {str(fault).splitlines()[0]}", file=sys.stderr)
         for form in forms:
             more = min(40, copies * 16 // BITS[form])
-            graphs[form] = graph_of(own_calls(rows["attention_decode_f16_sm90a" if form == "f16" else "attention_decode_bf16_sm90a"],
-                                              form, batch, length, more, early), count)
+            graphs[form] = graph_of(own_calls(rows[decode_row(form)], form, batch, length, more, early), count)
         times = by_turns(graphs, count)
         graphs = None
         torch.cuda.empty_cache()
@@ -485,7 +491,7 @@ class Prefill:
     def __init__(self, form="bf16", dim=128, dim_v=None, heads=4, kv_heads=2, seqs=((64, 64),), batched=False, out=None, placing="tokens",
                  causal=False, left=-1, right=-1, softcap=0.0, slopes=False, sinks=False, bias=None, sigmoid=False, scale=0.0, nan=(), room=0, page=0):
         self.type = f16 if form == "f16" else bf16
-        self.row, self.form, self.page = f"attention_{form}_sm90a", form, page
+        self.row, self.form, self.page = f"attention_{form}_{ROWS}", form, page
         self.dim, self.dim_v, self.heads, self.kv_heads = dim, dim_v or dim, heads, kv_heads
         self.seqs = [(seqs[0][0], kv) for _, kv in seqs] if batched else list(seqs)
         self.batched, self.out, self.causal, self.left, self.right, self.softcap, self.sigmoid = batched, out or self.type, causal, left, right, softcap, sigmoid
@@ -694,7 +700,7 @@ def prefill_checks():
 def run_prefill_checks(rows, only=None, log=None):
     wrong, count, worst = 0, 0, [0.0, 0.0]
     for name, case in prefill_checks():
-        if f"attention_{case['form']}_sm90a" not in rows or only and not name.startswith(only):
+        if f"attention_{case['form']}_{ROWS}" not in rows or only and not name.startswith(only):
             continue
         count += 1
         try:
@@ -750,7 +756,7 @@ def prefill_graphs(rows, shape, form="bf16", tokens_outside=False, flash=True):
         except RuntimeError as fault:
             print(f"{name} {shape}: {str(fault).splitlines()[0]}", file=sys.stderr)
     for name, some in rows.items():
-        graphs[name] = graph_of([caller(some[f"attention_{form}_sm90a"], args, (q, k, v, o))], count)
+        graphs[name] = graph_of([caller(some[f"attention_{form}_{ROWS}"], args, (q, k, v, o))], count)
     return graphs, count, flops
 
 
@@ -772,10 +778,13 @@ def prefill_times(rows, shapes, form="bf16", tokens_outside=False, flash=True, r
 
 
 def main():
+    global ROWS, DIM
     root = os.path.join(HERE, "..", "..")
     parser = argparse.ArgumentParser()
     parser.add_argument("library", nargs="?", default=os.path.join(root, "build", "Release", "liblowbit_cuda.so"))
     parser.add_argument("--part", default="decode,prefill", help="only these, with commas")
+    parser.add_argument("--rows", default=ROWS, choices=["sm90a", "sm80"], help="which rows")
+    parser.add_argument("--dim", type=int, default=DIM, help="head dim of decode's times")
     parser.add_argument("--save", help="append the lines to this file")
     parser.add_argument("--commit", help="what the library was built from, where that is not this tree")
     parser.add_argument("--check", action="store_true", help="nothing but the checks")
@@ -784,6 +793,7 @@ def main():
     parser.add_argument("--shape", help="only these, with commas")
     parser.add_argument("--format", default="bf16,fp8_e4m3,int8,int4", help="only these, with commas")
     options = parser.parse_args()
+    ROWS, DIM = options.rows, options.dim
     torch.manual_seed(1)
     rows = library(options.library)
     log = open(options.log, "w") if options.log else None

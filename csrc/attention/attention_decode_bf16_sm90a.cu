@@ -2,7 +2,7 @@
 // or int4 on Hopper; made for few queries a sequence, right for any number.
 //
 // Shapes    head_dim = head_dim_v of 64 or 128. Other ones, a bias, sigmoid scores and a prefix in
-//           another format than the cache's go row by row, as attention_simt_sm75 does.
+//           another format than the cache's go to attention_bf16_sm80.
 // Layout    csrc/attention/cache.h; q, o and lse by any strides.
 // Bound     memory: the visible K and V once for each 8 or 16 rows of a kv head, 2 head_dim codes
 // and
@@ -14,11 +14,19 @@
 #include "csrc/attention/decode_sm90a.cuh"
 
 namespace lowbit {
+
+extern const AttentionKernel attention_bf16_sm80;
+
 namespace {
+
+size_t workspace(const AttentionArgs& args, int threads) {
+  return takes_pages(args) ? pages_workspace(args, threads)
+                           : attention_bf16_sm80.workspace(args, threads);
+}
 
 Status run(const AttentionArgs& args, const Ctx& ctx) {
   if (!takes_pages(args) || args.q.shape[args.q.rank - 3] * head_count(args) == 0) {
-    return run_rows(args, ctx);
+    return attention_bf16_sm80.run(args, ctx);
   }
   switch (args.kv.format) {
     case KvFormat::bf16: return run_format<KvFormat::bf16, false>(args, ctx);
@@ -38,7 +46,7 @@ const AttentionKernel attention_decode_bf16_sm90a = {
     "attention_decode_bf16_sm90a",
     kArchSm90a,
     {bit(DType::bf16), 4096, 1, kFormats, true, false},
-    pages_workspace,
+    workspace,
     run,
 };
 
