@@ -39,7 +39,7 @@ struct StreamInt4 {
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kStage + 128;
   static_assert(kTiles % 1024 == 0);
-  static_assert(kGroups * kTokens * kPartStride<kRows> * 4 <= kStages * kStage);
+  static_assert(kGroups * kTokens * kRowStride<kRows> * 4 <= kStages * kStage);
 };
 
 struct Int4Shape {
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
       promote(ring);
     }
     asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
-    put_part<S::kTokens, S::kRows>(reinterpret_cast<float*>(shared), d);
+    put_part<false, S::kTokens, S::kRows>(reinterpret_cast<float*>(shared), d);
   }
   finish_parts<false, S::kRows, S::kTokens>(f, reinterpret_cast<float*>(shared), tile, first,
                                             min(S::kTokens, f.m - first));

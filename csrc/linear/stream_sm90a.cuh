@@ -22,15 +22,16 @@ inline constexpr int kStreamRows = 128;           // rows of w in a tile
 inline constexpr int kStreamThreads = 288;        // two groups that multiply, one warp that loads
 inline constexpr int kStreamShared = 113 * 1024;  // of a block, when two share the 228 KB
 template <int kRows>
-inline constexpr int kPartStride = kRows + 4;  // f32; 4 keeps a warp's writes apart
+inline constexpr int kRowStride = kRows + 4;  // f32; 4 keeps a warp's writes apart
+inline constexpr int kPartStride = kRowStride<kStreamRows>;
 
 inline constexpr int kStreamSplit = 8;  // blocks of a cluster at most
 
-// The part of a block, or of a group: sums of K's slice, [tokens][kPartStride], in the memory of
+// The part of a block, or of a group: sums of K's slice, [tokens][kRowStride], in the memory of
 // the drained ring.
-template <int kTokens, int kRows = kStreamRows>
+template <bool kInteger, int kTokens, int kRows = kStreamRows>
 __device__ __forceinline__ void put_part(float* sPart, const uint32_t (&d)[kTokens / 2]) {
-  constexpr int kStride = kPartStride<kRows>;
+  constexpr int kStride = kRowStride<kRows>;
   const int t = threadIdx.x, lane = t % 32, g = kRows == 64 ? t / 128 : 0;
   float* const to =
       sPart + (g * kTokens + lane % 4 * 2) * kStride + t / 32 % (kRows / 16) * 16 + lane / 4;
@@ -44,7 +45,7 @@ __device__ __forceinline__ void put_part(float* sPart, const uint32_t (&d)[kToke
 template <bool kInteger, int kRows = kStreamRows, int kTokens = 0>
 __device__ __forceinline__ void finish_parts(const Finish& f, float* sPart, int tile, int first,
                                              int tokens) {
-  constexpr int kStride = kPartStride<kRows>, kGroups = kRows == 64 ? 2 : 1;
+  constexpr int kStride = kRowStride<kRows>, kGroups = kRows == 64 ? 2 : 1;
   const int t = threadIdx.x, blocks = gridDim.x, rank = blockIdx.x;
   cluster_sync();
   if (t < 256) {
@@ -108,7 +109,7 @@ struct Stream {
   static constexpr int kFit = (kStreamShared - 1024) / kStage;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kStage + 128;
-  static_assert(kGroups * kTokens * kPartStride<kRows> * 4 <= kStages * kStage);
+  static_assert(kGroups * kTokens * kRowStride<kRows> * 4 <= kStages * kStage);
 };
 
 template <class S>
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     wgmma_wait<0>();
     pin(d);
     asm volatile("bar.sync 1, 256;" ::: "memory");  // nobody reads the ring any more
-    put_part<S::kTokens, S::kRows>(reinterpret_cast<float*>(shared), d);
+    put_part<S::kInteger, S::kTokens, S::kRows>(reinterpret_cast<float*>(shared), d);
   }
   finish_parts<S::kInteger, S::kRows, S::kTokens>(f, reinterpret_cast<float*>(shared), tile, 0,
                                                   f.m);
