@@ -24,6 +24,12 @@ static cudaError_t launch_dense(const Matrix& x, const Matrix& w, const Finish& 
   if (f.m <= 16) return launch_tiles<Stream<Mma, 16>>(x, w, f, processors, stream);
   if (f.m <= 32) return launch_tiles<Stream<Mma, 32>>(x, w, f, processors, stream);
   if (f.m <= 64) return launch_tiles<Stream<Mma, 64>>(x, w, f, processors, stream);
+  if constexpr (std::is_same_v<Mma, MmaS8>) {
+    using Wide = Stream<Mma, 128, false, 64>;
+    if (f.m <= 128 && streams_64_rows<Wide>(f.n, processors)) {
+      return launch_tiles<Wide>(x, w, f, processors, stream);
+    }
+  }
   constexpr int kK = Gemm<Mma, 1, 64>::kK;
   const GemmShape shape = {f.m, f.n, static_cast<int32_t>(ceil_div(x.columns, kK))};
   int best = 256;

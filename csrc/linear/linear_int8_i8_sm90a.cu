@@ -5,9 +5,9 @@
 // Layout    rows: w as it is saved.
 // Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
-// Method    as linear_bf16_sm90a. Products and sums are whole numbers.
-// Source    NVIDIA, PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier.
-// Measured  NOTES.md.
+// Method    as linear_bf16_sm90a; M <= 128 by stream_sm90a.cuh where N is small. Products and sums
+// are whole numbers. Source    NVIDIA, PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier. Measured
+// NOTES.md.
 #include "csrc/linear/dense_sm90a.cuh"
 
 namespace lowbit {

@@ -231,7 +231,7 @@ template <class S>
 static cudaError_t launch_int4(const Matrix& x, const uint8_t* w, const Int4Shape& shape,
                                const Finish& f, int processors, cudaStream_t stream) {
   // Tiles of 64 rows of w where all of them fit at one time.
-  if constexpr (S::kBytes && S::kRows == kStreamRows && S::kGroup == 128 &&
+  if constexpr (S::kRows == kStreamRows && S::kGroup == 128 &&
                 (S::kTokens == 32 || S::kTokens == 64)) {
     if (f.m <= S::kTokens && shape.panels <= processors) {
       return launch_int4<StreamInt4<typename S::Mma, S::kTokens, 128, 64>>(x, w, shape, f,

@@ -106,14 +106,16 @@ struct Stream {
       std::is_same_v<Mma, MmaBf16> || std::is_same_v<Mma, MmaF16> ? 2 : 1;
   static constexpr int kK = 128 / kElement;
   static constexpr int kStage = (kRows + kTokens) * 128;
-  static constexpr int kFit = (kStreamShared - 1024) / kStage;
+  // Pairs of blocks have a multiprocessor each to themselves.
+  static constexpr int kBlocks = kRows == 64 ? 1 : 2;
+  static constexpr int kFit = ((kBlocks == 1 ? 224 * 1024 : kStreamShared) - 1024) / kStage;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kStage + 128;
   static_assert(kGroups * kTokens * kRowStride<kRows> * 4 <= kStages * kStage);
 };
 
 template <class S>
-__global__ void __launch_bounds__(kStreamThreads, 2)
+__global__ void __launch_bounds__(kStreamThreads, S::kBlocks)
     stream_kernel(const __grid_constant__ CUtensorMap map_x,
                   const __grid_constant__ CUtensorMap map_w, const Finish f, const Blocks blocks,
                   const int k_blocks) {
@@ -204,6 +206,15 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
         wgmma_fence();
         multiply<S>(d, w, x, true);
         wgmma_commit();
+        if constexpr (S::kGroups == 2) {
+          // The other group's products fill the wait; a slot kept until this group's next stage is
+          // there would be one less asked for.
+          wgmma_wait<0>();
+          if (t % 128 == 0) barrier_arrive(&empty[ring.slot]);
+          advance(ring);
+          advance(ring);
+          continue;
+        }
         wgmma_wait<1>();
         if (kb > first && t % 128 == 0) barrier_arrive(&empty[last]);
         last = ring.slot;
@@ -244,17 +255,19 @@ static cudaError_t launch_stream(void (*kernel)(Params...), int tiles, int split
   return cudaLaunchKernelEx(&config, kernel, given...);
 }
 
-// Of a tile, by what was measured: clusters of 4 take long over their exchange, so where pairs of
-// blocks with 64 rows of w each fit at one time they are the better cut.
-static inline bool streams_pairs(int n, int processors) {
-  return ceil_div(n, 64) * 2 <= processors;
+// Whether tiles of 64 rows of w are better, by what was measured (NOTES.md): clusters of 4 take
+// long over their exchange, pairs do not. x and w in bytes also where such tiles have a
+// multiprocessor each and K is not cut.
+template <class S>
+static bool streams_64_rows(int n, int processors) {
+  return ceil_div(n, 64) * (S::kElement == 1 ? 1 : 2) <= processors;
 }
 
 template <class S>
 static cudaError_t launch_tiles(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                 cudaStream_t stream, const Blocks& blocks = {}) {
-  if constexpr (S::kRows == kStreamRows && S::kInteger && S::kTokens <= 64) {
-    if (streams_pairs(f.n, processors)) {
+  if constexpr (S::kRows == kStreamRows && !S::kPromote && S::kTokens <= 64) {
+    if (streams_64_rows<S>(f.n, processors)) {
       return launch_tiles<Stream<typename S::Mma, S::kTokens, false, 64>>(x, w, f, processors,
                                                                           stream, blocks);
     }
