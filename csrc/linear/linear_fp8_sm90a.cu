@@ -6,7 +6,7 @@
 //           columns; x with a scale a row or one for 128 columns.
 // Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
-// Method    stream_sm90a.cuh for M <= 64 (32 where x has blocks), promote_sm90a.cuh beyond. The
+// Method    stream_sm90a.cuh for M <= 32 (64 with e5m2), promote_sm90a.cuh beyond. The
 //           tensor cores keep 14 bits of a sum of fp8 products, so every 128 of K it moves to f32
 //           registers, times the scales of blocks.
 // Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
@@ -71,8 +71,6 @@ static cudaError_t launch_fp8(const Call& c) {
     if (m <= 16) return few<WX, 16>(c);
     if (m <= 32) return few<WX, 32>(c);
     const bool scaled = c.blocks.x != nullptr || c.blocks.w != nullptr;
-    // Scales of blocks for 64 rows of x a stage are more loads than few() has registers for.
-    if (m <= 64 && c.blocks.x == nullptr) return few<WX, 64>(c);
     return scaled ? tiles<XW, true>(c) : tiles<XW, false>(c);
   }
 }
