@@ -9,12 +9,12 @@
 namespace lowbit {
 namespace {
 
-// The time of a call in tiles of `rows` by `cols`, in units of a column's products of one stage:
+// The time of a call in tiles of 128 by `cols`, in units of a column's products of one stage:
 // whole waves of tiles, each with what a stage (16 columns) and the finish of a tile (8 stages)
 // cost besides.
-static inline int64_t gemm_cost(const GemmShape& s, int cols, int processors, int rows = 128) {
-  const int64_t tiles = ceil_div(s.m, rows) * ceil_div(s.n, cols), work = rows / 128 * cols;
-  return ceil_div(tiles, processors) * (int64_t{s.k_blocks} * (work + 16) + 8 * work);
+static inline int64_t gemm_cost(const GemmShape& s, int cols, int processors) {
+  const int64_t tiles = ceil_div(s.m, 128) * ceil_div(s.n, cols);
+  return ceil_div(tiles, processors) * (int64_t{s.k_blocks} * (cols + 16) + 8 * cols);
 }
 
 // Few rows of x stream w past; more go in tiles, as wide as whole waves of them suit.

@@ -5,10 +5,6 @@
 // thread of the first group keeps a ring of kStages pairs of tiles, 128 bytes of K each, filled;
 // the other two groups multiply, 64 * kSlabs rows each, and finish their rows. The grid is as large
 // as the device; tiles go round in bands, so that what a wave reads fits in L2.
-//
-// kPromote: the tensor cores add e4m3 products in about 14 bits. Every 128 of K the sum so far
-// moves to f32 registers, which leaves an error of 1.3e-4 of the result at any K; one group moves
-// while the other multiplies. Scales of blocks of 128 enter there.
 #pragma once
 
 #include "csrc/cuda/cluster.cuh"
@@ -24,11 +20,10 @@
 namespace lowbit {
 namespace {
 
-template <class Mma_, int kSlabs_, int kCols_, bool kPromote_ = false>
+template <class Mma_, int kSlabs_, int kCols_>
 struct Gemm {
   using Mma = Mma_;
   static constexpr int kSlabs = kSlabs_, kCols = kCols_, kRows = 128 * kSlabs;
-  static constexpr bool kPromote = kPromote_;
   static constexpr bool kInteger = std::is_same_v<Mma, MmaS8>;
   static constexpr int kElement =
       std::is_same_v<Mma, MmaBf16> || std::is_same_v<Mma, MmaF16> ? 2 : 1;  // bytes
@@ -46,6 +41,7 @@ struct Gemm {
 
 struct GemmShape {
   int32_t m, n, k_blocks;  // rows of x, rows of w, stages of K
+  int32_t box = 0;  // rows of x in a load: the copy engine is slow at rows that are not there
 };
 
 // Bands of 16 row tiles, column by column inside.
@@ -78,15 +74,16 @@ template <class G>
 __global__ void __launch_bounds__(384, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap map_x,
                 const __grid_constant__ CUtensorMap map_w,
-                const __grid_constant__ CUtensorMap map_out, const Finish f, const Blocks blocks,
-                const GemmShape shape, const bool plain) {
+                const __grid_constant__ CUtensorMap map_out, const Finish f, const GemmShape shape,
+                const bool plain) {
   extern __shared__ __align__(1024) uint8_t shared[];
   uint8_t* const sOut = shared + G::kStages * G::kStage;
   float* const sScale = reinterpret_cast<float*>(sOut + G::kOut);
   float* const sBias = sScale + G::kCols;
   uint64_t* const full = reinterpret_cast<uint64_t*>(sBias + G::kCols);
   uint64_t* const empty = full + G::kStages;
-  const int t = threadIdx.x, group = t / 128;
+  // The shuffle tells the compiler that a warp is of one group.
+  const int t = threadIdx.x, group = __shfl_sync(~0u, t / 128, 0);
 
   if (t == 0) {
     for (int s = 0; s < G::kStages; ++s) {
@@ -107,7 +104,7 @@ __global__ void __launch_bounds__(384, 1)
       tile_at<G>(tile, shape, &row, &col);
       for (int kb = 0; kb < shape.k_blocks; ++kb) {
         barrier_wait(&empty[ring.slot], ring.parity ^ 1);
-        barrier_expect(&full[ring.slot], G::kStage);
+        barrier_expect(&full[ring.slot], (shape.box + G::kCols) * 128);
         uint8_t* const sX = shared + ring.slot * G::kStage;  // (kRows, 128 bytes of K)
         uint8_t* const sW = sX + G::kRows * 128;             // (kCols, 128 bytes of K)
         tma_load(sX, &map_x, kb * G::kK, row * G::kRows, &full[ring.slot]);
@@ -136,74 +133,26 @@ __global__ void __launch_bounds__(384, 1)
       if (c < G::kCols && n < shape.n) column[i] = g == 0 ? w_scale_of(f, n) : bias_of(f, n);
     }
 
-    if constexpr (!G::kPromote) {
-      uint32_t last = 0;
-      for (int kb = 0; kb < shape.k_blocks; ++kb) {
-        barrier_wait(&full[ring.slot], ring.parity);
-        const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
-        const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
-        wgmma_fence();
-#pragma unroll
-        for (int slab = 0; slab < G::kSlabs; ++slab) {
-          multiply<G>(d[slab], x + slab * kTileSlab, w, kb > 0);
-        }
-        wgmma_commit();
-        if (kb > 0) {  // the products of the stage before are done
-          wgmma_wait<1>();
-          if (t % 128 == 0) barrier_arrive(&empty[last]);
-        }
-        last = ring.slot;
-        advance(ring);
-      }
-      wgmma_wait<0>();
-      if (t % 128 == 0) barrier_arrive(&empty[last]);
-    } else {
+    uint32_t last = 0;
+    for (int kb = 0; kb < shape.k_blocks; ++kb) {
+      barrier_wait(&full[ring.slot], ring.parity);
+      const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
+      const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
+      wgmma_fence();
 #pragma unroll
       for (int slab = 0; slab < G::kSlabs; ++slab) {
-#pragma unroll
-        for (int i = 0; i < G::kCols / 2; ++i) d[slab][i] = 0;
+        multiply<G>(d[slab], x + slab * kTileSlab, w, kb > 0);
       }
-      const int first = row * G::kRows + g * G::kSlabs * 64 + warp * 16 + lane / 4;
-      // Scales of blocks are asked for a stage ahead.
-      float w_next = 1.0f, x_next[2 * G::kSlabs];
-      const auto ask = [&](int kb) {
-        if (kb >= shape.k_blocks) return;
-        w_next = w_block_of(blocks, col * G::kCols / 128, kb);
-#pragma unroll
-        for (int i = 0; i < 2 * G::kSlabs; ++i) {
-          const int m = first + i * 8 + i / 2 * 48;
-          if (blocks.x != nullptr && m < shape.m) x_next[i] = blocks.x[m * blocks.x_stride + kb];
-        }
-      };
-#pragma unroll
-      for (float& v : x_next) v = 1.0f;
-      ask(0);
-      for (int kb = 0; kb < shape.k_blocks; ++kb) {
-        float factor[G::kSlabs][2];
-#pragma unroll
-        for (int i = 0; i < 2 * G::kSlabs; ++i) factor[i / 2][i % 2] = w_next * x_next[i];
-        ask(kb + 1);
-        barrier_wait(&full[ring.slot], ring.parity);
-        const uint64_t x = wgmma_tile(shared + ring.slot * G::kStage + g * G::kSlabs * 64 * 128);
-        const uint64_t w = wgmma_tile(shared + ring.slot * G::kStage + G::kRows * 128);
-        uint32_t part[G::kCols / 2];
-#pragma unroll
-        for (int slab = 0; slab < G::kSlabs; ++slab) {
-          wgmma_fence();
-          multiply<G>(part, x + slab * kTileSlab, w, false);
-          wgmma_commit();
-          wgmma_wait<0>();
-          pin(part);
-          if (slab == G::kSlabs - 1 && t % 128 == 0) barrier_arrive(&empty[ring.slot]);
-#pragma unroll
-          for (int i = 0; i < G::kCols / 2; ++i) {
-            d[slab][i] = __float_as_uint(fmaf(__uint_as_float(part[i]), factor[slab][i / 2 % 2],
-                                              __uint_as_float(d[slab][i])));
-          }
-        }
-        advance(ring);
+      wgmma_commit();
+      if (kb > 0) {  // the products of the stage before are done
+        wgmma_wait<1>();
+        if (t % 128 == 0) barrier_arrive(&empty[last]);
       }
+      last = ring.slot;
+      advance(ring);
     }
+    wgmma_wait<0>();
+    if (t % 128 == 0) barrier_arrive(&empty[last]);
 
 #pragma unroll
     for (int slab = 0; slab < G::kSlabs; ++slab) pin(d[slab]);
@@ -302,11 +251,12 @@ __global__ void __launch_bounds__(384, 1)
 // Operands whose rows start at multiples of 16 bytes.
 template <class G>
 static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
-                               cudaStream_t stream, const Blocks& blocks = {}) {
+                               cudaStream_t stream) {
   CUtensorMap map_x, map_w, map_out = {};
   const bool plain =
       is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
-  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, G::kElement, G::kRows}, &map_x);
+  const int box = f.m < G::kRows ? f.m : G::kRows;
+  cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, G::kElement, box}, &map_x);
   if (e == cudaSuccess) {
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, G::kElement, G::kCols}, &map_w);
   }
@@ -314,7 +264,7 @@ static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f
     e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
   }
   if (e != cudaSuccess) return e;
-  const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK)};
+  const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK), box};
   const int tiles = ((f.m + G::kRows - 1) / G::kRows) * ((f.n + G::kCols - 1) / G::kCols);
   auto* const kernel = gemm_kernel<G>;
   static std::atomic<uint64_t> asked = 0;
@@ -325,7 +275,7 @@ static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f
   config.blockDim = dim3(384);
   config.dynamicSmemBytes = G::kShared;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, blocks, shape, plain);
+  return cudaLaunchKernelEx(&config, kernel, map_x, map_w, map_out, f, shape, plain);
 }
 
 }  // namespace

@@ -6,9 +6,10 @@
 //           columns; x with a scale a row or one for 128 columns.
 // Bound     M up to about 150: memory, 1 byte a weight. Beyond: 4096 products a cycle and
 //           multiprocessor.
-// Method    stream_sm90a.cuh for M <= 32 (64 with e5m2), promote_sm90a.cuh beyond. The
-//           tensor cores keep 14 bits of a sum of fp8 products, so every 128 of K it moves to f32
-//           registers, times the scales of blocks.
+// Method    promote_sm90a.cuh; with e5m2 stream_sm90a.cuh for M <= 64. The tensor cores keep 14
+// bits
+//           of a sum of fp8 products, so every 128 of K it moves to f32 registers, times the scales
+//           of blocks.
 // Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
 // Measured  NOTES.md.
 #include "csrc/linear/dense_sm90a.cuh"
@@ -60,16 +61,13 @@ static cudaError_t tiles(const Call& c) {
   return middle <= wide ? many<Middle>(c) : many<Wide>(c);
 }
 
-// XW multiplies x by w, WX w by x: what streams w past has it on the left. kTiles: with tiles for
-// every size, which e4m3 on both sides has.
+// XW multiplies x by w, WX w by x: what streams w past has it on the left. kTiles: tiles of every
+// width for every M, which e4m3 on both sides has.
 template <class XW, class WX, bool kTiles>
 static cudaError_t launch_fp8(const Call& c) {
-  const int m = c.finish.m;
   if constexpr (!kTiles) {
-    return m <= 64 ? few<WX, 64>(c) : many<Promote<XW, 1, 128, 2, false, true>>(c);
+    return c.finish.m <= 64 ? few<WX, 64>(c) : many<Promote<XW, 1, 128, 2, false, true>>(c);
   } else {
-    if (m <= 16) return few<WX, 16>(c);
-    if (m <= 32) return few<WX, 32>(c);
     const bool scaled = c.blocks.x != nullptr || c.blocks.w != nullptr;
     return scaled ? tiles<XW, true>(c) : tiles<XW, false>(c);
   }
