@@ -15,9 +15,7 @@ static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Sh
                                  const Finish& f, int processors, cudaStream_t stream) {
   if (shape.groups > 1) {  // sums of 32 columns
     if (f.m <= 16) return launch_int4<StreamInt4<Mma, 16, 32>>(x, w, shape, f, processors, stream);
-    // Four sums of 64 rows of x in bytes are more than the registers hold.
-    constexpr int kTokens = std::is_same_v<Mma, MmaS8> ? 32 : 64;
-    return launch_int4<StreamInt4<Mma, kTokens, 32>>(x, w, shape, f, processors, stream);
+    return launch_int4<StreamInt4<Mma, 32, 32>>(x, w, shape, f, processors, stream);
   }
   if (f.m <= 16) return launch_int4<StreamInt4<Mma, 16, 128>>(x, w, shape, f, processors, stream);
   if (f.m <= 32) return launch_int4<StreamInt4<Mma, 32, 128>>(x, w, shape, f, processors, stream);
@@ -25,23 +23,30 @@ static cudaError_t launch_tokens(const Matrix& x, const uint8_t* w, const Int4Sh
   return launch_int4<StreamInt4<Mma, 128, 128>>(x, w, shape, f, processors, stream);
 }
 
-// Tiles of 256 rows of x; groups of 128 by turns (NOTES.md).
+template <class Mma, int kGroup>
+static cudaError_t launch_planned(const Matrix& x, const uint8_t* w, const TileShape& shape,
+                                  const Finish& f, int processors, cudaStream_t stream) {
+  const TilePlan plan = tile_plan(f.m, shape.panels, shape.units, processors);
+  const auto with = [&](auto tokens) {
+    return launch_int4_tile<TileInt4<Mma, decltype(tokens)::value, kGroup>>(
+        x, w, shape, f, plan.split, processors, stream);
+  };
+  switch (plan.tokens) {
+    case 64: return with(std::integral_constant<int, 64>{});
+    case 128: return with(std::integral_constant<int, 128>{});
+    default: return with(std::integral_constant<int, 256>{});
+  }
+}
+
 template <class Mma>
 static cudaError_t launch_int4_tiles(const Matrix& x, const uint8_t* w, const TileShape& shape,
                                      const Finish& f, int64_t groups, int processors,
                                      cudaStream_t stream) {
   switch (groups) {
-    case 0:
-      return launch_int4_tile<TileInt4<Mma, 256, 256, 1, 0>>(x, w, shape, f, 1, processors, stream);
-    case 1:
-      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 128, true>>(x, w, shape, f, 1, processors,
-                                                                     stream);
-    case 2:
-      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 64>>(x, w, shape, f, 1, processors,
-                                                              stream);
-    default:
-      return launch_int4_tile<TileInt4<Mma, 256, 128, 1, 32>>(x, w, shape, f, 1, processors,
-                                                              stream);
+    case 0: return launch_planned<Mma, 0>(x, w, shape, f, processors, stream);
+    case 1: return launch_planned<Mma, 128>(x, w, shape, f, processors, stream);
+    case 2: return launch_planned<Mma, 64>(x, w, shape, f, processors, stream);
+    default: return launch_planned<Mma, 32>(x, w, shape, f, processors, stream);
   }
 }
 
@@ -68,7 +73,8 @@ static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const Finish f = finish_of(args, unit.groups > 0 ? nullptr : w.data + unit.end);
   if constexpr (!std::is_same_v<Mma, MmaS8>) {
-    if (m > 768 && w.k > 0) {
+    // Four sums of 64 rows of x, which smaller groups have there, are more than the registers hold.
+    if (m > (unit.groups > 1 ? 32 : 64) && w.k > 0) {
       const TileShape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                                static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                                w.format.scale_dtype};

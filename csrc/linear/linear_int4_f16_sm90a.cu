@@ -7,9 +7,9 @@
 //           takes about 20 instructions for 32 weights. Beyond: 2048 products a cycle and
 //           multiprocessor.
 // Method    M <= 8: units_sm90a.cuh where w has more than 128 rows a multiprocessor, else, and for
-//           M <= 16 where w has few rows, few_int4_sm80.cuh. Beyond: stream_int4_sm90a.cuh, 16 to
-//           128 rows of x a tile; from about a thousand rows on tile_int4_sm90a.cuh. Codes become
-//           floats exactly, a group's products add up in the tensor cores, groups in f32.
+//           M <= 16 where w has few rows, few_int4_sm80.cuh; then stream_int4_sm90a.cuh up to M =
+//           64, of groups below 128 up to 32; then tile_int4_sm90a.cuh. Codes become floats
+//           exactly, a group's products add up in the tensor cores, groups in f32.
 // Source    Frantar et al., MARLIN, 2024 (codes in the order of fragments); NVIDIA, PTX ISA: wgmma.
 // Measured  NOTES.md.
 #include "csrc/linear/int4_sm90a.cuh"
