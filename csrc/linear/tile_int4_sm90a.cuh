@@ -35,11 +35,12 @@ struct TileInt4 {
   static constexpr int kScales = kGroup == 0 ? 0 : 64 * 128 / kGroup * 4;  // at most f32
   static constexpr int kUnit = 4096 + kScales;                             // of a panel of 64 rows
   static constexpr int kUnits = 3;
+  // Rows of x that leave by one copy: half a tile is finished where two blocks share it.
+  static constexpr int kBox = kTokens == 64 ? 32 : 64;
   static constexpr int kOut = 2 * 16384, kBarriers = 256;
   static constexpr int kFit = (232448 - kOut - kBarriers - kUnits * 2 * kUnit) / kTile;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kShared = kStages * kTile + kOut + kUnits * 2 * kUnit + kBarriers;
-  static_assert(kTokens * kPartStride * 4 <= kStages * kTile);
   static_assert(kStages >= 4 && kTokens % 64 == 0);
 };
 
@@ -118,12 +119,13 @@ __device__ __forceinline__ void stmatrix_columns(void* p, const uint32_t (&w)[4]
                : "memory");
 }
 
-// The finish of 64 rows of w, from row n on, by kTokens rows of x, by the four warps of a group.
+// The finish of 64 rows of w, from row n on, by kCount rows of x, by the four warps of a group.
 // `out` is 16 KB of shared memory of the group's own, `bar` its barrier.
-template <class T>
+template <class T, int kCount>
 __device__ __forceinline__ void finish_tile(const Finish& f, const CUtensorMap* map_out, bool plain,
                                             uint8_t* out, int bar, int n, int first,
-                                            const uint32_t (&d)[T::kTokens / 2]) {
+                                            const uint32_t (&d)[kCount / 2]) {
+  constexpr int kBox = T::kBox;
   const int t = threadIdx.x % 128, lane = t % 32, warp = t / 32;
   float scale[2], bias[2];
 #pragma unroll
@@ -141,46 +143,47 @@ __device__ __forceinline__ void finish_tile(const Finish& f, const CUtensorMap* 
     }
   };
   if (plain) {
-    constexpr int kBoxes = T::kTokens < 128 ? 1 : 2;  // of 64 rows of x by 64 columns, at a time
+    constexpr int kBoxes = kCount == kBox ? 1 : 2;  // of 64 columns, at a time
 #pragma unroll
-    for (int round = 0; round < T::kTokens / (64 * kBoxes); ++round) {
+    for (int round = 0; round < kCount / (kBox * kBoxes); ++round) {
       if (t == 0) store_wait_read();
       asm volatile("bar.sync %0, 128;" ::"r"(bar) : "memory");
 #pragma unroll
-      for (int j = 0; j < kBoxes * 8; j += 2) {
+      for (int j = 0; j < kBoxes * kBox / 8; j += 2) {
         uint32_t words[4];
 #pragma unroll
         for (int q = 0; q < 2; ++q) {
           float v[4];
-          scaled(round * kBoxes * 8 + j + q, v);
+          scaled(round * kBoxes * kBox / 8 + j + q, v);
           words[2 * q] = pack_pair(f.out_dtype, v[0], v[1]);
           words[2 * q + 1] = pack_pair(f.out_dtype, v[2], v[3]);
         }
-        const int r = j % 8 * 8 + lane / 16 * 8 + lane % 8;
-        stmatrix_columns(out + j / 8 * 8192 + swizzled(r, warp * 32 + lane / 8 % 2 * 16), words);
+        const int r = j % (kBox / 8) * 8 + lane / 16 * 8 + lane % 8;
+        stmatrix_columns(out + j / (kBox / 8) * 8192 + swizzled(r, warp * 32 + lane / 8 % 2 * 16),
+                         words);
       }
       async_fence();
       asm volatile("bar.sync %0, 128;" ::"r"(bar) : "memory");
       if (t == 0) {
 #pragma unroll
         for (int box = 0; box < kBoxes; ++box) {
-          const int row = first + (round * kBoxes + box) * 64;
+          const int row = first + (round * kBoxes + box) * kBox;
           if (row < f.m && n < f.n) tma_store(map_out, out + box * 8192, n, row);
         }
         store_commit();
       }
     }
   } else {
-    // 64 rows of x at a time in f32, read back in runs of 8 columns. Runs are XORed with the row's
-    // pair, for the banks.
+    // kBox rows of x at a time in f32, read back in runs of 8 columns. Runs are XORed with the
+    // row's pair, for the banks.
     float* const sF32 = reinterpret_cast<float*>(out);
 #pragma unroll
-    for (int part = 0; part < T::kTokens / 64; ++part) {
+    for (int part = 0; part < kCount / kBox; ++part) {
       asm volatile("bar.sync %0, 128;" ::"r"(bar) : "memory");
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
+      for (int j = 0; j < kBox / 8; ++j) {
         float v[4];
-        scaled(part * 8 + j, v);
+        scaled(part * kBox / 8 + j, v);
         const int r = j * 8 + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -190,13 +193,13 @@ __device__ __forceinline__ void finish_tile(const Finish& f, const CUtensorMap* 
       }
       asm volatile("bar.sync %0, 128;" ::"r"(bar) : "memory");
 #pragma unroll 1
-      for (int i = t; i < 64 * 8; i += 128) {
+      for (int i = t; i < kBox * 8; i += 128) {
         const int r = i / 8, c = i % 8;
         const float* const from = sF32 + r * 64 + (c ^ (r / 2 % 4)) * 8;
         float v[8];
         *reinterpret_cast<float4*>(v) = *reinterpret_cast<const float4*>(from);
         *reinterpret_cast<float4*>(v + 4) = *reinterpret_cast<const float4*>(from + 4);
-        finish_row(f, first + part * 64 + r, n + c * 8, v);
+        finish_row(f, first + part * kBox + r, n + c * 8, v);
       }
     }
   }
@@ -273,10 +276,10 @@ __global__ void __launch_bounds__(384, 1)
         }
       }
     }
-    if (cuts) {  // the barriers of finish_parts()
+    if (cuts) {  // those of exchange below
       __syncwarp();
       cluster_sync();
-      cluster_sync_read();
+      cluster_sync();
     }
     return;
   }
@@ -463,25 +466,42 @@ __global__ void __launch_bounds__(384, 1)
       }
     }
     if (!at.cut) {
-      finish_tile<T>(f, &map_out, plain, sOut + g * (T::kOut / 2), g + 1, tile * 128 + g * 64,
-                     first, d);
+      finish_tile<T, T::kTokens>(f, &map_out, plain, sOut + g * (T::kOut / 2), g + 1,
+                                 tile * 128 + g * 64, first, d);
     }
   }
-  if (cuts) {  // the last tile is in `d`
+  if (cuts) {
+    // The last tile is in `d`. Each block gets the sums of half of its rows of x from the other, in
+    // the order in which threads hold them, into its drained ring.
     int tile, first;
     int4_tile_at<T>(shape.whole + blockIdx.y, shape.panels, f.m, &tile, &first);
-    if constexpr (T::kGroup == 0 && T::kHalf) {
+    constexpr int kHalfSums = T::kTokens / 4;
+    const uint32_t rank = blockIdx.x;
+    cluster_sync();  // nobody reads either ring any more
+    const uint32_t to = cluster_address(smem_address(shared) + t * 16, rank ^ 1);
 #pragma unroll
-      for (int i = 0; i < T::kTokens / 2; ++i) {
-        if (i / 2 % 2 == 1) {
-          d[i] = __float_as_uint(__uint_as_float(d[i]) * kLowerRows<T::kHalf>);
-        }
+    for (int i = 0; i < kHalfSums; i += 4) {
+      const uint32_t v[4] = {
+          rank == 0 ? d[kHalfSums + i] : d[i], rank == 0 ? d[kHalfSums + i + 1] : d[i + 1],
+          rank == 0 ? d[kHalfSums + i + 2] : d[i + 2], rank == 0 ? d[kHalfSums + i + 3] : d[i + 3]};
+      asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + i * 1024),
+                   "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                   : "memory");
+    }
+    cluster_sync();
+    uint32_t own[kHalfSums];
+#pragma unroll
+    for (int i = 0; i < kHalfSums; i += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(shared + t * 16 + i * 1024);
+      const float other[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t mine = rank == 0 ? d[i + j] : d[kHalfSums + i + j];
+        own[i + j] = __float_as_uint(__uint_as_float(mine) + other[j]);
       }
     }
-    asm volatile("bar.sync 3, 256;" ::: "memory");  // nobody reads the ring any more
-    put_part<false, T::kTokens>(reinterpret_cast<float*>(shared), d);
-    finish_parts<false>(f, reinterpret_cast<float*>(shared), tile, first,
-                        min(T::kTokens, f.m - first));
+    finish_tile<T, T::kTokens / 2>(f, &map_out, plain, sOut + g * (T::kOut / 2), g + 1,
+                                   tile * 128 + g * 64, first + rank * (T::kTokens / 2), own);
   }
   if (plain && t % 128 == 0) store_wait_all();
 }
@@ -523,7 +543,7 @@ static cudaError_t launch_int4_tile(const Matrix& x, const uint8_t* w, const Til
       is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
   cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, T::kTokens}, &map_x);
   if (e == cudaSuccess && plain) {
-    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
+    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, T::kBox}, &map_out);
   }
   if (e != cudaSuccess) return e;
   auto* const kernel = tile_int4_kernel<T>;
