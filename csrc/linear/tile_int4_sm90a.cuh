@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(384, 1)
         }
       }
     }
-    if (cuts) {  // those of exchange below
+    if (cuts) {  // the barriers of the exchange below
       __syncwarp();
       cluster_sync();
       cluster_sync();
