@@ -73,8 +73,9 @@ static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const Finish f = finish_of(args, unit.groups > 0 ? nullptr : w.data + unit.end);
   if constexpr (!std::is_same_v<Mma, MmaS8>) {
-    // Four sums of 64 rows of x, which smaller groups have there, are more than the registers hold.
-    if (m > (unit.groups > 1 ? 32 : 64) && w.k > 0) {
+    // Few rows stream w past; where from the tiles are better was measured (NOTES.md).
+    const bool few = m <= (unit.groups == 0 || unit.groups == 2 ? 32 : 64);
+    if (!few && w.k > 0) {
       const TileShape shape = {static_cast<int32_t>(unit.units), static_cast<int32_t>(unit.bytes),
                                static_cast<int32_t>(ceil_div(w.n, kFragRows)),
                                w.format.scale_dtype};

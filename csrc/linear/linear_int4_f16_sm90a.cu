@@ -8,8 +8,8 @@
 //           multiprocessor.
 // Method    M <= 8: units_sm90a.cuh where w has more than 128 rows a multiprocessor, else, and for
 //           M <= 16 where w has few rows, few_int4_sm80.cuh; then stream_int4_sm90a.cuh up to M =
-//           64, of groups below 128 up to 32; then tile_int4_sm90a.cuh. Codes become floats
-//           exactly, a group's products add up in the tensor cores, groups in f32.
+//           64, of groups of 64 and a scale a row up to 32; then tile_int4_sm90a.cuh. Codes become
+//           floats exactly, a group's products add up in the tensor cores, groups in f32.
 // Source    Frantar et al., MARLIN, 2024 (codes in the order of fragments); NVIDIA, PTX ISA: wgmma.
 // Measured  NOTES.md.
 #include "csrc/linear/int4_sm90a.cuh"

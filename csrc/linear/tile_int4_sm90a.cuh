@@ -511,16 +511,16 @@ struct TilePlan {
   int tokens, split;
 };
 
-// The plan of the least time, in tenths of a nanosecond on an H200: for a unit of K, for the end of
-// a tile, and for that of one that two blocks share.
+// The plan of the least time, in tenths of a nanosecond on an H200 (NOTES.md): for a unit of K, for
+// the end of a tile, and for that of one that two blocks share.
 static inline TilePlan tile_plan(int64_t m, int64_t panels, int64_t units, int processors) {
   struct Costs {
     int tokens, unit, end, shared_end;
   };
   TilePlan best = {};
   int64_t least = INT64_MAX;
-  for (const Costs& c : {Costs{256, 13800, 20000, 150000}, Costs{128, 8000, 12000, 75000},
-                         Costs{64, 6000, 8000, 45000}}) {
+  for (const Costs& c : {Costs{256, 13800, 20000, 96000}, Costs{128, 8000, 12000, 48000},
+                         Costs{64, 6000, 8000, 36000}}) {
     const int64_t tiles = ceil_div(panels, 2) * ceil_div(m, c.tokens);
     const int64_t pairs = processors / 2, rest = tiles % (2 * pairs);
     const int64_t tile = units * c.unit + c.end;
