@@ -2,7 +2,8 @@
 // or int4 on Hopper; made for few queries a sequence, right for any number.
 //
 // Shapes    head_dim = head_dim_v of 64 or 128. Other ones, a bias, sigmoid scores and a prefix in
-//           another format than the cache's go to attention_bf16_sm80.
+//           another format than the cache's go to attention_bf16_sm80; many
+//           queries over a cache of bf16 to attention_bf16_sm90a.
 // Layout    csrc/attention/cache.h; q, o and lse by any strides.
 // Bound     memory: the visible K and V once for each 8 or 16 rows of a kv head, 2 head_dim codes
 // and
@@ -15,19 +16,25 @@
 
 namespace lowbit {
 
-extern const AttentionKernel attention_bf16_sm80;
+extern const AttentionKernel attention_bf16_sm80, attention_bf16_sm90a;
 
 namespace {
 
+// The row that a call is passed on to, if it is: many queries of a sequence, and other forms.
+const AttentionKernel* other_row(const AttentionArgs& args) {
+  const int64_t tokens = is_batched(args) ? args.q.shape[0] * args.q.shape[1] : args.q.shape[0];
+  if (args.kv.format == KvFormat::bf16 && tokens >= 64 * sequence_count(args))
+    return &attention_bf16_sm90a;
+  return takes_pages(args) && tokens * head_count(args) > 0 ? nullptr : &attention_bf16_sm80;
+}
+
 size_t workspace(const AttentionArgs& args, int threads) {
-  return takes_pages(args) ? pages_workspace(args, threads)
-                           : attention_bf16_sm80.workspace(args, threads);
+  const AttentionKernel* const other = other_row(args);
+  return other == nullptr ? pages_workspace(args, threads) : other->workspace(args, threads);
 }
 
 Status run(const AttentionArgs& args, const Ctx& ctx) {
-  if (!takes_pages(args) || args.q.shape[args.q.rank - 3] * head_count(args) == 0) {
-    return attention_bf16_sm80.run(args, ctx);
-  }
+  if (const AttentionKernel* const other = other_row(args)) return other->run(args, ctx);
   switch (args.kv.format) {
     case KvFormat::bf16: return run_format<KvFormat::bf16, false>(args, ctx);
     case KvFormat::fp8_e4m3: return run_format<KvFormat::fp8_e4m3, false>(args, ctx);

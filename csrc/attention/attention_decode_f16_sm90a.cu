@@ -2,7 +2,8 @@
 // for few queries a sequence, right for any number.
 //
 // Shapes    head_dim = head_dim_v of 64 or 128. Other ones, a bias, sigmoid scores and a prefix in
-//           another format go to attention_f16_sm80.
+//           another format go to attention_f16_sm80; many
+//           queries over a cache of f16 to attention_f16_sm90a.
 // Layout    csrc/attention/cache.h; q, o and lse by any strides.
 // Bound     memory: the visible K and V once for each 8 or 16 rows of a kv head.
 // Method    decode_sm90a.cuh. Products exact, sums in the f32 of the tensor cores, weights in f16.
@@ -12,19 +13,24 @@
 
 namespace lowbit {
 
-extern const AttentionKernel attention_f16_sm80;
+extern const AttentionKernel attention_f16_sm80, attention_f16_sm90a;
 
 namespace {
 
+// The row that a call is passed on to, if it is: many queries of a sequence, and other forms.
+const AttentionKernel* other_row(const AttentionArgs& args) {
+  const int64_t tokens = is_batched(args) ? args.q.shape[0] * args.q.shape[1] : args.q.shape[0];
+  if (tokens >= 64 * sequence_count(args)) return &attention_f16_sm90a;
+  return takes_pages(args) && tokens * head_count(args) > 0 ? nullptr : &attention_f16_sm80;
+}
+
 size_t workspace(const AttentionArgs& args, int threads) {
-  return takes_pages(args) ? pages_workspace(args, threads)
-                           : attention_f16_sm80.workspace(args, threads);
+  const AttentionKernel* const other = other_row(args);
+  return other == nullptr ? pages_workspace(args, threads) : other->workspace(args, threads);
 }
 
 Status run(const AttentionArgs& args, const Ctx& ctx) {
-  if (!takes_pages(args) || args.q.shape[args.q.rank - 3] * head_count(args) == 0) {
-    return attention_f16_sm80.run(args, ctx);
-  }
+  if (const AttentionKernel* const other = other_row(args)) return other->run(args, ctx);
   return run_format<KvFormat::f16, true>(args, ctx);
 }
 

@@ -56,6 +56,8 @@ struct Item {
   int sequence;
   int row, head;     // its first query; the head of q
   int first, count;  // tiles of keys that some row sees
+  // Keys whose values were cleared, the first and the last: rows that see them are made good.
+  int bad_first, bad_last;
 };
 
 // How far the items of packed sequences have been counted, by a warp.

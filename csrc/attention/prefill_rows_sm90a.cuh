@@ -9,8 +9,10 @@
 // once a score passes it by kSlack, so that sums are rescaled rarely. They stay below 2^kSlack,
 // which every type has.
 //
-// A masked key has weight 0, but 0 times a NaN or an inf of its value is no number. Rows whose
-// results are no numbers are computed once more by one warp each, key by key.
+// A masked key has weight 0, but 0 times a NaN or an inf of its value is no number. Of tiles that
+// not all rows see whole such values are cleared, which leaves the rows that don't see them the
+// same bits. Rows that see them, and rows whose results are no numbers, are computed once more by
+// one warp each, key by key.
 #pragma once
 
 #include "csrc/attention/prefill_items_sm90a.cuh"
@@ -170,9 +172,10 @@ __device__ __forceinline__ void pack_weights(const uint32_t (&s)[kCount],
   }
 }
 
-// A row from its definition, in f32, by a warp: lanes share its elements.
+// A row from its definition, in f32, by a warp: lanes share its elements. Not known: if it sees a
+// value that is no number, of those that were cleared.
 template <class F>
-__device__ __forceinline__ void mend_row(const Call& call, const Item& t, int row) {
+__device__ __forceinline__ void mend_row(const Call& call, const Item& t, int row, bool known) {
   constexpr int kEach = F::kDim / 32;
   const AttentionArgs& a = call.args;
   const int lane = threadIdx.x % 32;
@@ -198,6 +201,18 @@ __device__ __forceinline__ void mend_row(const Call& call, const Item& t, int ro
     return load_f32(block + (of_values ? a.kv.page.v : a.kv.page.k), F::kType,
                     int64_t{token} * (of_values ? dim_v : head_dim) + d);
   };
+  if (!known) {
+    bool bad = false;
+    const int last = min(end - 1, t.bad_last);
+#pragma unroll 1
+    for (int j = max(begin, t.bad_first); j <= last; ++j) {
+#pragma unroll 1
+      for (int d = lane; d < dim_v; d += 32) {
+        bad = bad || !(fabsf(element_of(true, j, d)) < INFINITY);
+      }
+    }
+    if (!__any_sync(~0u, bad)) return;
+  }
   float q[kEach], o[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {

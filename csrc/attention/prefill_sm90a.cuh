@@ -125,6 +125,8 @@ __device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
       uint64_t* const full = &s.q_full[q.slot];
       if (lane == 0) {
         s.items[q.slot] = t;
+        s.items[q.slot].bad_first = 0x7fffffff;
+        s.items[q.slot].bad_last = -1;
         barrier_expect(full, F::kQueryBytes);
 #pragma unroll 1
         for (int g = 0; g < F::kGroups; ++g) {
@@ -198,7 +200,7 @@ __device__ __forceinline__ void warp_arrive(uint64_t* bar) {
 
 // Clears the values from `first` on, which may be no numbers: all groups do, and all write zeros.
 template <class F>
-__device__ __forceinline__ void clear_values(uint8_t* values, int first, int group) {
+__device__ __forceinline__ void clear_values(uint8_t* values, int first) {
   const int count = (F::kTile - first) * 8;  // chunks of a box
 #pragma unroll 1
   for (int i = threadIdx.x % 128; i < F::kBoxesV * count; i += 128) {
@@ -206,20 +208,60 @@ __device__ __forceinline__ void clear_values(uint8_t* values, int first, int gro
     *reinterpret_cast<uint4*>(values + box * F::kTileBox + first * kSwizzleRow +
                               (i - box * count) * 16) = {};
   }
-  async_fence();
-  group_sync(group);
+}
+
+// Whether a word of two elements has an inf or a NaN: bits of an exponent of ones carry over.
+template <class F>
+__device__ __forceinline__ uint32_t bad_bits(uint32_t w) {
+  constexpr uint32_t kExponents = F::kHalf ? 0x7c007c00u : 0x7f807f80u;
+  constexpr uint32_t kLowest = F::kHalf ? 0x04000400u : 0x00800080u;
+  return ((w & kExponents) + kLowest) & 0x80008000u;
+}
+// Of the values of keys first to last - 1 of a tile, which not all rows see: chunks that have an
+// inf or a NaN are cleared, and the item is told between which keys, so that rows that see them
+// look. The order matters to the other groups.
+template <class F>
+__device__ __forceinline__ void clean_values(Item* t, uint8_t* values, int key0, int first,
+                                             int last) {
+  const int count = (last - first) * 8;  // chunks of a box
+  if (count <= 0) return;
+#pragma unroll 1
+  for (int box = 0; box < F::kBoxesV; ++box) {
+    uint8_t* const from = values + box * F::kTileBox + first * kSwizzleRow;
+#pragma unroll 4
+    for (int i = threadIdx.x % 128; i < count; i += 128) {
+      const uint4 w = *reinterpret_cast<const uint4*>(from + i * 16);
+      const uint32_t bad =
+          bad_bits<F>(w.x) | bad_bits<F>(w.y) | bad_bits<F>(w.z) | bad_bits<F>(w.w);
+      if (bad == 0) continue;
+      atomicMin(&t->bad_first, key0 + first + i / 8);
+      atomicMax(&t->bad_last, key0 + first + i / 8);
+      __threadfence_block();
+      *reinterpret_cast<uint4*>(from + i * 16) = {};
+    }
+  }
+}
+
+// A descriptor whose low word is the same in all lanes, and known to be: it stays in uniform
+// registers, and further ones cost an addition each.
+__device__ __forceinline__ uint64_t uniform(uint64_t descriptor) {
+  return (descriptor >> 32 << 32) | __shfl_sync(~0u, static_cast<uint32_t>(descriptor), 0);
+}
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t by) {
+  return (descriptor >> 32 << 32) | (static_cast<uint32_t>(descriptor) + by);
 }
 
 // s = q k^T.
 template <class F>
 __device__ __forceinline__ void multiply_keys(uint32_t (&s)[F::kTile / 2], const uint8_t* queries,
                                               const uint8_t* keys) {
-  const uint64_t a = wgmma_tile(queries), b = wgmma_tile(keys);
+  const uint64_t a = uniform(wgmma_tile(queries)), b = uniform(wgmma_tile(keys));
+  wgmma_fence();
 #pragma unroll
   for (int step = 0; step < F::kDim / 16; ++step) {
-    const int box = step / 4, at = step % 4;
-    Wgmma<typename F::Mma, F::kTile>::ss(s, a + box * kTileSlab + at * kTileStep,
-                                         b + box * (F::kTileBox >> 4) + at * kTileStep, step > 0);
+    const uint32_t box = step / 4, at = step % 4 * kTileStep;
+    Wgmma<typename F::Mma, F::kTile>::ss(s, further(a, box * kTileSlab + at),
+                                         further(b, box * (F::kTileBox >> 4) + at), step > 0);
   }
   wgmma_commit();
 }
@@ -228,10 +270,11 @@ template <class F>
 __device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDimV / 2],
                                                 const uint32_t (&p)[F::kTile / 16][4],
                                                 const uint8_t* values) {
-  const uint64_t b = wgmma_rows(values, F::kTileBox);
+  const uint64_t b = uniform(wgmma_rows(values, F::kTileBox));
+  wgmma_fence();
 #pragma unroll
   for (int step = 0; step < F::kTile / 16; ++step) {
-    Wgmma<typename F::MmaRows, F::kDimV>::rs(o, p[step], b + step * kRowsStep, 1);
+    Wgmma<typename F::MmaRows, F::kDimV>::rs(o, p[step], further(b, step * kRowsStep), 1);
   }
   wgmma_commit();
 }
@@ -326,13 +369,17 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
     async_fence();
   }
   __syncwarp();
+  const bool bad = *const_cast<volatile const int*>(&t.bad_last) >= 0;
 #pragma unroll 1
   for (int e = 0; e < 2; ++e) {
-    unsigned rows = __ballot_sync(~0u, e == 0 ? mend[0] : mend[1]);
+    // Where values were cleared, every row is looked at.
+    const unsigned known = __ballot_sync(~0u, e == 0 ? mend[0] : mend[1]);
+    unsigned rows = bad ? 0x11111111u : known;
     while (rows != 0) {
-      const int row = (__ffs(rows) - 1) / 4 + 8 * e;
-      rows &= ~(15u << (row - 8 * e) * 4);
-      if (row < left) mend_row<F>(call, t, first + row);
+      const int at = (__ffs(rows) - 1) / 4, row = at + 8 * e;
+      rows &= ~(15u << at * 4);
+      if (row >= left) continue;
+      mend_row<F>(call, t, first + row, (known >> at * 4 & 15) != 0);
     }
   }
 }
@@ -370,11 +417,24 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         weigh(unit, rows, x, factor);
       }
     };
+    // Before the values of a tile are met that not all rows see whole.
+    const auto clean = [&](int tile) {
+      const int key0 = tile * F::kTile, end = min(t.seq_kv - key0, F::kTile);
+      const int from = min(max(low - key0, 0), end), to = max(high - key0, from);
+      const bool clear = call.ragged && end < F::kTile;
+      if (from == 0 && to >= end && !clear) return;
+      uint8_t* const values = s.values + v.slot * F::kValueBytes;
+      barrier_wait(&s.v_full[v.slot], v.parity);
+      clean_values<F>(s.items + q.slot, values, key0, 0, from);
+      clean_values<F>(s.items + q.slot, values, key0, to, end);
+      if (clear) clear_values<F>(values, end);
+      async_fence();
+      group_sync(group);
+    };
     if (t.count > 0) {
       int tile = first + t.count - 1;
       barrier_wait(&s.k_full[k.slot], k.parity);
       pin(x);
-      wgmma_fence();
       multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
       wgmma_wait<0>();
       pin(x);
@@ -382,10 +442,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       advance(k);
       soften(tile);
       pack_weights<F::kType>(x, p);
-      if (call.ragged && (tile + 1) * F::kTile > t.seq_kv) {
-        barrier_wait(&s.v_full[v.slot], v.parity);
-        clear_values<F>(s.values + v.slot * F::kValueBytes, t.seq_kv - tile * F::kTile, group);
-      }
+      if (tile * F::kTile < low || (tile + 1) * F::kTile > high) clean(tile);
 #pragma unroll 1
       for (--tile; tile >= first; --tile) {
         barrier_wait(&s.k_full[k.slot], k.parity);
@@ -394,10 +451,8 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
         pin(o);
         pin(x);
-        wgmma_fence();
         multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
         barrier_wait(&s.v_full[v.slot], v.parity);
-        wgmma_fence();
         multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
         pass_turn<F>(group);
         wgmma_wait<1>();
@@ -405,24 +460,27 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         warp_arrive(&s.k_empty[k.slot]);
         advance(k);
         soften(tile);
-        pin(x);  // or the compiler moves the exponentials behind the wait
-        wgmma_wait<0>();
-        pin(o);
-        warp_arrive(&s.v_empty[v.slot]);
-        advance(v);
+        pin(x);
+        // The wait stands behind a branch, or ptxas moves it before the exponentials.
         if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
+          wgmma_wait<0>();
+          pin(o);
 #pragma unroll
           for (int i = 0; i < F::kDimV / 2; ++i) {
             o[i] = __float_as_uint(__uint_as_float(o[i]) * factor[row_of(i)]);
           }
         }
+        wgmma_wait<0>();
+        pin(o);
+        warp_arrive(&s.v_empty[v.slot]);
+        advance(v);
         pack_weights<F::kType>(x, p);
+        if (tile * F::kTile < low || (tile + 1) * F::kTile > high) clean(tile);
       }
       barrier_wait(&s.v_full[v.slot], v.parity);
 #pragma unroll
       for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
       pin(o);
-      wgmma_fence();
       multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
       wgmma_wait<0>();
       pin(o);
@@ -484,6 +542,9 @@ static inline bool has_even_rows(const Tensor& t) {
 static inline int64_t query_tokens(const AttentionArgs& a) {
   return is_batched(a) ? a.q.shape[0] * a.q.shape[1] : a.q.shape[0];
 }
+// Queries of a sequence of which a group's 64 rows would be less than half full.
+inline constexpr int64_t kFewQueries = 32;
+
 static inline bool takes_tensors(const AttentionArgs& a) {
   if (is_paged(a) || head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
   if (numel(a.q) == 0 || numel(a.k) == 0) return false;
@@ -493,8 +554,6 @@ static inline bool takes_tensors(const AttentionArgs& a) {
     return false;
   return a.k.shape[a.k.rank - 3] * batch < kMostItems;
 }
-
-static inline size_t tensors_workspace(const AttentionArgs&, int) { return sizeof(Counter); }
 
 // A number that no other call of this process has, and memory that was not written by one of them
 // hardly ever: each step is one to one (Steele, Lea, Flood, SplitMix, 2014).
@@ -612,9 +671,15 @@ static Status run_options(const AttentionArgs& args, const Ctx& ctx) {
   return plain ? run_form<F, false>(args, ctx) : run_form<F, true>(args, ctx);
 }
 
+static inline size_t workspace_beside(const AttentionArgs& args, int threads,
+                                      const AttentionKernel& other) {
+  return takes_tensors(args) ? sizeof(Counter) : other.workspace(args, threads);
+}
+
+// `other` is the row for calls that takes_tensors() refuses.
 template <DType kType>
-static Status run_type(const AttentionArgs& args, const Ctx& ctx) {
-  if (!takes_tensors(args)) return run_rows(args, ctx);
+static Status run_beside(const AttentionArgs& args, const Ctx& ctx, const AttentionKernel& other) {
+  if (!takes_tensors(args)) return other.run(args, ctx);
   const int64_t dim = head_dim_of(args), dim_v = head_dim_v_of(args),
                 most = dim > dim_v ? dim : dim_v;
   if (most <= 64) return run_options<Form<kType, 64, 64, 3, 128, 4, 2>>(args, ctx);
