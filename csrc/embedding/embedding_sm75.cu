@@ -45,30 +45,22 @@ struct Words {
   int64_t ids, table, out;  // from one row to the next
 };
 
-template <int kWords, int kRows>
-__global__ void __launch_bounds__(kHeldThreads<kWords>)
+template <int kWords>
+__global__ void __launch_bounds__(kHeldMost)
     embedding_held(const __grid_constant__ EmbeddingArgs a, const __grid_constant__ Words h,
                    unsigned long long* check) {
   wait_for_others();
-  int32_t id[kRows] = {};
-  bool good[kRows];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t row = held_row<kRows>(r);
-    if (row < h.rows) id[r] = static_cast<const int32_t*>(a.ids.data)[row * h.ids];
+  const int64_t row = held_row();
+  if (row >= h.rows) return;
+  const int32_t id = static_cast<const int32_t*>(a.ids.data)[row * h.ids];
+  if (id < 0 || id >= a.table.shape[0]) {
+    if (threadIdx.x == 0) report(check, row, id);
+    return;
   }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    good[r] = id[r] >= 0 && id[r] < a.table.shape[0];
-    if (!good[r] && threadIdx.x == 0) report(check, held_row<kRows>(r), id[r]);
-  }
-  uint4 x[kRows][kWords];
-  each_held<kWords, kRows>(h.rows, h.words, [&](int r, int w, int64_t, int at) {
-    if (good[r]) x[r][w] = word_at(a.table.data, id[r] * h.table + at);
-  });
-  each_held<kWords, kRows>(h.rows, h.words, [&](int r, int w, int64_t row, int at) {
-    if (good[r]) word_at(a.out.data, row * h.out + at) = x[r][w];
-  });
+  uint4 x[kWords];
+  each_held<kWords>(h.words,
+                    [&](int w, int at) { x[w] = word_at(a.table.data, id * h.table + at); });
+  each_held<kWords>(h.words, [&](int w, int at) { word_at(a.out.data, row * h.out + at) = x[w]; });
 }
 
 Status run(const EmbeddingArgs& args, const Ctx& ctx) {
@@ -82,9 +74,9 @@ Status run(const EmbeddingArgs& args, const Ctx& ctx) {
                      ids.rank > 0 ? ids.strides[0] : 0, args.table.strides[0] / per_word,
                      out.rank > 0 ? out.strides[0] / per_word : 0};
     Status status = ok();
-    with_held(shape, [&](auto words, auto rows) {
-      status = launch(ctx, embedding_held<decltype(words)::value, decltype(rows)::value>,
-                      shape.blocks, shape.block, 0, args, h, ctx.check);
+    with_held(shape, [&](auto words) {
+      status = launch(ctx, embedding_held<decltype(words)::value>, shape.blocks, shape.block, 0,
+                      args, h, ctx.check);
     });
     return status;
   }

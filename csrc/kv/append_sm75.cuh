@@ -18,7 +18,7 @@
 namespace lowbit {
 namespace {
 
-constexpr unsigned kAppendThreads = 256;
+constexpr unsigned kAppendThreads = 128;
 
 // Sizes in eights where they are lengths of tensors, in bytes where they are a cache's.
 struct Whole {
@@ -222,9 +222,9 @@ __device__ void store_prefix(const KvRow& row, const Whole& w, unsigned lane,
   }
 }
 
-// Five blocks of a multiprocessor keep 48 registers a thread: what waits is memory.
+// Ten blocks of a multiprocessor keep 48 registers a thread: what waits is memory.
 template <DType T, KvFormat F, bool kPrefix>
-__global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 3 : 5)
+__global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 7 : 10)
     append_whole(const __grid_constant__ KvArgs a, const __grid_constant__ Whole w,
                  unsigned long long* check) {
   wait_for_others();

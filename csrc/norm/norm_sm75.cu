@@ -10,7 +10,6 @@
 //           quotient is f32, or double where the factor leaves that range.
 // Source    the formulas in norm.h.
 // Measured  NOTES.md.
-#include "csrc/cuda/functions.cuh"
 #include "csrc/cuda/held.cuh"
 #include "csrc/cuda/launch.cuh"
 #include "csrc/cuda/reduce.cuh"
@@ -137,10 +136,10 @@ struct Words {
 // What brings rows into the range of f32 whose squares leave it.
 constexpr float kDown = 0x1p-80f, kUp = 0x1p100f;
 
-// Elements of weight or bias that stand at a word of x.
-template <int kCount>
+// Elements of weight or bias that stand at a word of x; f32 where `kPlain`.
+template <bool kPlain, int kCount>
 __device__ void load_part(const Tensor& t, int at, float (&to)[kCount]) {
-  if (t.dtype == DType::f32) {
+  if (kPlain || t.dtype == DType::f32) {
 #pragma unroll
     for (int i = 0; i < kCount / 4; ++i) {
       unpack_word<DType::f32>(word_at(t.data, at * (kCount / 4) + i), to + 4 * i);
@@ -187,135 +186,120 @@ __device__ Sums<true> from_lane(const Sums<true>& s, unsigned step) {
   return {__shfl_xor_sync(~0u, s.whole, step), __shfl_xor_sync(~0u, s.squares, step)};
 }
 
-template <DType T, int kWords, int kRows, bool kLayer, bool kSum>
-__global__ void __launch_bounds__(kHeldThreads<kWords>,
-                                  kSum&& kWords == 8 ? 1 : kHeldBlocks<kWords>)
+template <DType T, int kWords, bool kLayer, bool kSum>
+__global__ void __launch_bounds__(kHeldMost, kWords == 8 ? 1 : 2)
     norm_held(const __grid_constant__ NormArgs a, const __grid_constant__ Words h) {
   constexpr int kCount = kPerWord<T>;
   __shared__ Sums<kLayer> room[2][16];
   wait_for_others();
-  const auto each = [&](auto&& f) { each_held<kWords, kRows>(h.rows, h.words, f); };
-  uint4 x[kRows][kWords] = {}, more[kSum ? kRows : 1][kSum ? kWords : 1] = {};
-  each([&](int r, int w, int64_t row, int at) {
-    x[r][w] = word_at(a.x.data, row * h.x + at);
-    if constexpr (kSum) more[r][w] = word_at(a.residual.data, row * h.residual + at);
+  const int64_t row = held_row();
+  const int words = row < h.rows ? h.words : 0;
+  const auto each = [&](const auto& f) { each_held<kWords>(words, f); };
+  uint4 x[kWords] = {}, more[kSum ? kWords : 1] = {};
+  each([&](int w, int at) {
+    x[w] = word_at(a.x.data, row * h.x + at);
+    if constexpr (kSum) more[w] = word_at(a.residual.data, row * h.residual + at);
   });
+  float range = 1.0f;  // what brings the row into the range of f32
   bool adds = kSum;
-  const auto elements_at = [&](int r, int w, float(&u)[kCount]) {
-    unpack_word<T>(x[r][w], u);
+  const auto elements_at = [&](int w, float(&u)[kCount]) {
+    unpack_word<T>(x[w], u);
     if constexpr (kSum) {
-      if (!adds) return;
-      float v[kCount];
-      unpack_word<T>(more[r][w], v);
+      if (adds) {
+        float v[kCount];
+        unpack_word<T>(more[w], v);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) u[i] += v[i];
+        for (int i = 0; i < kCount; ++i) u[i] += v[i];
+      }
     }
+    if (range == 1.0f) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] *= range;
   };
+  float u[kCount];
   if (kSum && present(a.residual_out)) {
-    each([&](int r, int w, int64_t row, int at) {
-      float u[kCount];
-      elements_at(r, w, u);
-      x[r][w] = pack_word<T>(u);
-      word_at(a.residual_out.data, row * h.residual_out + at) = x[r][w];
+    each([&](int w, int at) {
+      elements_at(w, u);
+      x[w] = pack_word<T>(u);
+      word_at(a.residual_out.data, row * h.residual_out + at) = x[w];
     });
     adds = false;
   }
 
-  // Of each row: what its elements are brought into range by, and the mean of what comes out, in
-  // two parts.
-  float range[kRows] = {}, head[kRows] = {}, rest[kRows] = {}, factor[kRows];
-  const auto within = [&](int r, float u) {
-    return kLayer ? __fmaf_rn(u, range[r], -head[r]) - rest[r] : u * range[r];
-  };
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) range[r] = 1.0f;
-    // Once more for rows that were out of range; those of a warp go together, for they shuffle.
+  float head = 0.0f, rest = 0.0f, factor = 0.0f;  // the mean in two parts
+  // Once more for rows that were out of range; those of a warp go together, for they shuffle.
 #pragma unroll 1
   for (int turn = 0; turn < 2; ++turn) {
-    Sums<kLayer> sum[kRows] = {};
+    Sums<kLayer> sum = {};
     forget(x), forget(more);
+    if constexpr (kLayer) {
+      // About what is near the mean, lest digits be lost where the mean is large.
+      float count = 0.0f, middle = 0.0f, off = 0.0f, squares = 0.0f;
+      each([&](int w, int) {
+        elements_at(w, u);
+        if (w == 0) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = held_row<kRows>(r);
-      if constexpr (kLayer) head[r] = 0.0f, rest[r] = 0.0f;
-      float count = 0.0f, part = 0.0f;
-      const auto go_over = [&](const auto& f) {
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-          if (row >= h.rows || static_cast<int>(threadIdx.x + w * blockDim.x) >= h.words) break;
-          float u[kCount];
-          elements_at(r, w, u);
-          f(u);
+          for (int i = 0; i < kCount; ++i) middle += u[i];
+          middle *= 1.0f / kCount;
         }
-      };
-      if constexpr (kLayer) {
-        // About the mean of what this thread has, lest digits be lost where the mean is large.
-        go_over([&](const float(&u)[kCount]) {
-          count += kCount;
+        count += kCount;
 #pragma unroll
-          for (int i = 0; i < kCount; ++i) part = __fmaf_rn(u[i], range[r], part);
-        });
-        const float middle = count > 0.0f ? part * reciprocal(count) : 0.0f;
-        float off = 0.0f, squares = 0.0f;
-        go_over([&](const float(&u)[kCount]) {
+        for (int i = 0; i < kCount; ++i) {
+          const float d = u[i] - middle;
+          off += d;
+          squares = __fmaf_rn(d, d, squares);
+        }
+      });
+      const double m = middle, whole = m * count + off;
+      sum = {whole, squares + m * (whole + off)};
+    } else {
+      each([&](int w, int) {
+        elements_at(w, u);
 #pragma unroll
-          for (int i = 0; i < kCount; ++i) {
-            const float d = __fmaf_rn(u[i], range[r], -middle);
-            off += d;
-            squares = __fmaf_rn(d, d, squares);
-          }
-        });
-        const double m = middle, whole = m * count + off;
-        sum[r] = {whole, squares + m * (whole + off)};
-      } else {
-        go_over([&](const float(&u)[kCount]) {
-#pragma unroll
-          for (int i = 0; i < kCount; ++i) part = __fmaf_rn(within(r, u[i]), within(r, u[i]), part);
-        });
-        sum[r] = {part};
-      }
+        for (int i = 0; i < kCount; ++i) sum.squares = __fmaf_rn(u[i], u[i], sum.squares);
+      });
     }
-    reduce_held(
+    sum = reduce_held(
         sum, Sums<kLayer>{}, [](const auto& p, const auto& q) { return p + q; }, room[turn]);
-    bool good = true;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      double square = sum[r].squares;
-      if constexpr (kLayer) {
-        const double mean = sum[r].whole * h.share;
-        square = square > sum[r].whole * mean ? square - sum[r].whole * mean : 0.0;
-        head[r] = static_cast<float>(mean), rest[r] = static_cast<float>(mean - head[r]);
-      }
-      const double by = range[r], under = square * h.share + a.eps * (by * by);
-      factor[r] = 1.0f / sqrtf(static_cast<float>(under));
-      const bool high = !(square < 1e37), low = under < 1e-27;
-      if (turn == 0 && (high || low)) range[r] = high ? kDown : kUp, good = false;
+    double square = sum.squares;
+    if constexpr (kLayer) {
+      const double mean = sum.whole * h.share;
+      square -= sum.whole * mean;
+      square = square < 0.0 ? 0.0 : square;  // NaN stays
+      head = static_cast<float>(mean), rest = static_cast<float>(mean - head);
     }
+    const double by = range, under = square * h.share + a.eps * (by * by);
+    factor = 1.0f / sqrtf(static_cast<float>(under));
+    const bool high = !(square < 1e37), good = !high && !(under < 1e-27);
+    if (turn == 0 && !good) range = high ? kDown : kUp;
     if (__all_sync(~0u, good)) break;
   }
+
   forget(x), forget(more);
+  const auto finish = [&](auto plain) {
+    constexpr bool kPlain = decltype(plain)::value;
+    each([&](int w, int at) {
+      float weight[kCount], bias[kCount] = {};
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) {
-    const int at = static_cast<int>(threadIdx.x + w * blockDim.x);
-    if (at >= h.words) break;
-    float weight[kCount], bias[kCount] = {};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) weight[i] = 1.0f;
-    if (present(a.weight)) load_part(a.weight, at, weight);
-    if (kLayer && present(a.bias)) load_part(a.bias, at, bias);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = held_row<kRows>(r);
-      if (row >= h.rows) break;
-      float u[kCount];
-      elements_at(r, w, u);
+      for (int i = 0; i < kCount; ++i) weight[i] = 1.0f;
+      if (kPlain || present(a.weight)) load_part<kPlain>(a.weight, at, weight);
+      if (kLayer && (kPlain || present(a.bias))) load_part<kPlain>(a.bias, at, bias);
+      elements_at(w, u);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        u[i] = within(r, u[i]) * factor[r] * weight[i];
-        if (kLayer) u[i] += bias[i];
+        if (kLayer) u[i] -= head;
+        // 16 bits have no digits that it would change.
+        if (kLayer && T == DType::f32) u[i] -= rest;
+        u[i] *= factor;
+        u[i] = kLayer ? __fmaf_rn(u[i], weight[i], bias[i]) : u[i] * weight[i];
       }
       word_at(a.out.data, row * h.out + at) = pack_word<T>(u);
-    }
+    });
+  };
+  if (a.weight.dtype == DType::f32 && (!kLayer || a.bias.dtype == DType::f32)) {
+    finish(std::true_type{});
+  } else {
+    finish(std::false_type{});
   }
 }
 
@@ -344,17 +328,17 @@ Status run_held(const NormArgs& a, const Held& shape, const Ctx& ctx) {
                    1 / static_cast<double>(rows.length)};
   Status status = ok();
   with_dtype(a.x.dtype, [&](auto dtype) {
-    with_held(shape, [&](auto words, auto held_rows) {
+    with_held(shape, [&](auto words) {
       constexpr DType kType = decltype(dtype)::value;
-      constexpr int kWords = decltype(words)::value, kRows = decltype(held_rows)::value;
+      constexpr int kWords = decltype(words)::value;
       const auto go = [&](auto* kernel) {
         status = launch(ctx, kernel, shape.blocks, shape.block, 0, a, h);
       };
       const bool layer = a.kind == NormKind::layer, sums = present(a.residual);
-      if (layer && sums) go(norm_held<kType, kWords, kRows, true, true>);
-      if (layer && !sums) go(norm_held<kType, kWords, kRows, true, false>);
-      if (!layer && sums) go(norm_held<kType, kWords, kRows, false, true>);
-      if (!layer && !sums) go(norm_held<kType, kWords, kRows, false, false>);
+      if (layer && sums) go(norm_held<kType, kWords, true, true>);
+      if (layer && !sums) go(norm_held<kType, kWords, true, false>);
+      if (!layer && sums) go(norm_held<kType, kWords, false, true>);
+      if (!layer && !sums) go(norm_held<kType, kWords, false, false>);
     });
   });
   return status;

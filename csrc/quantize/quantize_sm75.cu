@@ -165,62 +165,44 @@ struct Runs {
   int64_t from, to, scale;  // from one row to the next; of codes in units of kPerWord
 };
 
-template <DType T, DType C, int kWords, int kRows>
-__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+template <DType T, DType C, int kWords>
+__global__ void __launch_bounds__(kHeldMost, 2)
     quantize_held(const __grid_constant__ QuantizeArgs a, const __grid_constant__ Runs h) {
   __shared__ uint32_t room[16];
   wait_for_others();
-  unsigned row[kRows];
-  int first[kRows];
+  const auto run = static_cast<unsigned>(held_row());
+  const unsigned row = h.runs == 1 ? run : run / h.runs, part = run - row * h.runs;
+  const int first = static_cast<int>(part) * h.words;
+  const int words = run >= h.count ? 0 : min(h.words, h.row_words - first);
+  const auto each = [&](const auto& f) { each_held<kWords>(words, f); };
+  uint4 x[kWords] = {};
+  const int64_t from = row * h.from + first, to = row * h.to + first;
+  each([&](int w, int at) { x[w] = word_at(a.floats.data, from + at); });
+  uint32_t two = 0;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const auto run = static_cast<unsigned>(held_row<kRows>(r));
-    row[r] = h.runs == 1 ? run : run / h.runs;
-    first[r] = static_cast<int>(run - row[r] * h.runs) * h.words;
-  }
-  const auto each = [&](auto&& f) {
-    each_held<kWords, kRows>(h.count, h.words, [&](int r, int w, int64_t, int at) {
-      if (first[r] + at < h.row_words) f(r, w, first[r] + at);
-    });
-  };
-  uint4 x[kRows][kWords] = {};
-  each([&](int r, int w, int at) { x[r][w] = word_at(a.floats.data, row[r] * h.from + at); });
-  uint32_t largest[kRows];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    uint32_t two = 0;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      for (const uint32_t v : {x[r][w].x, x[r][w].y, x[r][w].z, x[r][w].w}) {
-        two = larger_of<T>(two, v & (T == DType::f32 ? 0x7fffffffu : 0x7fff7fffu));
-      }
-    }
-    float v[kPerWord<T>];
-    unpack_word<T>({two, 0, 0, 0}, v);
-    largest[r] = umax(float_bits(v[0]), float_bits(v[1]));
-  }
-  reduce_held(
-      largest, 0u, [](uint32_t p, uint32_t q) { return p > q ? p : q; }, room);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const Divider divide(scale_of<C>(largest[r]));
-    if (threadIdx.x == 0 && held_row<kRows>(r) < h.count) {
-      static_cast<float*>(a.scale.data)[row[r] * h.scale + first[r] / h.words] = divide.scale;
-    }
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const int at = static_cast<int>(threadIdx.x + w * blockDim.x);
-      if (held_row<kRows>(r) >= h.count || at >= h.words || first[r] + at >= h.row_words) continue;
-      uint32_t codes[kPerWord<T> / 4];
-      encode_word<T, C>(divide, x[r][w], codes);
-      const int64_t place = row[r] * h.to + first[r] + at;
-      if constexpr (T == DType::f32) {
-        static_cast<uint32_t*>(a.codes.data)[place] = codes[0];
-      } else {
-        static_cast<uint2*>(a.codes.data)[place] = {codes[0], codes[1]};
-      }
+  for (const uint4& v : x) {
+    for (const uint32_t u : {v.x, v.y, v.z, v.w}) {
+      two = larger_of<T>(two, u & (T == DType::f32 ? 0x7fffffffu : 0x7fff7fffu));
     }
   }
+  float v[kPerWord<T>];
+  unpack_word<T>({two, 0, 0, 0}, v);
+  const uint32_t largest = reduce_held(
+      umax(float_bits(v[0]), float_bits(v[1])), 0u,
+      [](uint32_t p, uint32_t q) { return umax(p, q); }, room);
+  const Divider divide(scale_of<C>(largest));
+  if (threadIdx.x == 0 && words > 0) {
+    static_cast<float*>(a.scale.data)[row * h.scale + part] = divide.scale;
+  }
+  each([&](int w, int at) {
+    uint32_t codes[kPerWord<T> / 4];
+    encode_word<T, C>(divide, x[w], codes);
+    if constexpr (T == DType::f32) {
+      static_cast<uint32_t*>(a.codes.data)[to + at] = codes[0];
+    } else {
+      static_cast<uint2*>(a.codes.data)[to + at] = {codes[0], codes[1]};
+    }
+  });
 }
 
 // Rows of floats in words, and codes that may be stored as many at a time.
@@ -246,11 +228,10 @@ Status run_held(const QuantizeArgs& a, const Ctx& ctx, bool* fits) {
   if (!*fits) return status;
   with_dtype(a.floats.dtype, [&](auto from) {
     with_codes(a.codes.dtype, [&](auto to) {
-      with_held(shape, [&](auto words, auto held_rows) {
-        status = launch(ctx,
-                        quantize_held<decltype(from)::value, decltype(to)::value,
-                                      decltype(words)::value, decltype(held_rows)::value>,
-                        shape.blocks, shape.block, 0, a, h);
+      with_held(shape, [&](auto words) {
+        status = launch(
+            ctx, quantize_held<decltype(from)::value, decltype(to)::value, decltype(words)::value>,
+            shape.blocks, shape.block, 0, a, h);
       });
     });
   });
@@ -389,7 +370,7 @@ Status run(const QuantizeArgs& args, const Ctx& ctx) {
     dequantize<<<grid_for(runs, kThreads, most), kThreads, 0, stream>>>(args);
     return launched();
   }
-  if (aligned && !(args.scale.rank == 2 && args.floats.dtype == DType::f32)) {
+  if (aligned) {
     bool fits = false;
     const Status status = run_held(args, ctx, &fits);
     if (fits) return status;

@@ -129,50 +129,44 @@ struct Words {
   int64_t x, out;  // from one row to the next
 };
 
-template <DType T, int kWords, int kRows>
-__global__ void __launch_bounds__(kHeldThreads<kWords>, kHeldBlocks<kWords>)
+template <DType T, int kWords>
+__global__ void __launch_bounds__(kHeldMost, 2)
     softmax_held(const void* from, void* to, const __grid_constant__ Words h, float scale) {
   constexpr int kCount = kPerWord<T>;
   __shared__ float rooms[2][16];
   wait_for_others();
-  const auto each = [&](auto&& f) { each_held<kWords, kRows>(h.rows, h.words, f); };
-  uint4 x[kRows][kWords] = {};
-  each([&](int r, int w, int64_t row, int at) { x[r][w] = word_at(from, row * h.x + at); });
-  float max[kRows], sum[kRows] = {};
+  const int64_t row = held_row();
+  const int words = row < h.rows ? h.words : 0;
+  const auto each = [&](const auto& f) { each_held<kWords>(words, f); };
+  uint4 x[kWords] = {};
+  each([&](int w, int at) { x[w] = word_at(from, row * h.x + at); });
+  float max = -INFINITY, sum = 0.0f, v[kCount];
+  each([&](int w, int) {
+    unpack_word<T>(x[w], v);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) max[r] = -INFINITY;
-  each([&](int r, int w, int64_t, int) {
-    float v[kCount];
-    unpack_word<T>(x[r][w], v);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) max[r] = fmaxf(max[r], v[i] * scale);
+    for (int i = 0; i < kCount; ++i) max = fmaxf(max, v[i] * scale);
   });
-  reduce_held(
+  max = reduce_held(
       max, -INFINITY, [](float a, float b) { return fmaxf(a, b); }, rooms[0]);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    // The first leaves zeros, the other NaN.
-    if (max[r] == -INFINITY) max[r] = 0.0f;
-    if (max[r] == INFINITY) max[r] = NAN;
-  }
+  // The first leaves zeros, the other NaN.
+  if (max == -INFINITY) max = 0.0f;
+  if (max == INFINITY) max = NAN;
   forget(x);
-  each([&](int r, int w, int64_t, int) {
-    float v[kCount], part = 0.0f;
-    unpack_word<T>(x[r][w], v);
+  each([&](int w, int) {
+    unpack_word<T>(x[w], v);
+    float part = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) part += exponential<T>(v[i], scale, max[r]);
-    sum[r] += part;
+    for (int i = 0; i < kCount; ++i) part += exponential<T>(v[i], scale, max);
+    sum += part;
   });
-  reduce_held(
+  sum = reduce_held(
       sum, 0.0f, [](float a, float b) { return a + b; }, rooms[1]);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) sum[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+  const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
   forget(x);
-  each([&](int r, int w, int64_t row, int at) {
-    float v[kCount];
-    unpack_word<T>(x[r][w], v);
+  each([&](int w, int at) {
+    unpack_word<T>(x[w], v);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] = exponential<T>(v[i], scale, max[r]) * sum[r];
+    for (int i = 0; i < kCount; ++i) v[i] = exponential<T>(v[i], scale, max) * factor;
     word_at(to, row * h.out + at) = pack_word<T>(v);
   });
 }
@@ -359,15 +353,14 @@ Status run(const SoftmaxArgs& args, const Ctx& ctx) {
     return rows.rank > 0 ? rows.strides[0] / per_word : 0;
   };
   const Words h = {x.count, static_cast<int>(x.length / per_word), step(x), step(out)};
-  if (const Held shape = held(x.count, x.length / per_word);
+  // Blocks of 256 threads wait less for each other than those of 512.
+  if (const Held shape = held(x.count, x.length / per_word, 1024);
       rows_out && even && shape.words > 0 && out.rank <= 1 && args.x.dtype == args.out.dtype &&
       in_eights(args.out)) {
     Status status = ok();
     with_dtype(args.x.dtype, [&](auto dtype) {
-      with_held(shape, [&](auto words, auto held_rows) {
-        status = launch(ctx,
-                        softmax_held<decltype(dtype)::value, decltype(words)::value,
-                                     decltype(held_rows)::value>,
+      with_held(shape, [&](auto words) {
+        status = launch(ctx, softmax_held<decltype(dtype)::value, decltype(words)::value>,
                         shape.blocks, shape.block, 0, args.x.data, args.out.data, h, args.scale);
       });
     });
