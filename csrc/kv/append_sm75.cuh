@@ -2,7 +2,9 @@
 // 16 up to 512, RoPE of all dimensions or none. dtype and format are known to the compiler, and
 // what a thread does besides its numbers is paid once for 32 of them.
 //
-// A group of `lanes` threads takes K and V of one token and head; a lane has eight elements of the
+// A group of `lanes` threads takes K and V of one token and head, a warp as many tokens of one head
+// as it has groups: their scales are neighbours in a page, and go there by one access in place of
+// one each, of two bytes, which would cost as much as any other. A lane has eight elements of the
 // first half of the dimensions and the eight that stand as far in the second: the pairs of RoPE by
 // halves, and the nibbles of a byte of int4.
 #pragma once
@@ -22,8 +24,7 @@ constexpr unsigned kAppendThreads = 128;
 
 // Sizes in eights where they are lengths of tensors, in bytes where they are a cache's.
 struct Whole {
-  unsigned items;  // tokens * heads
-  unsigned heads, log_lanes, log_page;
+  unsigned tokens, heads, log_lanes, log_page;
   unsigned eights;  // of half a row: head_dim / 16
   int64_t k_token, k_head, v_token, v_head, cos, sin;
   int32_t slots, page_slots;
@@ -228,12 +229,13 @@ __global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 7 : 10)
     append_whole(const __grid_constant__ KvArgs a, const __grid_constant__ Whole w,
                  unsigned long long* check) {
   wait_for_others();
-  const unsigned at = blockIdx.x * kAppendThreads + threadIdx.x, item = at >> w.log_lanes;
-  if (item >= w.items) return;  // whole groups: those who stay shuffle among themselves
-  const unsigned lanes = 1u << w.log_lanes, lane = at & (lanes - 1);
+  const unsigned lanes = 1u << w.log_lanes, lane = threadIdx.x & (lanes - 1);
+  const unsigned warp = (blockIdx.x * kAppendThreads + threadIdx.x) / 32;
+  const unsigned tokens = warp / w.heads, head = warp - tokens * w.heads;
+  const unsigned token = (tokens * 32 + threadIdx.x % 32) >> w.log_lanes;
+  if (token >= w.tokens) return;  // whole groups: those who stay shuffle among themselves
   const unsigned group =
       lanes == 32 ? ~0u : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1));
-  const unsigned token = item / w.heads, head = item - token * w.heads;
   const bool turns = present(a.cos);
   // First, for more waits for them than for k and v.
   const int32_t position = turns ? static_cast<const int32_t*>(a.positions.data)[token] : 0;
@@ -319,7 +321,7 @@ Status run_whole(const KvArgs& a, const Ctx& ctx) {
   };
   Whole w = {};
   w.heads = static_cast<unsigned>(c.kv_heads);
-  w.items = static_cast<unsigned>(a.slots.shape[0] * c.kv_heads);
+  w.tokens = static_cast<unsigned>(a.slots.shape[0]);
   w.eights = static_cast<unsigned>(c.head_dim / 16);
   w.log_lanes = log_of(w.eights);
   w.log_page = log_of(c.page_size);
@@ -336,7 +338,8 @@ Status run_whole(const KvArgs& a, const Ctx& ctx) {
   w.zero[0] = static_cast<unsigned>(c.page.k_zero);
   w.zero[1] = static_cast<unsigned>(c.page.v_zero);
   if (present(a.cos)) w.cos = a.cos.strides[0] / kEight, w.sin = a.sin.strides[0] / kEight;
-  const unsigned blocks = grid_for(int64_t{w.items} << w.log_lanes, kAppendThreads, INT32_MAX);
+  const int64_t warps = ((int64_t{w.tokens} << w.log_lanes) + 31) / 32 * w.heads;
+  const unsigned blocks = grid_for(warps * 32, kAppendThreads, INT32_MAX);
   Status status = ok();
   with_dtype(a.k.dtype,
              [&](auto dtype) { status = append_dtype<decltype(dtype)::value>(a, w, blocks, ctx); });
