@@ -2,11 +2,11 @@
 // 16 up to 512, RoPE of all dimensions or none. dtype and format are known to the compiler, and
 // what a thread does besides its numbers is paid once for 32 of them.
 //
-// A group of `lanes` threads takes K and V of one token and head, a warp as many tokens of one head
-// as it has groups: their scales are neighbours in a page, and go there by one access in place of
-// one each, of two bytes, which would cost as much as any other. A lane has eight elements of the
-// first half of the dimensions and the eight that stand as far in the second: the pairs of RoPE by
-// halves, and the nibbles of a byte of int4.
+// A group of `lanes` threads takes K and V of one token and head. Groups that are neighbours take
+// the heads of a token, or where it was measured to be better the tokens of one head, as many as a
+// warp has groups: their scales are neighbours in a page and go there by one access in place of
+// many of two bytes. A lane has eight elements of the first half of the dimensions and the eight
+// that stand as far in the second: the pairs of RoPE by halves, and the nibbles of a byte of int4.
 #pragma once
 
 #include <type_traits>
@@ -25,7 +25,8 @@ constexpr unsigned kAppendThreads = 128;
 // Sizes in eights where they are lengths of tensors, in bytes where they are a cache's.
 struct Whole {
   unsigned tokens, heads, log_lanes, log_page;
-  unsigned eights;  // of half a row: head_dim / 16
+  unsigned log_run;  // of tokens of one head that are neighbours
+  unsigned eights;   // of half a row: head_dim / 16
   int64_t k_token, k_head, v_token, v_head, cos, sin;
   int32_t slots, page_slots;
   int64_t page_bytes;  // of all heads
@@ -230,9 +231,9 @@ __global__ void __launch_bounds__(kAppendThreads, T == DType::f32 ? 7 : 10)
                  unsigned long long* check) {
   wait_for_others();
   const unsigned lanes = 1u << w.log_lanes, lane = threadIdx.x & (lanes - 1);
-  const unsigned warp = (blockIdx.x * kAppendThreads + threadIdx.x) / 32;
-  const unsigned tokens = warp / w.heads, head = warp - tokens * w.heads;
-  const unsigned token = (tokens * 32 + threadIdx.x % 32) >> w.log_lanes;
+  const unsigned item = (blockIdx.x * kAppendThreads + threadIdx.x) >> w.log_lanes;
+  const unsigned run = item >> w.log_run, runs = run / w.heads, head = run - runs * w.heads;
+  const unsigned token = (runs << w.log_run) + (item & ((1u << w.log_run) - 1));
   if (token >= w.tokens) return;  // whole groups: those who stay shuffle among themselves
   const unsigned group =
       lanes == 32 ? ~0u : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1));
@@ -338,8 +339,12 @@ Status run_whole(const KvArgs& a, const Ctx& ctx) {
   w.zero[0] = static_cast<unsigned>(c.page.k_zero);
   w.zero[1] = static_cast<unsigned>(c.page.v_zero);
   if (present(a.cos)) w.cos = a.cos.strides[0] / kEight, w.sin = a.sin.strides[0] / kEight;
-  const int64_t warps = ((int64_t{w.tokens} << w.log_lanes) + 31) / 32 * w.heads;
-  const unsigned blocks = grid_for(warps * 32, kAppendThreads, INT32_MAX);
+  if (kv_format_row(c.format).scales && (w.log_lanes <= 2 || a.k.dtype == DType::f32)) {
+    w.log_run = 5 - w.log_lanes;
+  }
+  const int64_t runs = ((w.tokens - int64_t{1}) >> w.log_run) + 1;
+  const int64_t items = runs * w.heads << w.log_run;
+  const unsigned blocks = grid_for(items << w.log_lanes, kAppendThreads, INT32_MAX);
   Status status = ok();
   with_dtype(a.k.dtype,
              [&](auto dtype) { status = append_dtype<decltype(dtype)::value>(a, w, blocks, ctx); });
