@@ -137,9 +137,15 @@ __device__ __forceinline__ void finish_tile(const Finish& f, const CUtensorMap* 
   if (T::kGroup == 0) scale[1] *= kLowerRows<T::kHalf>;
   // Columns 2 (lane % 4) and the next of chunk j of 8 rows of x, of both rows of w.
   const auto scaled = [&](int j, float(&v)[4]) {
+    float x_scale[2] = {1.0f, 1.0f};
+    if (f.x_scale != nullptr) {
+      const int m = first + j * 8 + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) x_scale[i] = f.x_scale[min(m + i, f.m - 1)];
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      v[i] = fmaf(__uint_as_float(d[j * 4 + i]), scale[i / 2], bias[i / 2]);
+      v[i] = fmaf(__uint_as_float(d[j * 4 + i]), x_scale[i % 2] * scale[i / 2], bias[i / 2]);
     }
   };
   if (plain) {
