@@ -60,7 +60,7 @@ ArchSet detect_cpu() {
   return set;
 }
 
-static void brand(char (&out)[64]) {
+static void brand(char (&out)[96]) {
   uint32_t words[12] = {};
   for (uint32_t i = 0; i < 3; ++i) {
     __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2],
@@ -68,14 +68,19 @@ static void brand(char (&out)[64]) {
   }
   char text[49] = {};
   std::memcpy(text, words, 48);
-  const char* start = text;
+  char* start = text;
   while (*start == ' ') ++start;
-  std::snprintf(out, sizeof out, "%s", start);
-  for (size_t n = std::strlen(out); n > 0 && out[n - 1] == ' '; --n) out[n - 1] = 0;
+  for (size_t n = std::strlen(start); n > 0 && start[n - 1] == ' '; --n) start[n - 1] = 0;
+  // Hypervisors leave out the number of the product, and the generations of one name differ.
+  uint32_t a = 0, b, c, d;
+  __get_cpuid(1, &a, &b, &c, &d);
+  const uint32_t base = a >> 8 & 15, family = base == 15 ? base + (a >> 20 & 255) : base;
+  const uint32_t model = (a >> 4 & 15) | (base == 15 || base == 6 ? a >> 12 & 0xF0 : 0);
+  std::snprintf(out, sizeof out, "%s (family %u, model %u)", start, family, model);
 }
 #else
 ArchSet detect_cpu() { return kArchCpu; }
-static void brand(char (&out)[64]) { std::snprintf(out, sizeof out, "CPU"); }
+static void brand(char (&out)[96]) { std::snprintf(out, sizeof out, "CPU"); }
 #endif
 
 ArchSet detect_gpu(int major, int minor) {

@@ -69,7 +69,7 @@ ArchSet detect_gpu(int major, int minor);
 ArchSet cap_arch(ArchSet found, const char* name);
 
 struct CpuInfo {
-  char name[64];  // brand string
+  char name[96];  // brand string, family and model
   int32_t cores;  // usable by this process: affinity, cut by the cgroup's quota (whole cores of it)
   int64_t memory;  // bytes of RAM
   int64_t l2, l3;  // bytes; 0 where unknown
