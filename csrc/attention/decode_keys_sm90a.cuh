@@ -23,9 +23,11 @@
 #pragma once
 
 #include "csrc/attention/decode_items_sm90a.cuh"
+#include "csrc/cuda/functions.cuh"
 #include "csrc/cuda/ldmatrix.cuh"
 #include "csrc/cuda/mma.cuh"
 #include "csrc/cuda/movmatrix.cuh"
+#include "csrc/cuda/pairs.cuh"
 
 namespace lowbit {
 namespace {
@@ -35,36 +37,11 @@ inline constexpr float kLog2 = 1.44269504f, kLn2 = 0.693147181f;
 inline constexpr float kLift = 0x1p96f, kDrop = 0x1p-96f;
 inline constexpr float kTiny = 0x1p-24f;  // 1 in the low bits of f16
 
-__device__ __forceinline__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // Of numbers that are normal, where reciprocal() asks whether they are.
 __device__ __forceinline__ float inverse_of(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-template <bool kHalf>
-__device__ __forceinline__ uint32_t pair_of(float low, float high) {
-  uint32_t w;
-  if constexpr (kHalf) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
-  }
-  return w;
-}
-template <bool kHalf>
-__device__ __forceinline__ float low_of(uint32_t w) {
-  if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w));
-  return __uint_as_float(w << 16);
-}
-template <bool kHalf>
-__device__ __forceinline__ float high_of(uint32_t w) {
-  if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w >> 16));
-  return __uint_as_float(w & 0xffff0000u);
 }
 __device__ __forceinline__ float warp_max(float x) {
   for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
@@ -534,7 +511,7 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
       const int g = i / 2, e = i % 2;
       const float next = fmaxf(t.max[g][e], column_max(most[g][e]));
       const float base = next == -INFINITY ? 0.0f : next * q.unit[g][e];
-      factor[g][e] = t.max[g][e] == -INFINITY ? 0.0f : exp2_of(t.base[g][e] - base);
+      factor[g][e] = t.max[g][e] == -INFINITY ? 0.0f : power_of_two(t.base[g][e] - base);
       t.max[g][e] = next;
       t.base[g][e] = base;
       t.weights[g][e] *= factor[g][e];
@@ -584,8 +561,8 @@ __device__ __forceinline__ void take_keys(const Call& call, const Item& item, co
     for (int g = 0; g < kG; ++g) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float x = exp2_of(fmaf(s[m][g][2 * half], q.unit[g][0], -t.base[g][0]));
-        const float y = exp2_of(fmaf(s[m][g][2 * half + 1], q.unit[g][1], -t.base[g][1]));
+        const float x = power_of_two(fmaf(s[m][g][2 * half], q.unit[g][0], -t.base[g][0]));
+        const float y = power_of_two(fmaf(s[m][g][2 * half + 1], q.unit[g][1], -t.base[g][1]));
         t.sums[g][0] += x;
         t.sums[g][1] += y;
         if constexpr (!F::kCodes) {

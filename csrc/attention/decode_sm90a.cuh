@@ -239,8 +239,8 @@ __device__ __forceinline__ Result sum_of(int count, const Numbers& numbers,
     }
     if (next) {
       const float most = fmaxf(r.base, warp_max(own.x)), shift = most == -INFINITY ? 0.0f : most;
-      const float before = exp2_of(r.base - shift);
-      factor = exp2_of(own.x - shift);
+      const float before = power_of_two(r.base - shift);
+      factor = power_of_two(own.x - shift);
       r.base = most;
       r.weights = r.weights * before + warp_sum(factor * own.y);
       r.sums = r.sums * before + warp_sum(factor * own.z);
@@ -290,7 +290,7 @@ __device__ __forceinline__ void finish(const AttentionArgs& a, const Segment& g,
       present(a.sinks) ? static_cast<const float*>(a.sinks.data)[row.head] : -INFINITY;
   if (sink != -INFINITY) {
     const float most = fmaxf(r.base, sink * kLog2);
-    const float factor = exp2_of(r.base - most), own = exp2_of(sink * kLog2 - most);
+    const float factor = power_of_two(r.base - most), own = power_of_two(sink * kLog2 - most);
 #pragma unroll
     for (int i = 0; i < 4; ++i) r.o[i] *= factor;
     r.weights = r.weights * factor + own;

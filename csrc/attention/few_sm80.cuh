@@ -260,10 +260,11 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
       for (int c = 0; c < F::kColumns; ++c) {
         most = fmaxf(most, fmaxf(s[0][c][2 * h], s[0][c][2 * h + 1]));
       }
-      most = fmaxf(t.max[0][h], row_max(most));
-      const float by = t.max[0][h] == -INFINITY
-                           ? 0.0f
-                           : exp2_of(base_of(t.max[0][h], unit[0][h]) - base_of(most, unit[0][h]));
+      most = fmaxf(t.max[0][h], quad_max(most));
+      const float by =
+          t.max[0][h] == -INFINITY
+              ? 0.0f
+              : power_of_two(base_of(t.max[0][h], unit[0][h]) - base_of(most, unit[0][h]));
       t.max[0][h] = most;
       t.sums[0][h] *= by;
       t.weights[0][h] *= by;
@@ -288,8 +289,8 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float score = s[0][c][2 * h + e];
-        x[e] = exp2_of(fmaf(score, unit[0][h], -base));
-        if (sigmoid_score) x[e] = reciprocal(1.0f + exp2_of(-kLog2 * score));
+        x[e] = power_of_two(fmaf(score, unit[0][h], -base));
+        if (sigmoid_score) x[e] = reciprocal(1.0f + power_of_two(-kLog2 * score));
         if (ragged) sees[e] = seen[h].has(tile.key0 + 8 * c + column + e);
       }
       t.sums[0][h] += x[0] + x[1];
@@ -413,8 +414,8 @@ __global__ void __launch_bounds__(F::kThreads)
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     numbers[h] = numbers_of(call, t.max[0][h], unit[0][h], beside.rows[8 * h + lane / 4].scale,
-                            row_sum(t.weights[0][h]), row_sum(t.sums[0][h]));
-    zero[h] = row_sum(t.zeros[0][h]);
+                            quad_sum(t.weights[0][h]), quad_sum(t.sums[0][h]));
+    zero[h] = quad_sum(t.zeros[0][h]);
   }
   leave_warps<F>(call, item, reinterpret_cast<float*>(room + F::kQueryBytes), beside, numbers,
                  [&](float* to, int h) {

@@ -17,6 +17,8 @@
 
 #include "csrc/attention/prefill_items_sm90a.cuh"
 #include "csrc/cuda/eight.cuh"
+#include "csrc/cuda/functions.cuh"
+#include "csrc/cuda/reduce.cuh"
 
 namespace lowbit {
 namespace {
@@ -24,19 +26,6 @@ namespace {
 inline constexpr float kLog2 = 1.44269504f, kSlack = 8.0f;
 inline constexpr double kLn2 = 0.693147180559945309;
 
-__device__ __forceinline__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 // The element of a wave of accumulators: which of the two rows, and how many columns further.
 constexpr int row_of(int i) { return i / 2 % 2; }
 constexpr int column_of(int i) { return i / 4 * 8 + i % 2; }
@@ -137,14 +126,14 @@ __device__ __forceinline__ void weigh(float unit, Rows& r, uint32_t (&s)[kCount]
   for (int e = 0; e < 2; ++e) {
     const float m = quad_max(fmaxf(most[2 * e], most[2 * e + 1])) * unit;
     const bool passed = m > r.base[e] + kSlack;
-    factor[e] = passed ? exp2_of(r.base[e] - m) : 1.0f;
+    factor[e] = passed ? power_of_two(r.base[e] - m) : 1.0f;
     r.base[e] = passed ? m : r.base[e];
     shift[e] = r.base[e] == -INFINITY ? 0.0f : r.base[e];
   }
   float sum[4] = {};
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const float p = exp2_of(fmaf(__uint_as_float(s[i]), unit, -shift[row_of(i)]));
+    const float p = power_of_two(fmaf(__uint_as_float(s[i]), unit, -shift[row_of(i)]));
     sum[row_of(i) * 2 + i % 2] += p;
     s[i] = __float_as_uint(p);
   }
@@ -158,7 +147,7 @@ __device__ __forceinline__ void weigh_sigmoid(uint32_t (&s)[kCount], float (&fac
   factor[0] = factor[1] = 1.0f;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    s[i] = __float_as_uint(reciprocal(1.0f + exp2_of(-__uint_as_float(s[i]))));
+    s[i] = __float_as_uint(reciprocal(1.0f + power_of_two(-__uint_as_float(s[i]))));
   }
 }
 

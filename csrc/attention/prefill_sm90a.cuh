@@ -295,7 +295,7 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
     const float base = r.base[e] == -INFINITY ? 0.0f : r.base[e], sum = quad_sum(r.sum[e]);
     float inverse = 1.0f;
     if (!sigmoid_score) {
-      inverse = 1.0f / (sum + exp2_of(sink * kLog2 - base));
+      inverse = 1.0f / (sum + power_of_two(sink * kLog2 - base));
     }
     if (empty) inverse = 0.0f;
     float check = 0.0f;  // no number if some element is none

@@ -19,6 +19,7 @@
 
 #include "csrc/attention/row_sm75.cuh"
 #include "csrc/cuda/cp_async.cuh"
+#include "csrc/cuda/pairs.cuh"
 
 namespace lowbit {
 namespace {
@@ -437,27 +438,6 @@ __device__ __forceinline__ void take_numbers(const Call& call, const Tile& tile,
     }
     if (r % 16 == 0) n.most[r / 16] = most;
   }
-}
-
-template <bool kHalf>
-__device__ __forceinline__ uint32_t pair_of(float low, float high) {
-  uint32_t w;
-  if constexpr (kHalf) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
-  }
-  return w;
-}
-template <bool kHalf>
-__device__ __forceinline__ float low_of(uint32_t w) {
-  if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w));
-  return __uint_as_float(w << 16);
-}
-template <bool kHalf>
-__device__ __forceinline__ float high_of(uint32_t w) {
-  if constexpr (kHalf) return half_to_f32(static_cast<uint16_t>(w >> 16));
-  return __uint_as_float(w & 0xffff0000u);
 }
 
 // Byte i of w as a number, less `middle`; the byte is below 2^23.

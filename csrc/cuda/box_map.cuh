@@ -15,45 +15,26 @@ struct BoxKey {
   int64_t rows;  // of a box: tokens
 };
 
+static inline CUresult make_box_map(MapEncode encode, const BoxKey& key, CUtensorMap* map) {
+  const auto u64 = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+  const cuuint64_t sizes[] = {u64(key.elements), u64(key.tokens), u64(key.heads), u64(key.batch)};
+  // The stride of a dimension of size 1 may be anything; the engine wants one it can hold.
+  const auto stride = [&](int64_t size, int64_t bytes) { return u64(size == 1 ? 16 : bytes); };
+  const cuuint64_t strides[] = {stride(key.tokens, key.token_bytes),
+                                stride(key.heads, key.head_bytes),
+                                stride(key.batch, key.batch_bytes)};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(key.rows), 1, 1};
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(key.data), sizes, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
 // Boxes of 64 elements of `rows` tokens in the swizzled tile of swizzle.cuh. `data` and all strides
-// are multiples of 16. Remembered as tile_map() does it.
+// are multiples of 16.
 static inline cudaError_t box_map(const BoxKey& key, CUtensorMap* map) {
-  constexpr uint32_t kPlaces = 128;
-  struct Place {
-    BoxKey key;
-    CUtensorMap map;
-  };
-  static thread_local Place* places = nullptr;
-  static const MapEncode encode = map_encoder();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  if (places == nullptr) places = new Place[kPlaces]();
-  uint64_t hash = reinterpret_cast<uint64_t>(key.data);
-  for (const int64_t v : {key.tokens, key.token_bytes, key.head_bytes, key.rows}) {
-    hash = (hash ^ static_cast<uint64_t>(v)) * 0x9E3779B97F4A7C15ull;
-  }
-  Place& place = places[hash >> 32 & (kPlaces - 1)];
-  if (std::memcmp(&place.key, &key, sizeof key) != 0) {
-    const auto u64 = [](int64_t x) { return static_cast<cuuint64_t>(x); };
-    const cuuint64_t sizes[] = {u64(key.elements), u64(key.tokens), u64(key.heads), u64(key.batch)};
-    // The stride of a dimension of size 1 may be anything; the engine wants one it can hold.
-    const auto stride = [&](int64_t size, int64_t bytes) { return u64(size == 1 ? 16 : bytes); };
-    const cuuint64_t strides[] = {stride(key.tokens, key.token_bytes),
-                                  stride(key.heads, key.head_bytes),
-                                  stride(key.batch, key.batch_bytes)};
-    const cuuint32_t box[] = {64, static_cast<cuuint32_t>(key.rows), 1, 1};
-    const cuuint32_t steps[] = {1, 1, 1, 1};
-    const CUresult result =
-        encode(&place.map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(key.data), sizes,
-               strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS) {
-      place.key = {};
-      return cudaErrorInvalidValue;
-    }
-    place.key = key;
-  }
-  *map = place.map;
-  return cudaSuccess;
+  return remembered_map<128>(key, {key.tokens, key.token_bytes, key.head_bytes, key.rows},
+                             make_box_map, map);
 }
 
 // The box at element x of token y of a head.

@@ -1,5 +1,5 @@
-// Reductions over the threads of a block, whose size is a multiple of 32. Every thread gets the
-// result; the order of operations is fixed by the size of the block.
+// Reductions. Every thread gets the result; over a block, whose size is a multiple of 32, the order
+// of operations is fixed by its size.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,6 +31,16 @@ static inline __device__ double sum_block(double value, double* room) {
 static inline __device__ float max_block(float value, float* room) {
   return reduce_block(
       value, -INFINITY, [](float a, float b) { return a > b ? a : b; }, room);
+}
+
+// Over the four lanes that hold one row of a product of the tensor cores.
+static inline __device__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+static inline __device__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 }  // namespace lowbit
