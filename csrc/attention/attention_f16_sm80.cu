@@ -2,9 +2,9 @@
 // queries.
 //
 // Shapes    head_dim and head_dim_v to 256; of caches of codes multiples of 8, int4's of 16. Other
-//           ones, and caches or prefixes in f32 or bf16, go row by row, as attention_simt_sm75
-//           does. Queries in bf16, which attention_bf16_sm80 hands over, become f16 by a power of
-//           two a row.
+//           ones, caches or prefixes in f32 or bf16, and softmax scales beyond 64 (they would show
+//           what the tensor cores cut off) go row by row, as attention_simt_sm75 does. Queries in
+//           bf16, which attention_bf16_sm80 hands over, become f16 by a power of two a row.
 // Layout    any strides that the contract allows; caches of every format.
 // Bound     many queries: 1024 products a cycle and multiprocessor (sm_80; 680 of mma.sync on
 //           sm_90). Few: memory, the visible K and V once for each 16 rows of a kv head.

@@ -518,7 +518,7 @@ static inline bool takes_tiles(const AttentionArgs& a) {
   constexpr DType kOperand = kHalf ? DType::f16 : DType::bf16;
   constexpr KvFormat kOwn = kHalf ? KvFormat::f16 : KvFormat::bf16;
   if (a.q.dtype != kOperand && !(kHalf && a.q.dtype == DType::bf16)) return false;
-  if (head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
+  if (head_dim_of(a) > 256 || head_dim_v_of(a) > 256 || shows_cut_sums(a)) return false;
   const int64_t tokens = is_batched(a) ? a.q.shape[0] * a.q.shape[1] : a.q.shape[0];
   constexpr int64_t kMost = int64_t{1} << 30;
   if (tokens * head_count(a) == 0 || tokens * head_count(a) >= kMost) return false;

@@ -536,6 +536,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_pages(const __grid_constan
 
 static inline bool takes_pages(const AttentionArgs& a) {
   if (!is_paged(a) || present(a.bias) || a.score != Score::softmax) return false;
+  if (shows_cut_sums(a)) return false;
   if (head_dim_of(a) != head_dim_v_of(a)) return false;
   if (head_dim_of(a) != 64 && head_dim_of(a) != 128) return false;
   if (present(a.prefix_rows) && a.kv.prefix_format != a.kv.format) return false;

@@ -547,6 +547,7 @@ inline constexpr int64_t kFewQueries = 32;
 
 static inline bool takes_tensors(const AttentionArgs& a) {
   if (is_paged(a) || head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
+  if (shows_cut_sums(a)) return false;
   if (numel(a.q) == 0 || numel(a.k) == 0) return false;
   if (!has_even_rows(a.q) || !has_even_rows(a.k) || !has_even_rows(a.v)) return false;
   const int64_t batch = is_batched(a) ? a.q.shape[0] : 1;

@@ -8,6 +8,8 @@
 // left alone, keys on such pages left out.
 #pragma once
 
+#include <cmath>
+
 #include "csrc/attention/attention.h"
 #include "csrc/attention/decode_sm75.cuh"
 #include "csrc/attention/mask.h"
@@ -251,6 +253,14 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int64_t at = blockIdx.x; at < tokens * heads; at += gridDim.x) {
     attend_row(a, at / heads, at % heads, shared, room);
   }
+}
+
+// Whether scores would show what tensor cores cut off. They align products by exponents as stored,
+// and an f16 below 2^-14 has that exponent however small it is, so a sum keeps bits down to about
+// 2^-37 of the other factor; softmax_scale may bring those into sight. bf16 has no such numbers to
+// speak of.
+static inline bool shows_cut_sums(const AttentionArgs& args) {
+  return args.q.dtype == DType::f16 && !(std::fabs(args.softmax_scale) <= 0x1p6f);
 }
 
 static Status run_rows(const AttentionArgs& args, const Ctx& ctx) {
