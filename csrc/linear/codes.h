@@ -269,11 +269,6 @@ static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Cod
   });
 }
 
-// Rows of a tile: as even as possible, so that no call ends with a tile of one row.
-static inline int64_t tile_height(int64_t rows, int64_t most) {
-  return ceil_div(rows, ceil_div(rows, most));
-}
-
 // `factor`: what the kernel wants x_sums multiplied by.
 static inline Status run_codes(const LinearArgs& args, const Ctx& ctx, const CodeKernel& kernel,
                                int32_t factor) {

@@ -33,7 +33,6 @@ alignas(64) constexpr ByteTables kE4m3 = tables_of(Kind::fp8_e4m3);
 alignas(64) constexpr ByteTables kE5m2 = tables_of(Kind::fp8_e5m2);
 
 struct Fp8 {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 128;
   static constexpr uint32_t kOrder = 0x75643120;

@@ -19,7 +19,6 @@ namespace {
 using namespace avx512;
 
 struct NibbleDifferences {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = 0x75316420;

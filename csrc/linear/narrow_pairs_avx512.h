@@ -32,7 +32,6 @@ static inline void look_up(__m512i bytes, __m512i table, __m512i* even, __m512i*
 }
 
 struct Bits {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 4;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = kNarrowOrder;
@@ -57,7 +56,6 @@ struct Bits {
 
 // int2 and ternary: code - 2, code - 1, or the plain code where zero points are stored.
 struct Crumbs {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 2;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = kNarrowOrder;
@@ -79,7 +77,6 @@ struct Crumbs {
 
 // int2 less its stored zero points.
 struct CrumbDifferences {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 2;
   static constexpr int64_t kBytes = 64;
   static constexpr uint32_t kOrder = kNarrowOrder;
@@ -111,7 +108,6 @@ static inline __m512i int3_codes(const uint8_t* at) {
 // int3: code - 4, or the plain code where zero points are stored; kZeros: less these.
 template <bool kZeros>
 struct Int3Codes {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 4;
   static constexpr int64_t kBytes = 192;
   static constexpr uint32_t kOrder = kNarrowOrder;

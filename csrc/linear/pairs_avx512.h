@@ -265,7 +265,6 @@ static inline Differences differences(const PairPanel& w, const uint8_t* block) 
 // zero points are stored) and the elements of mxfp4 and nvfp4. The tables of nf4 and its like are
 // not so.
 struct Nibbles {
-  static constexpr bool kPairs = false;
   static constexpr int kParts = 1;
   static constexpr int64_t kBytes = 64;
   // A word of 16 bits holds columns 2h, 4 + 2h, 2h + 1, 5 + 2h of 8, lowest bits first.

@@ -29,6 +29,16 @@ static inline int64_t even_part(int64_t whole, int64_t most, int64_t multiple) {
 }
 static inline int64_t stage_rows(int64_t m) { return even_part(m, kStageM, kBlockM); }
 
+// Rows of a tile: as even as possible, so that no call ends with a tile of one row.
+static inline int64_t tile_height(int64_t rows, int64_t most) {
+  return ceil_div(rows, ceil_div(rows, most));
+}
+
+// Rows of x and columns of a block.
+struct BlockSize {
+  int64_t m = kBlockM, n = kBlockN;
+};
+
 struct Staged {
   const float* x;      // (rows, x_stride): the values, or what stands for them
   int64_t x_stride;    // in elements
@@ -36,26 +46,26 @@ struct Staged {
 };
 
 // Calls block(thread, n0, panels, m0, rows, sums) for every block of `rows` staged rows of x and
-// all of w, then the epilogue for what it left in sums: (rows, kBlockN), row by row. `m_first` is
+// all of w, then the epilogue for what it left in sums: (rows, size.n), row by row. `m_first` is
 // the row of out that the stage begins with. `tile` is the height of the kernel's tile.
 template <class Block>
 static inline void for_blocks(const LinearArgs& args, Pool* pool, int64_t m_first, int64_t rows,
                               int64_t tile, const float* scale, float* sums_of_threads,
-                              const Block& block) {
-  const int64_t mc = even_part(rows, kBlockM, tile);
-  const int64_t m_blocks = ceil_div(rows, mc), n_blocks = ceil_div(args.w.n, kBlockN);
+                              const Block& block, BlockSize size = {}) {
+  const int64_t mc = even_part(rows, size.m, tile);
+  const int64_t m_blocks = ceil_div(rows, mc), n_blocks = ceil_div(args.w.n, size.n);
   // Blocks that share columns of w follow each other, so that w comes from memory once.
   parallel_for(pool, m_blocks * n_blocks, 1, [&](int64_t begin, int64_t end, int thread) {
-    float* sums = sums_of_threads + thread * kBlockM * kBlockN;
+    float* sums = sums_of_threads + thread * size.m * size.n;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n0 = i / m_blocks * kBlockN, m0 = i % m_blocks * mc;
-      const int64_t width = args.w.n - n0 < kBlockN ? args.w.n - n0 : kBlockN;
+      const int64_t n0 = i / m_blocks * size.n, m0 = i % m_blocks * mc;
+      const int64_t width = args.w.n - n0 < size.n ? args.w.n - n0 : size.n;
       const int64_t height = rows - m0 < mc ? rows - m0 : mc;
       prefetch_epilogue(args, m_first + m0, height, n0, width);
       block(thread, n0, ceil_div(width, kPanel), m0, height, sums);
       for (int64_t m = 0; m < height; ++m) {
         epilogue(args, m_first + m0 + m, n0, width, scale == nullptr ? 1.0f : scale[m0 + m],
-                 sums + m * kBlockN);
+                 sums + m * size.n);
       }
     }
   });
