@@ -36,6 +36,21 @@ static inline __m512i add_products(__m512i acc, __m512i u0, const uint8_t* p0, _
   return acc;
 }
 
+// The same for two sums that meet the same signed bytes: a0 plus u0 by p0 plus v0 by p1, and a1
+// likewise. Each four bytes are brought to a register once.
+static inline void add_products(__m512i* a0, __m512i* a1, __m512i u0, __m512i u1, const uint8_t* p0,
+                                __m512i v0, __m512i v1, const uint8_t* p1) {
+  struct Four {
+    uint8_t bytes[4];
+  };
+  __m512i s;
+  asm("vpbroadcastd %7, %2\n\tvpdpbusd %2, %3, %0\n\tvpdpbusd %2, %4, %1\n\t"
+      "vpbroadcastd %8, %2\n\tvpdpbusd %2, %5, %0\n\tvpdpbusd %2, %6, %1"
+      : "+&v"(*a0), "+&v"(*a1), "=&v"(s)
+      : "v"(u0), "v"(u1), "v"(v0), "v"(v1), "m"(*reinterpret_cast<const Four*>(p0)),
+        "m"(*reinterpret_cast<const Four*>(p1)));
+}
+
 // What a sum begins with: *p in all lanes. Of a value that it knows to be a broadcast GCC 12 keeps
 // a second copy across the loop that follows, and has no registers left for tiles of 12 rows.
 static inline __m512i begin_sum(const int32_t* p) {
