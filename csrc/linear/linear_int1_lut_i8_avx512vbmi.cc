@@ -12,7 +12,8 @@
 //           and with 128 adds the four bytes of a lane, exactly. Four panels go side by side, so
 //           that a line of tables is read once for 64 rows of w.
 // Measured  EPYC Zen 4, one thread, 4096 x 14336, cold weights: groups of 64 407 us and channel 332
-//           us, where linear_int1_i8_avx512vnni takes 662 to 695 and 401; see NOTES.md.
+//           us, where linear_int1_i8_avx512vnni takes 662 to 695 and 401; Zen 5 310 and 250 us; see
+//           NOTES.md.
 // Source    Wei et al., T-MAC, EuroSys 2025 (tables over bits of weights).
 #include "csrc/linear/codes.h"
 #include "csrc/linear/panel_avx512.h"
@@ -87,7 +88,7 @@ void build_tables(const int8_t* codes, uint8_t* to) {
 // use, are pushed out by the tables, which stream through it too.
 void ask(const uint8_t* line) {
   const char* p = reinterpret_cast<const char*>(line);
-  _mm_prefetch(p + 8192, _MM_HINT_T1);
+  _mm_prefetch(p + 2048, _MM_HINT_T1);
   _mm_prefetch(p + 512, _MM_HINT_T0);
 }
 
