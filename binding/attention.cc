@@ -41,6 +41,9 @@ struct Attention {
     args.window_right = r.integer("window[1]");
     args.causal = r.boolean("causal");
     args.score = static_cast<Score>(r.word("score", 2));
+    args.q_scales = r.optional("q.scales");
+    args.k_scales = r.optional("k.scales");
+    args.v_scales = r.optional("v.scales");
     r.output("out", &args.o, attention_infer, args);
     r.output("lse", &args.lse, attention_infer_lse, args);
   }

@@ -148,6 +148,7 @@ static napi_value kernel_rows(napi_env env) {
              napi_set_named_property(env, row, "kvFormats", paged);
              set_boolean(env, row, "bias", s.bias);
              set_boolean(env, row, "tensors", s.tensors);
+             set_boolean(env, row, "fp8Sums", s.fp8_sums);
            });
   const QuantizeTable quantize = quantize_table();
   add_rows(env, rows, "quantize", quantize.rows, quantize.count,

@@ -128,10 +128,11 @@ napi_value select_attention(napi_env env, napi_callback_info info) {
   args.q = make_tensor(nullptr, dtype, {}, q, 4);
   args.k = make_tensor(nullptr, dtype, {}, k, 4);
   args.v = make_tensor(nullptr, dtype, {}, v, 4);
-  args.o = make_tensor(nullptr, dtype, {}, o, 4);
+  args.o = make_tensor(nullptr, dtype == DType::e4m3 ? DType::bf16 : dtype, {}, o, 4);
   args.lse = args.cu_seqlens_q = args.cu_seqlens_kv = args.kv_lens = absent_tensor();
   args.alibi_slopes = args.sinks = args.bias = absent_tensor();
   args.page_table = args.prefix_rows = args.prefix_lens = absent_tensor();
+  args.q_scales = args.k_scales = args.v_scales = absent_tensor();
   args.window_left = args.window_right = -1;
   const AttentionKernel* row = nullptr;
   const Status status = attention_select(args, c.choice, &row);

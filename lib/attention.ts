@@ -1,6 +1,7 @@
 import { KvCache } from './cache'
 import { kindOf, LowbitTypeError, wordIndex } from './errors'
 import { native } from './native'
+import { QuantizedRows } from './quantize-rows'
 import { type IntList, intTensor, outputOf, Tensor, withInts } from './tensor'
 import { type Score, scores } from './words'
 
@@ -37,7 +38,7 @@ export interface ScoreOptions {
    * serves many calls.
    */
   readonly cuSeqlensQ?: IntList | undefined
-  /** Receives the result: q's dtype or f32, memory of its own. Default: a new tensor in q's dtype. */
+  /** Receives the result: q's dtype (of e4m3: bf16 or f16) or f32, memory of its own. Default: a new tensor in it. */
   readonly out?: Tensor | undefined
   /** Also give the log of each softmax's denominator. Not with 'sigmoid'. Default false. */
   readonly returnLse?: boolean | undefined
@@ -87,6 +88,11 @@ function limitsOf(window: AttentionWindow): readonly [number, number] {
   return [left, right]
 }
 
+/** Codes and their scales, or what has none. */
+function partsOf<T>(x: T | QuantizedRows): readonly [T | Tensor, Tensor | undefined] {
+  return x instanceof QuantizedRows ? [x.codes, x.scales] : [x, undefined]
+}
+
 /** A page table as a tensor: rows of lists are filled up with -1. */
 function tableTensor(x: Tensor, table: readonly (Int32Array | readonly number[])[]): Tensor {
   const where = 'attention: pageTable'
@@ -101,12 +107,17 @@ function tableTensor(x: Tensor, table: readonly (Int32Array | readonly number[])
  * `softmax(softmaxScale * q kᵀ + masks) v`, tiled so that the scores are never stored (Dao, FlashAttention-2, 2023).
  * Scores are scaled, capped, given their ALiBi bias and their additive bias, and masked, in this order; sums are float32.
  *
+ * q, k and v may be e4m3 codes, with scales as {@link QuantizedRows} of a token's head each: codes as q, k and v below and
+ * scales f32 [tokens or 1, heads or 1], in the batched form [batch or 1, seq or 1, heads or 1]. Without scales they are 1.
+ * On Hopper products are of e4m3 then, weights too, where k and v have one scale for all tokens and head dims of up to 128
+ * that are multiples of 16; other rows compute in float32.
+ *
  * @param q [tokens, heads, headDim] packed, several sequences with `cuSeqlensQ`; or [batch, seqQ, heads, headDim]. f32,
- *   f16 or bf16. Here and in k and v the last dimension is contiguous, the others may have any stride.
+ *   f16, bf16 or e4m3. Here and in k and v the last dimension is contiguous, the others may have any stride.
  * @param k [tokens, kvHeads, headDim] or [batch, seqKv, kvHeads, headDim], in q's dtype; kvHeads divides heads (GQA, MQA).
  *   Or a {@link KvCache} of any format, which has the values too: then options come next, with `pageTable` and `kvLens`.
  * @param v like k, with a head dim of its own.
- * @returns like q, with v's head dim. A query that sees no key gives zeros (lse: -inf, or the sink). NaN and inf reach
+ * @returns like q (bf16 for e4m3, or any float that `out` has), with v's head dim. A query that sees no key gives zeros (lse: -inf, or the sink). NaN and inf reach
  *   the queries that see them, and no other.
  * @throws LowbitError ERR_SHAPE, ERR_DTYPE, ERR_STRIDES, ERR_DEVICE, ERR_ARGUMENT, ERR_DISPOSED, ERR_MEMORY;
  *   LowbitTypeError. The wait for the result rejects with ERR_ARGUMENT if cuSeqlens, kvLens, pageTable or prefixes hold
@@ -114,12 +125,17 @@ function tableTensor(x: Tensor, table: readonly (Int32Array | readonly number[])
  * @see csrc/attention/attention.h for the exact arithmetic.
  */
 export function attention(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
+  q: Tensor | QuantizedRows,
+  k: Tensor | QuantizedRows,
+  v: Tensor | QuantizedRows,
   options: AttentionOptions & { returnLse: true },
 ): AttentionResult
-export function attention(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Tensor
+export function attention(
+  q: Tensor | QuantizedRows,
+  k: Tensor | QuantizedRows,
+  v: Tensor | QuantizedRows,
+  options?: AttentionOptions,
+): Tensor
 export function attention(
   q: Tensor,
   kv: KvCache,
@@ -127,12 +143,15 @@ export function attention(
 ): AttentionResult
 export function attention(q: Tensor, kv: KvCache, options: PagedAttentionOptions): Tensor
 export function attention(
-  q: Tensor,
-  k: Tensor | KvCache,
-  third?: Tensor | PagedAttentionOptions,
+  queries: Tensor | QuantizedRows,
+  keys: Tensor | QuantizedRows | KvCache,
+  third?: Tensor | QuantizedRows | PagedAttentionOptions,
   fourth?: AttentionOptions,
 ): Tensor | AttentionResult {
-  const cache = k instanceof KvCache ? k : undefined
+  const cache = keys instanceof KvCache ? keys : undefined
+  const [q, qScales] = partsOf(queries)
+  const [k, kScales] = partsOf(keys)
+  const [v, vScales] = partsOf(cache === undefined ? (third as Tensor | QuantizedRows) : undefined)
   const options = ((cache === undefined ? fourth : third) ?? {}) as AttentionOptions &
     Partial<PagedAttentionOptions>
   const { score = 'softmax', returnLse = false, pageTable } = options
@@ -150,7 +169,7 @@ export function attention(
       native.attention(
         q,
         k,
-        cache === undefined ? (third as Tensor) : undefined,
+        v,
         list('cuSeqlensQ'),
         list('cuSeqlensKv'),
         list('kvLens'),
@@ -166,6 +185,9 @@ export function attention(
         right,
         options.causal ?? false,
         wordIndex(scores, score, 'attention: score'),
+        qScales,
+        kScales,
+        vScales,
         out,
         lse,
       )

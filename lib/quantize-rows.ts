@@ -17,7 +17,10 @@ export interface RowQuantization {
 const codeDTypes: readonly CodeDType[] = ['i8', 'e4m3', 'e5m2']
 const pers = ['row', 'block'] as const
 
-/** Activations as codes and scales: `value = code * scale`. Taken by {@link linear} in place of x. */
+/**
+ * Activations as codes and scales: `value = code * scale`. Taken by {@link linear} in place of x, and by {@link attention},
+ * which says what shapes it wants, in place of q, k and v.
+ */
 export class QuantizedRows implements Disposable {
   /**
    * @param codes [M, K], i8, e4m3 or e5m2.

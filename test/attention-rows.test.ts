@@ -5,6 +5,7 @@ import { scores } from 'lowbit/words'
 import { expectAttention, type RefAttention, type RefSequence, refAttention, sees } from './ref/attention'
 import { exact, expectClose, expectSame, type Float, floats, roundTo } from './ref/compare'
 import { openTest } from './ref/device'
+import { decodeFloat, encodeFloat, minifloats } from './ref/floats'
 import { Random } from './ref/random'
 import { eachRow, expectPadding, ints, numbers, place, read, room } from './ref/rows'
 
@@ -33,6 +34,13 @@ interface Call extends RefAttention {
   readonly placing: Placing
   /** Whether all heads and sequences of the batched form have one bias. */
   readonly sharedBias?: boolean
+  /** q, k and v as e4m3 numbers, and their scales; q, k and v above are the products. */
+  readonly coded?: readonly [Coded, Coded, Coded]
+}
+interface Coded {
+  readonly codes: readonly number[]
+  readonly shape: readonly number[]
+  readonly scales: readonly number[]
 }
 
 interface Sizes {
@@ -111,7 +119,7 @@ function biasTensor(device: Device, call: Call, queries: number): Tensor | undef
 
 /** Runs a call on a row of the registry. Results as the reference has them: [tokens, heads, ...]. */
 function run(row: string, device: Device, call: Call, label = ''): { out: number[]; lse: number[] } {
-  const { sequences, heads, kvHeads, headDim, headDimV, batchedKv, dtype, placing } = call
+  const { sequences, heads, kvHeads, headDim, headDimV, batchedKv, dtype, placing, coded } = call
   const batch = sequences.length
   const tokensQ = sequences.reduce((sum, s) => sum + s.seqQ, 0)
   const tokensKv = call.k.length / (kvHeads * headDim)
@@ -123,7 +131,8 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
   const padded = placing === 'padded'
   // Heads outside of tokens in memory: the same values, placed with the two dimensions exchanged.
   const input = (values: readonly number[], shape: readonly number[]) => {
-    if (placing !== 'heads') return place(device, values, shape, dtype, padded).view
+    const own = coded === undefined ? dtype : 'e4m3'
+    if (placing !== 'heads') return place(device, values, shape, own, padded).view
     const [seq = 0, h = 0, dim = 0] = shape.slice(token)
     const turned = values.map((_, i) => {
       const [d, t] = [i % dim, Math.floor(i / dim) % seq]
@@ -131,12 +140,16 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
       return values[((b * seq + t) * h + j) * dim + d] as number
     })
     const outer = [...shape.slice(0, token), h, seq, dim]
-    return place(device, turned, outer, dtype, false).view.transpose(token, token + 1)
+    return place(device, turned, outer, own, false).view.transpose(token, token + 1)
   }
   const maxKv = batchedKv ?? 0
-  const q = input(call.q, shapeOf(tokensQ, seqQ, heads, headDim))
-  const k = input(call.k, shapeOf(tokensKv, maxKv, kvHeads, headDim))
-  const v = input(call.v, shapeOf(tokensKv, maxKv, kvHeads, headDimV))
+  const q = input(coded?.[0].codes ?? call.q, shapeOf(tokensQ, seqQ, heads, headDim))
+  const k = input(coded?.[1].codes ?? call.k, shapeOf(tokensKv, maxKv, kvHeads, headDim))
+  const v = input(coded?.[2].codes ?? call.v, shapeOf(tokensKv, maxKv, kvHeads, headDimV))
+  const scales = [0, 1, 2].map((i) => {
+    const of = coded?.[i]
+    return of && place(device, of.scales, of.shape, 'f32', padded).view
+  })
   const out = room(device, shapeOf(tokensQ, seqQ, heads, headDimV), call.outDtype, padded)
   const lse = room(device, packed ? [heads, tokensQ] : [batch, heads, seqQ], 'f32', padded)
   const ends = (of: (s: RefSequence) => number) => [0, ...sequences.map(of)]
@@ -175,6 +188,9 @@ function run(row: string, device: Device, call: Call, label = ''): { out: number
     call.windowRight ?? -1,
     call.causal ?? false,
     scores.indexOf(call.sigmoid ? 'sigmoid' : 'softmax'),
+    scales[0],
+    scales[1],
+    scales[2],
     out.view,
     call.sigmoid ? undefined : lse.view,
     row,
@@ -197,8 +213,46 @@ function check(row: string, device: Device, call: Call, label: string): void {
 }
 
 const describeCall = (call: Call, seed: number) => {
-  const { q, k, v, ...rest } = call
+  const { q, k, v, coded, codes, ...rest } = call
   return `${JSON.stringify(rest)} sizes ${q.length} ${k.length} ${v.length} seed ${seed}`
+}
+
+/** The same call with q, k and v as e4m3 codes and scales: one a token and head, one a head, one for all, by turns. */
+function coded(random: Random, call: Call, ofTokens: boolean): Call {
+  const { sequences, heads, kvHeads, headDim, headDimV, batchedKv } = call
+  const packed = batchedKv === undefined
+  const part = (x: readonly number[], h: number, dim: number, perToken: boolean, perHead: boolean) => {
+    const codes = x.map((value) => {
+      const code = encodeFloat(minifloats.e4m3, value * 100)
+      return decodeFloat(minifloats.e4m3, code)
+    })
+    const tokens = x.length / (h * dim)
+    const batch = packed ? 1 : sequences.length
+    const shape = [
+      ...(packed ? [] : [perToken ? batch : 1]),
+      perToken && batch > 0 ? tokens / batch : 1,
+      perHead ? h : 1,
+    ]
+    const count = shape.reduce((a, b) => a * b, 1)
+    const scales = Array.from({ length: count }, () => Math.fround(random.float(0.005, 0.02)))
+    const scaleOf = (row: number) =>
+      scales[(perToken ? Math.floor(row / h) : 0) * (perHead ? h : 1) + (perHead ? row % h : 0)] as number
+    const values = codes.map((c, i) => c * scaleOf(Math.floor(i / dim)))
+    return { codes, shape, scales, scaleOf, values }
+  }
+  const q = part(call.q, heads, headDim, random.next() < 0.7, random.next() < 0.7)
+  const k = part(call.k, kvHeads, headDim, ofTokens, random.next() < 0.5)
+  const v = part(call.v, kvHeads, headDimV, ofTokens, random.next() < 0.5)
+  return {
+    ...call,
+    ...{ q: q.values, k: k.values, v: v.values, coded: [q, k, v], dtype: 'f32' },
+    outDtype: random.pick(['bf16', 'f16', 'f32'] as const),
+    codes: {
+      q: Float32Array.from(q.codes),
+      k: Float32Array.from(k.codes),
+      scale: (i, j) => Math.fround(q.scaleOf(i) * k.scaleOf(j)),
+    },
+  }
 }
 
 /** A call with options drawn at random. */
@@ -257,6 +311,26 @@ eachRow('attention', (row) => {
   }
   const makeCall = (random: Random, sizes: Sizes, options?: Options) =>
     callOf(random, { dtype: dtypes[0] ?? 'f32', ...sizes }, options)
+
+  ;(known.includes('e4m3') ? test : test.skip)('e4m3 with scales, around the tiles and at random', () => {
+    const random = new Random(9)
+    for (const headDim of [16, 64, 128]) {
+      for (const n of [1, 63, 64, 65, 127, 128, 129, 200]) {
+        const sizes = { heads: 2, kvHeads: 1, headDim, lengths: [[n > 64 ? 70 : n, n]] as const }
+        for (const causal of [true, false]) {
+          const call = coded(random, callOf(random, sizes, { causal }), n % 2 === 0)
+          check(row, two, call, `D${headDim} ${n} causal ${causal} seed 9`)
+        }
+      }
+    }
+    for (let seed = 3000; seed < 3040; seed++) {
+      const own = new Random(seed)
+      const call = randomCall(own, ['f32'])
+      check(row, two, coded(own, call, own.next() < 0.5), describeCall(call, seed))
+    }
+  })
+
+  if (dtypes.length === 0) return // e4m3 alone
 
   test('lengths around the blocks: one token, vectors, tiles of 64 keys, blocks of 144 and 192 rows', () => {
     const random = new Random(1)

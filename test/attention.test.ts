@@ -1,6 +1,6 @@
 // attention through the public API: the forms of its arguments, and every call that it refuses. The kernel rows are held
 // against the reference in attention-rows.test.ts.
-import { attention, type Device, type Tensor } from 'lowbit'
+import { attention, type Device, QuantizedRows, quantizeRows, type Tensor } from 'lowbit'
 import { native } from 'lowbit/native'
 import { outputOf } from 'lowbit/tensor'
 import { type Score, scores } from 'lowbit/words'
@@ -96,6 +96,41 @@ describe('the public function', () => {
     )
   })
 
+  test('codes of e4m3, with scales or without', () => {
+    const random = new Random(10)
+    const quantised = (tokens: number, heads: number, perToken: boolean) => {
+      const x = two.tensor(random.floats(tokens * heads * 8), [
+        perToken ? tokens * heads : 1,
+        perToken ? 8 : tokens * heads * 8,
+      ])
+      const { codes, scales } = quantizeRows(x, { dtype: 'e4m3' })
+      const shape = perToken ? [tokens, heads] : [1, 1]
+      return new QuantizedRows(codes.reshape([tokens, heads, 8]), scales.reshape(shape))
+    }
+    const values = ({ codes, scales }: QuantizedRows) => {
+      const [tokens = 0, heads = 0] = scales.shape
+      const of = read(scales)
+      const floats = read(codes).map((c, i) => {
+        const at = [
+          Math.floor(i / 8 / (codes.shape[1] as number)),
+          Math.floor(i / 8) % (codes.shape[1] as number),
+        ] as const
+        return c * (of[(tokens > 1 ? at[0] : 0) * heads + (heads > 1 ? at[1] : 0)] as number)
+      })
+      return two.tensor(Float32Array.from(floats), codes.shape)
+    }
+    const [q, k, v] = [quantised(6, 2, true), quantised(7, 1, true), quantised(7, 1, false)]
+    const made = attention(q, k, v)
+    expect([made.shape, made.dtype]).toEqual([[6, 2, 8], 'bf16'])
+    const want = read(attention(values(q), values(k), values(v)))
+    for (const [i, x] of read(made).entries()) expect(x).toBeCloseTo(want[i] as number, 1)
+    const out = two.empty([6, 2, 8], 'f32')
+    attention(q, k, v, { out })
+    for (const [i, x] of read(out).entries()) expect(x).toBeCloseTo(want[i] as number, onCpu ? 5 : 1)
+    const bare = attention(q.codes, k.codes, v.codes, { softmaxScale: 1e-5 })
+    expect([bare.shape, bare.dtype]).toEqual([[6, 2, 8], 'bf16'])
+  })
+
   test('a legal call always finds a row', () => {
     const wide = f32([1, 2, 1, 1100])
     attention(wide, wide, wide).readSync()
@@ -122,7 +157,8 @@ describe('the public function', () => {
     const score = scores.indexOf(raw.score ?? 'softmax')
     const none = undefined
     const list = [none, none, none, none, none, none, none, none, none] as const
-    native.attention(q, k, v, ...list, 0, 0, -1, -1, false, score, out, raw.lse, raw.row)
+    const scales = [none, none, none] as const
+    native.attention(q, k, v, ...list, 0, 0, -1, -1, false, score, ...scales, out, raw.lse, raw.row)
     return out
   }
 
@@ -152,7 +188,7 @@ describe('the public function', () => {
     [
       'integers',
       'ERR_DTYPE',
-      /q in f32, f16 or bf16 but got i32/,
+      /q in f32, f16, bf16 or e4m3 but got i32/,
       () => attention(two.empty(q4, 'i32'), f32(k4), f32(k4)),
     ],
     [
@@ -221,6 +257,48 @@ describe('the public function', () => {
       'ERR_DTYPE',
       /q's dtype f32 or in f32 but got bf16/,
       () => attention(...qkv(), { out: two.empty(q4, 'bf16') }),
+    ],
+    [
+      'scales of floats',
+      'ERR_ARGUMENT',
+      /q\.scales goes with tensors of e4m3 but q is f32/,
+      () => attention(new QuantizedRows(f32(q4), f32([1, 1, 1])), f32(k4), f32(k4)),
+    ],
+    [
+      'scales of another shape',
+      'ERR_SHAPE',
+      /k\.scales of shape \[2 or 1, 5 or 1, 2 or 1\] \(batch, tokens and heads\) but got \[2, 5, 4\]/,
+      () => {
+        const [q, k] = [two.empty(q4, 'e4m3'), two.empty(k4, 'e4m3')]
+        return attention(q, new QuantizedRows(k, f32([2, 5, 4])), k)
+      },
+    ],
+    [
+      'scales of another rank',
+      'ERR_SHAPE',
+      /v\.scales of shape \[6 or 1, 2 or 1\] \(tokens and heads\) but got \[1\]/,
+      () => {
+        const [q, k] = [two.empty([6, 4, 8], 'e4m3'), two.empty([6, 2, 8], 'e4m3')]
+        return attention(q, k, new QuantizedRows(k, f32([1])))
+      },
+    ],
+    [
+      'scales in another dtype',
+      'ERR_DTYPE',
+      /q\.scales in f32 but got bf16/,
+      () => {
+        const [q, k] = [two.empty(q4, 'e4m3'), two.empty(k4, 'e4m3')]
+        return attention(new QuantizedRows(q, two.empty([1, 1, 1], 'bf16')), k, k)
+      },
+    ],
+    [
+      'a result in e4m3',
+      'ERR_DTYPE',
+      /out in f32, f16 or bf16 but got e4m3/,
+      () => {
+        const [q, k] = [two.empty(q4, 'e4m3'), two.empty(k4, 'e4m3')]
+        return attention(q, k, k, { out: two.empty(q4, 'e4m3') })
+      },
     ],
     [
       'columns of q',

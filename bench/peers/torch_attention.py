@@ -38,7 +38,7 @@ Cache = struct("Cache", (ptr, "data"), (i32, "device_kind device_id format prefi
                (i64, "pages page_size kv_heads head_dim head_dim_v prefix_rows prefix_tokens"), (Block, "page prefix"))
 Args = struct("Args", (Tensor, "q k v o lse cu_seqlens_q cu_seqlens_kv kv_lens alibi_slopes sinks bias"), (Cache, "kv"),
               (Tensor, "page_table prefix_rows prefix_lens"), (f4, "softmax_scale softcap"), (i64, "window_left window_right"),
-              (ctypes.c_bool, "causal"), (i32, "score"))
+              (ctypes.c_bool, "causal"), (i32, "score"), (Tensor, "q_scales k_scales v_scales"))
 Spec = struct("Spec", (u32, "dtypes"), (i64, "head_dim_max head_dim_multiple"), (u32, "paged"), (ctypes.c_bool, "bias tensors"))
 Kernel = struct("Kernel", (ctypes.c_char_p, "name"), (u32, "arch"), (Spec, "spec"), (ptr, "workspace run"))
 Context = struct("Context", (ptr, "pool scratch stream"), (i32, "multiprocessors"), (ptr, "check"), (ctypes.c_bool, "early"))
@@ -46,8 +46,8 @@ Status = struct("Status", (i32, "code"), (ctypes.c_char * 244, "text"))
 Rows = struct("Rows", (ctypes.c_char_p, "op"), (ctypes.POINTER(ctypes.POINTER(Kernel)), "rows"), (i32, "count"))
 Api = struct("Api", (i32, "abi runtime"), (ctypes.POINTER(Rows), "ops"), (i32, "op_count"), (ptr, "error_text device_count device_info use"))
 
-bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
-DTYPES = {f32: 0, f16: 1, bf16: 2, torch.int32: 3}
+bf16, f16, f32, e4m3 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+DTYPES = {f32: 0, f16: 1, bf16: 2, torch.int32: 3, e4m3: 6}
 NONE = 9
 FORMATS = ["f32", "f16", "bf16", "fp8_e4m3", "int8", "int4"]
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp8_e4m3": 8, "int8": 8, "int4": 4}
@@ -280,7 +280,7 @@ def check(rows, form, dim=128, heads=32, kv_heads=8, size=64, lens=(1024,), seqs
     sl = torch.rand(heads, device=GPU) * 0.2 if slopes else None
     si = torch.randn(heads, device=GPU) if sinks else None
     absent = tensor(None)
-    args = Args(q=tensor(q_in), k=absent, v=absent, o=tensor(o_in), lse=tensor(lse_in), cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent,
+    args = Args(q_scales=tensor(None), k_scales=tensor(None), v_scales=tensor(None), q=tensor(q_in), k=absent, v=absent, o=tensor(o_in), lse=tensor(lse_in), cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent,
                 kv_lens=tensor(kv_lens), alibi_slopes=tensor(sl), sinks=tensor(si), bias=absent, kv=cache.struct(), page_table=tensor(table),
                 prefix_rows=tensor(pr), prefix_lens=tensor(pl), softmax_scale=scale, softcap=options.get("softcap", 0.0),
                 window_left=options.get("left", -1), window_right=options.get("right", -1), causal=options.get("causal", False))
@@ -391,7 +391,7 @@ def own_calls(row, form, batch, length, copies, early=True, page=PAGE):
         cu = torch.arange(batch + 1, device=GPU, dtype=torch.int32)
         lens = torch.full((batch,), length, device=GPU, dtype=torch.int32)
         absent = tensor(None)
-        args = Args(q=tensor(q), k=absent, v=absent, o=tensor(o), lse=absent, cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent, kv_lens=tensor(lens),
+        args = Args(q_scales=tensor(None), k_scales=tensor(None), v_scales=tensor(None), q=tensor(q), k=absent, v=absent, o=tensor(o), lse=absent, cu_seqlens_q=tensor(cu), cu_seqlens_kv=absent, kv_lens=tensor(lens),
                     alibi_slopes=absent, sinks=absent, bias=absent, kv=cache.struct(), page_table=tensor(table), prefix_rows=absent,
                     prefix_lens=absent, window_left=-1, window_right=-1)
         calls.append(caller(row, args, (cache, table, q, o, cu, lens), early))
@@ -485,16 +485,31 @@ def decode_times(rows, shapes, forms, rivals=True, early=True):
 # ---- prefill ---------------------------------------------------------------------------------------------------------
 
 
+def fp8_sums(q, k):
+    """q k^T of codes as the tensor cores for fp8 add: 32 products at a time, 13 bits below the first bit of the largest term are kept."""
+    s = torch.zeros(q.shape[0], q.shape[1], k.shape[1], device=GPU)
+    for d in range(0, q.shape[2], 32):
+        products = [q[:, :, e, None] * k[:, None, :, e] for e in range(d, min(d + 32, q.shape[2]))]
+        largest = s.abs()
+        for p in products:
+            largest = torch.maximum(largest, p.abs())
+        unit = torch.exp2(torch.floor(torch.log2(largest.clamp(min=2.0**-20))) - 13)
+        s = sum((torch.trunc(p / unit) for p in products), torch.trunc(s / unit)) * unit
+    return s
+
+
 class Prefill:
     """Sequences of (queries, keys), packed or batched (the first one's number of queries is everyone's), and options."""
 
     def __init__(self, form="bf16", dim=128, dim_v=None, heads=4, kv_heads=2, seqs=((64, 64),), batched=False, out=None, placing="tokens",
                  causal=False, left=-1, right=-1, softcap=0.0, slopes=False, sinks=False, bias=None, sigmoid=False, scale=0.0, nan=(), room=0, page=0):
-        self.type, self.nan = f16 if form == "f16" else bf16, nan
+        self.type, self.nan = {"f16": f16, "fp8": e4m3}.get(form, bf16), nan
+        fp8 = form == "fp8"
         self.row, self.form, self.page = f"attention_{form}_{ROWS}", form, page
         self.dim, self.dim_v, self.heads, self.kv_heads = dim, dim_v or dim, heads, kv_heads
         self.seqs = [(seqs[0][0], kv) for _, kv in seqs] if batched else list(seqs)
         self.batched, self.out, self.causal, self.left, self.right, self.softcap, self.sigmoid = batched, out or self.type, causal, left, right, softcap, sigmoid
+        self.out = self.out if self.out != e4m3 else bf16
         self.scale_arg, self.scale = scale, scale or self.dim**-0.5
         self.room = max(kv for _, kv in self.seqs) + room if batched else 0
         tokens_q, tokens_kv = sum(n for n, _ in self.seqs), self.room * len(self.seqs) or sum(kv for _, kv in self.seqs)
@@ -504,11 +519,14 @@ class Prefill:
         for n, kv in self.seqs:
             self.begins.append((q0, kv0))
             if batched and self.room > kv:  # NaN behind the last key
-                self.k[kv0 + kv : kv0 + self.room] = float("nan")
-                self.v[kv0 + kv : kv0 + self.room] = float("nan")
+                self.put_nan(self.k, slice(kv0 + kv, kv0 + self.room))
+                self.put_nan(self.v, slice(kv0 + kv, kv0 + self.room))
             q0, kv0 = q0 + n, kv0 + (self.room or kv)
         for which, b, j in nan:
-            (self.k if which == "k" else self.v)[self.begins[b][1] + j] = float("nan")
+            self.put_nan(self.k if which == "k" else self.v, self.begins[b][1] + j)
+        # Of tokens and heads of q, of heads of k, of v as a whole.
+        some = lambda *shape: (torch.rand(*shape, device=GPU) + 0.5) * 0.01
+        self.scales = [some(tokens_q, heads), some(1, kv_heads), some(1, 1)] if fp8 else [None] * 3
         self.o = self.make(tokens_q, heads, self.dim_v, placing, self.out).fill_(float("nan"))
         self.lse = None if sigmoid else torch.full((heads, tokens_q), float("nan"), device=GPU)
         self.slopes = torch.rand(heads, device=GPU) * 0.2 if slopes else None
@@ -519,13 +537,20 @@ class Prefill:
             h = 1 if bias == "all" else heads
             self.bias = torch.randn(*((len(self.seqs), h, self.seqs[0][0]) if batched else (h, tokens_q)), columns, device=GPU)
 
+    @staticmethod
+    def put_nan(x, at):
+        if x.dtype == e4m3:
+            x.view(torch.uint8)[at] = 0xFF
+        else:
+            x[at] = float("nan")
+
     def make(self, tokens, heads, dim, placing, dtype=None):
         dtype = dtype or self.type
-        wide = lambda *shape: torch.randn(*shape, device=GPU).to(dtype)
+        wide = lambda *shape: (torch.randn(*shape, device=GPU) * (100 if dtype == e4m3 else 1)).clamp(-448, 448).to(dtype)
         if placing == "heads":  # heads outside of tokens
             return wide(heads, tokens, dim).transpose(0, 1)
         if placing == "fused":  # a part of wider rows
-            return wide(tokens, 2 * heads + 1, dim + 8)[:, heads : 2 * heads, 8 : 8 + dim]
+            return wide(tokens, 2 * heads + 1, dim + 16)[:, heads : 2 * heads, 16 : 16 + dim]
         if placing == "odd":
             return wide(tokens, heads + 1, dim + 3)[:, 1:, 3 : 3 + dim]
         return wide(tokens, heads, dim)
@@ -562,7 +587,12 @@ class Prefill:
         cu_kv, paged = tensor(self.cu_kv), {}
         if self.page:
             k, v, cu_kv, paged = absent, absent, absent, {"kv": self.cache()}
-        return Args(q=q, k=k, v=v, o=o, lse=lse, cu_seqlens_q=tensor(self.cu_q), cu_seqlens_kv=cu_kv, kv_lens=tensor(self.kv_lens),
+        scales = [absent] * 3
+        if self.scales[0] is not None:
+            part = lambda x: x.unflatten(0, (batch, -1)) if x.shape[0] > 1 else x[None]
+            self.given = [part(x) if self.batched else x for x in self.scales]
+            scales = [tensor(x) for x in self.given]
+        return Args(q_scales=scales[0], k_scales=scales[1], v_scales=scales[2], q=q, k=k, v=v, o=o, lse=lse, cu_seqlens_q=tensor(self.cu_q), cu_seqlens_kv=cu_kv, kv_lens=tensor(self.kv_lens),
                     alibi_slopes=tensor(self.slopes), sinks=tensor(self.sinks), bias=tensor(self.bias), prefix_rows=absent, prefix_lens=absent,
                     page_table=tensor(self.table) if self.page else absent, **paged, softmax_scale=self.scale_arg, softcap=self.softcap, window_left=self.left, window_right=self.right,
                     causal=self.causal, score=int(self.sigmoid))
@@ -578,9 +608,17 @@ class Prefill:
             q0, kv0 = self.begins[b]
             rows = slice(q0, q0 + n)
             q = self.q[rows].to(kind).transpose(0, 1)
-            k, v = (x[kv0 : kv0 + kv].to(kind).transpose(0, 1).repeat_interleave(group, 0) for x in (self.k, self.v))
+            k, v = (x[kv0 : kv0 + kv].to(kind) for x in (self.k, self.v))
+            of = None
+            k, v = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (k, v))
+            if self.scales[0] is not None:
+                of_q, of_k, of_v = (x.to(kind) for x in self.scales)
+                of = of_q[rows].t()[..., None] * of_k.t().repeat_interleave(group, 0)[:, None]
+                v = v * of_v
             if exact:
-                s = q @ k.transpose(1, 2) * self.scale
+                s = q @ k.transpose(1, 2) * (self.scale if of is None else self.scale * of)
+            elif of is not None:
+                s = fp8_sums(q, k) * of * self.scale
             else:
                 s = torch.zeros(self.heads, n, kv, device=GPU)
                 for d in range(self.dim):
@@ -610,7 +648,7 @@ class Prefill:
                 total = own + p.sum(2)
                 acc, sum_p = p @ clean, total
             else:
-                w = p.to(self.type).to(f32)
+                w = (p * 256).to(self.type).to(f32) / 256 if self.type == e4m3 else p.to(self.type).to(f32)
                 sum_p, total, acc = own.clone(), own.clone(), torch.zeros(self.heads, n, self.dim_v, device=GPU)
                 for x in range(kv):
                     sum_p, total = sum_p + p[:, :, x], total + w[:, :, x]
@@ -676,8 +714,8 @@ def check_prefill(rows, **options):
 
 def prefill_checks():
     edges = [(1, 1), (2, 2), (63, 63), (64, 64), (65, 65), (127, 128), (129, 129), (0, 40), (3, 200), (200, 3), (300, 300)]
-    for form in ("bf16", "f16"):
-        for dim in (64, 128, 256):
+    for form in ("bf16", "f16", "fp8"):
+        for dim in (64, 128) if form == "fp8" else (64, 128, 256):
             yield f"{form} D{dim}", dict(form=form, dim=dim, seqs=edges)
             yield f"{form} D{dim} causal", dict(form=form, dim=dim, seqs=edges, causal=True)
             yield f"{form} D{dim} causal out f32", dict(form=form, dim=dim, seqs=edges, causal=True, out=f32)
@@ -698,6 +736,8 @@ def prefill_checks():
             yield f"{form} D{dim} fused", dict(form=form, dim=dim, seqs=edges, placing="fused", causal=True)
             yield f"{form} D{dim} NaN in a value and a key", dict(form=form, dim=dim, seqs=[(300, 300), (70, 100)], causal=True, nan=[("v", 0, 140), ("k", 0, 250), ("v", 1, 80)])
             yield f"{form} D{dim} NaN and window", dict(form=form, dim=dim, seqs=[(300, 400)], left=50, right=60, nan=[("v", 0, 140), ("k", 0, 33)], softcap=15.0)
+            if form == "fp8":
+                continue
             for size in (8, 64, 256):
                 yield f"{form} D{dim} pages of {size}", dict(form=form, dim=dim, seqs=edges + [(130, 700)], causal=True, page=size)
             yield f"{form} D{dim} pages, batched, window, NaN", dict(form=form, dim=dim, seqs=[(150, n) for n in (300, 1, 0, 129)], batched=True, left=70, right=20, page=32, nan=[("v", 0, 200)])
@@ -752,7 +792,7 @@ def prefill_graphs(rows, shape, form="bf16", tokens_outside=False, flash=True):
     q, k, v = make(heads), make(kv_heads), make(kv_heads)
     o = torch.empty_like(q)
     absent = tensor(None)
-    args = Args(q=tensor(q), k=tensor(k), v=tensor(v), o=tensor(o), lse=absent, cu_seqlens_q=absent, cu_seqlens_kv=absent, kv_lens=absent,
+    args = Args(q_scales=tensor(None), k_scales=tensor(None), v_scales=tensor(None), q=tensor(q), k=tensor(k), v=tensor(v), o=tensor(o), lse=absent, cu_seqlens_q=absent, cu_seqlens_kv=absent, kv_lens=absent,
                 alibi_slopes=absent, sinks=absent, bias=absent, page_table=absent, prefix_rows=absent, prefix_lens=absent, window_left=-1,
                 window_right=-1, causal=causal)
     flops = 4 * batch * heads * length * length * dim * (0.5 if causal else 1)

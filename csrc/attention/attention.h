@@ -27,7 +27,18 @@
 // heads is a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads). The last
 // dimension of q, k, v and o is contiguous, the others may have any stride (o and lse: none that
 // makes two elements share memory, and no memory shared with an input). q, k and v share one dtype
-// (f32, f16, bf16); o has q's or f32. Any size may be 0 but kv_heads, head_dim and head_dim_v.
+// (f32, f16, bf16, and of tensors e4m3); o has q's or f32, of e4m3 bf16, f16 or f32. Any size may
+// be 0 but kv_heads, head_dim and head_dim_v.
+//
+// e4m3: an element is its number times the scale of its token and head, which need not be positive.
+//   q_scales   f32 [tokens_q or 1, heads or 1], in the batched form [batch or 1, seq_q or 1, heads
+//   or
+//              1], any strides; absent: 1
+//   k_scales, v_scales   the same with k's tokens and kv_heads
+// Rows with fp8_sums add up to 128 products as the tensor cores for fp8 do it
+// (csrc/linear/linear.h), and round 2^8 P to e4m3, with P of the largest score so far 1, before it
+// meets v.
+//
 // The numbers in cu_seqlens, kv_lens, page_table and prefix_* are checked before the first score is
 // computed: one out of range poisons o and lse.
 //
@@ -73,6 +84,7 @@ struct AttentionArgs {
   int64_t window_left, window_right;
   bool causal;
   Score score;
+  Tensor q_scales, k_scales, v_scales;  // of e4m3
 };
 
 struct AttentionSpec {
@@ -82,6 +94,7 @@ struct AttentionSpec {
   KvFormatSet paged = 0;      // the formats of a cache that the row reads
   bool bias = false;          // whether it adds one
   bool tensors = true;        // whether it reads k and v that are tensors
+  bool fp8_sums = false;
 };
 
 using AttentionKernel = Kernel<AttentionArgs, AttentionSpec>;

@@ -33,6 +33,12 @@ double value<Bf16>(const void* base, int64_t i) {
   return bf16_to_f32(static_cast<const uint16_t*>(base)[i]);
 }
 
+struct E4m3 {};
+template <>
+double value<E4m3>(const void* base, int64_t i) {
+  return e4m3_to_f32(static_cast<const uint8_t*>(base)[i]);
+}
+
 // One query row: sequence s, position i of seq_q, query head h.
 struct Row {
   Sequence s;
@@ -64,7 +70,8 @@ struct Keys {
       return;
     }
     const int64_t at = first + kv_head * head_stride(t) + j * token_stride(t);
-    for (int64_t d = 0; d < dim; ++d) to[d] = value<T>(t.data, at + d);
+    const double scale = key_scale(a, s, kv_head, j, of_values);
+    for (int64_t d = 0; d < dim; ++d) to[d] = scale * value<T>(t.data, at + d);
   }
   void key(int64_t j, double* to) const { load(a.k, s.k, j, false, to); }
   void value_of(int64_t j, double* to) const { load(a.v, s.v, j, true, to); }
@@ -80,6 +87,7 @@ void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
   double* kv = o + head_dim_v;  // a key, then a value
   const double scale = a.softmax_scale != 0 ? static_cast<double>(a.softmax_scale)
                                             : 1 / std::sqrt(static_cast<double>(head_dim));
+  const double q_scale = query_scale(a, s, row.i, h);
   const double softcap = a.softcap, slope = option(a.alibi_slopes, h, 0);
   const double sink = option(a.sinks, h, -INFINITY);
   const int64_t position = row.i + s.seq_kv - s.seq_q;
@@ -90,7 +98,7 @@ void attend(const AttentionArgs& a, const Row& row, double* score, double* o) {
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     double dot = 0;
     source.key(j, kv);
-    for (int64_t d = 0; d < head_dim; ++d) dot += value<T>(a.q.data, q + d) * kv[d];
+    for (int64_t d = 0; d < head_dim; ++d) dot += q_scale * value<T>(a.q.data, q + d) * kv[d];
     double x = scale * dot;
     if (softcap > 0) x = softcap * std::tanh(x / softcap);
     if (present(a.alibi_slopes)) x += slope * static_cast<double>(j - position);
@@ -144,6 +152,7 @@ Status run(const AttentionArgs& args, const Ctx& ctx) {
                      switch (a->q.dtype) {
                        case DType::f32: attend<float>(*a, row, score, o); break;
                        case DType::f16: attend<F16>(*a, row, score, o); break;
+                       case DType::e4m3: attend<E4m3>(*a, row, score, o); break;
                        default: attend<Bf16>(*a, row, score, o); break;
                      }
                    }
@@ -156,7 +165,8 @@ Status run(const AttentionArgs& args, const Ctx& ctx) {
 
 extern const AttentionKernel attention_ref;
 const AttentionKernel attention_ref = {
-    "attention_ref", kArchCpu, {kFloats, 0, 1, kAllKvFormats, true}, workspace, run,
+    "attention_ref", kArchCpu, {kFloats | bit(DType::e4m3), 0, 1, kAllKvFormats, true},
+    workspace,       run,
 };
 
 }  // namespace lowbit

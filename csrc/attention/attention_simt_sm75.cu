@@ -13,6 +13,10 @@ namespace lowbit {
 
 extern const AttentionKernel attention_simt_sm75;
 const AttentionKernel attention_simt_sm75 = {
-    "attention_simt_sm75", kArchSm75, {kFloats, 4096, 1, kAllKvFormats, true}, nullptr, run_rows};
+    "attention_simt_sm75",
+    kArchSm75,
+    {kFloats | bit(DType::e4m3), 4096, 1, kAllKvFormats, true},
+    nullptr,
+    run_rows};
 
 }  // namespace lowbit

@@ -19,9 +19,16 @@ static Status check_size(const char* name, const Tensor& t, int dim, int64_t exp
                ll(expected), reason, shape_text(t).text);
 }
 
-static Status check_q(const Tensor& q) {
+static Status check_q(const AttentionArgs& a) {
+  const Tensor& q = a.q;
   LB_TRY(check_present(kOp, {"q", &q}));
-  if (q.rank == 3 || q.rank == 4) return check_dtype(kOp, {"q", &q}, kFloats);
+  if (q.rank == 3 || q.rank == 4) {
+    if (is_paged(a) && q.dtype == DType::e4m3) {
+      return error(Code::dtype,
+                   "attention: expected q in f32, f16 or bf16 with a KvCache but got e4m3");
+    }
+    return check_dtype(kOp, {"q", &q}, kFloats | bit(DType::e4m3));
+  }
   return error(Code::shape,
                "attention: expected q as [tokens, heads, head_dim] or [batch, seq, heads, "
                "head_dim] but got %s",
@@ -58,7 +65,7 @@ static Status check_plain(const AttentionArgs& a) {
 
 // The sizes that q, k and v must share; everything else is derived from them.
 static Status check_inputs(const AttentionArgs& a) {
-  LB_TRY(check_q(a.q));
+  LB_TRY(check_q(a));
   if (!is_paged(a)) {
     LB_TRY(check_plain(a));
   } else if (head_dim_of(a) != a.kv.head_dim) {
@@ -77,7 +84,8 @@ Status attention_infer(const AttentionArgs& args, Tensor* o) {
   int64_t shape[kMaxRank];
   for (int i = 0; i < args.q.rank; ++i) shape[i] = args.q.shape[i];
   shape[args.q.rank - 1] = head_dim_v_of(args);
-  *o = make_tensor(nullptr, args.q.dtype, args.q.device, shape, args.q.rank);
+  const DType dtype = args.q.dtype == DType::e4m3 ? DType::bf16 : args.q.dtype;
+  *o = make_tensor(nullptr, dtype, args.q.device, shape, args.q.rank);
   return ok();
 }
 
@@ -213,6 +221,32 @@ static Status check_bias(const AttentionArgs& a) {
                ll(heads), ll(queries), shape_text(t).text);
 }
 
+// Scales of codes, [tokens or 1, heads or 1] of `t`, in the batched form with batch or 1 before.
+static Status check_scales(const AttentionArgs& a, const char* name, const Tensor& scales,
+                           const Tensor& t) {
+  if (!present(scales)) return ok();
+  if (is_paged(a) || a.q.dtype != DType::e4m3) {
+    return error(Code::argument, "attention: %s goes with tensors of e4m3 but q is %s%s", name,
+                 dtype_name(a.q.dtype), is_paged(a) ? " and k a KvCache" : "");
+  }
+  LB_TRY(check_dtype(kOp, {name, &scales}, bit(DType::f32)));
+  bool fits = scales.rank == t.rank - 1;
+  for (int i = 0; i < scales.rank && fits; ++i) {
+    fits = scales.shape[i] == 1 || scales.shape[i] == t.shape[i];
+  }
+  if (fits) return ok();
+  if (is_batched(a)) {
+    return error(Code::shape,
+                 "attention: expected %s of shape [%lld or 1, %lld or 1, %lld or 1] (batch, tokens "
+                 "and heads) but got %s",
+                 name, ll(t.shape[0]), ll(t.shape[1]), ll(t.shape[2]), shape_text(scales).text);
+  }
+  return error(Code::shape,
+               "attention: expected %s of shape [%lld or 1, %lld or 1] (tokens and heads) but got "
+               "%s",
+               name, ll(t.shape[0]), ll(t.shape[1]), shape_text(scales).text);
+}
+
 static Status check_options(const AttentionArgs& a) {
   if (!std::isfinite(a.softmax_scale)) {
     return error(Code::argument, "attention: expected a finite softmax_scale but got %g",
@@ -246,7 +280,9 @@ static Status check_outputs(const AttentionArgs& a) {
   LB_TRY(attention_infer(a, &expected));
   LB_TRY(check_present(kOp, {"out", &a.o}));
   LB_TRY(check_expected("out", expected, a.o));
-  if (a.o.dtype != a.q.dtype && a.o.dtype != DType::f32) {
+  if (a.q.dtype == DType::e4m3) {
+    LB_TRY(check_dtype(kOp, {"out", &a.o}, kFloats));
+  } else if (a.o.dtype != a.q.dtype && a.o.dtype != DType::f32) {
     return error(Code::dtype, "attention: expected out in q's dtype %s or in f32 but got %s",
                  dtype_name(a.q.dtype), dtype_name(a.o.dtype));
   }
@@ -268,6 +304,9 @@ static Status check_memory(const AttentionArgs& a) {
                           {"alibi_slopes", &a.alibi_slopes},
                           {"sinks", &a.sinks},
                           {"bias", &a.bias},
+                          {"q.scales", &a.q_scales},
+                          {"k.scales", &a.k_scales},
+                          {"v.scales", &a.v_scales},
                           {"page_table", &a.page_table},
                           {"prefix_rows", &a.prefix_rows},
                           {"prefix_lens", &a.prefix_lens}};
@@ -292,6 +331,9 @@ Status attention_check(const AttentionArgs& a) {
   LB_TRY(check_list({"alibi_slopes", &a.alibi_slopes}, DType::f32, head_count(a), "heads"));
   LB_TRY(check_list({"sinks", &a.sinks}, DType::f32, head_count(a), "heads"));
   LB_TRY(check_bias(a));
+  LB_TRY(check_scales(a, "q.scales", a.q_scales, a.q));
+  LB_TRY(check_scales(a, "k.scales", a.k_scales, a.k));
+  LB_TRY(check_scales(a, "v.scales", a.v_scales, a.v));
   return check_memory(a);
 }
 

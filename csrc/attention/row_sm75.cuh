@@ -122,7 +122,7 @@ __device__ inline bool find(const AttentionArgs& a, int64_t token, Sequence* s, 
   return !present(a.bias) || s->seq_kv <= a.bias.shape[a.bias.rank - 1];
 }
 
-// The key or the value of position j of a kv head; those of tensors as rows of a float format.
+// The key or the value of position j of a kv head; those of tensors as rows of a format.
 __device__ inline KvNumbers key_at(const AttentionArgs& a, const Sequence& s, int64_t kv_head,
                                    int64_t j, bool of_values) {
   if (is_paged(a)) {
@@ -132,10 +132,12 @@ __device__ inline KvNumbers key_at(const AttentionArgs& a, const Sequence& s, in
   }
   const Tensor& t = of_values ? a.v : a.k;
   const int64_t at = (of_values ? s.v : s.k) + kv_head * head_stride(t) + j * token_stride(t);
-  const KvFormat format = t.dtype == DType::f32   ? KvFormat::f32
-                          : t.dtype == DType::f16 ? KvFormat::f16
-                                                  : KvFormat::bf16;
-  return {format, static_cast<const uint8_t*>(element(t.data, t.dtype, at)), 1.0f, 0.0f};
+  const KvFormat format = t.dtype == DType::f32    ? KvFormat::f32
+                          : t.dtype == DType::f16  ? KvFormat::f16
+                          : t.dtype == DType::bf16 ? KvFormat::bf16
+                                                   : KvFormat::fp8_e4m3;
+  return {format, static_cast<const uint8_t*>(element(t.data, t.dtype, at)),
+          key_scale(a, s, kv_head, j, of_values), 0.0f};
 }
 
 __device__ inline float score_of(const KvNumbers& k, const float* q, int64_t head_dim,
@@ -184,9 +186,10 @@ __device__ inline void attend_row(const AttentionArgs& a, int64_t token, int64_t
   const float slope =
       present(a.alibi_slopes) ? static_cast<const float*>(a.alibi_slopes.data)[h] : 0.0f;
   const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[h] : -INFINITY;
+  const float q_scale = query_scale(a, s, i, h);
   __syncthreads();  // the row before is done with q, p and o
   for (int64_t d = thread; d < head_dim; d += kRowThreads) {
-    q[d] = load_f32(a.q.data, a.q.dtype, from + d);
+    q[d] = q_scale * load_f32(a.q.data, a.q.dtype, from + d);
   }
   for (int64_t d = thread; d < head_dim_v; d += kRowThreads) o[d] = 0.0f;
   __syncthreads();

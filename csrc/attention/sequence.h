@@ -13,6 +13,7 @@ struct Sequence {
   int64_t q, k, v, o, lse;  // offset of the first token
   int64_t seq_q, seq_kv;
   int64_t index, token;        // of the sequence, and of its first query as bias counts them
+  int64_t key;                 // of its first key, counted as k counts them
   const int32_t* pages;        // paged: its row of the page table
   int64_t prefix, prefix_len;  // paged: the row of the prefix region; 0 tokens: none
 };
@@ -78,6 +79,7 @@ static constexpr Sequence sequence_at(const AttentionArgs& a, int64_t b) {
     kv0 = entry(a.cu_seqlens_kv, b);
     kv1 = entry(a.cu_seqlens_kv, b + 1);
   }
+  s.key = kv0;
   s.k = kv0 * a.k.strides[0];
   s.v = kv0 * a.v.strides[0];
   s.seq_kv = kv1 - kv0;
@@ -119,6 +121,30 @@ static constexpr const float* bias_row(const AttentionArgs& a, const Sequence& s
   if (t.shape[t.rank - 3] > 1) at += h * t.strides[t.rank - 3];
   if (t.rank == 4 && t.shape[0] > 1) at += s.index * t.strides[0];
   return static_cast<const float*>(t.data) + at;
+}
+
+// The scale of a row of q, k or v: of a token (of all, or in a batch) and a head. `t` has a size or
+// 1 in each dimension.
+static constexpr float scale_of(const Tensor& t, int64_t batch, int64_t token, int64_t head) {
+  if (!present(t)) return 1.0f;
+  const int last = t.rank - 1;
+  int64_t at = 0;
+  if (t.rank == 3 && t.shape[0] > 1) at += batch * t.strides[0];
+  if (t.shape[last - 1] > 1) at += token * t.strides[last - 1];
+  if (t.shape[last] > 1) at += head * t.strides[last];
+  return static_cast<const float*>(t.data)[at];
+}
+
+// Of query i, and of the key or the value of position j.
+static constexpr float query_scale(const AttentionArgs& a, const Sequence& s, int64_t i,
+                                   int64_t h) {
+  if (a.q.dtype != DType::e4m3) return 1.0f;
+  return scale_of(a.q_scales, s.index, s.token + i, h);
+}
+static constexpr float key_scale(const AttentionArgs& a, const Sequence& s, int64_t kv_head,
+                                 int64_t j, bool of_values) {
+  if (a.q.dtype != DType::e4m3) return 1.0f;
+  return scale_of(of_values ? a.v_scales : a.k_scales, s.index, s.key + j, kv_head);
 }
 
 // An upper bound of seq_kv over the sequences, known from the shapes alone, and of the sum of all.

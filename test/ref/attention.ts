@@ -4,6 +4,8 @@
  */
 import { createHash } from 'node:crypto'
 import { exact, expectClose, type Float, type Round, roundTo } from './compare'
+import { decodeFloat, encodeFloat, minifloats } from './floats'
+import { fp8Run } from './linear'
 
 const { exp, log, max: larger, sqrt, tanh } = Math
 const { NEGATIVE_INFINITY: minusInf } = Number
@@ -37,6 +39,14 @@ export interface RefAttention {
   readonly bias?: ((sequence: number, i: number, h: number, j: number) => number) | undefined
   readonly softmaxScale?: number | undefined
   readonly sigmoid?: boolean
+  /** What q and k are made of, where they are codes: rows of headDim, and what a row of q times one of k is scaled by. */
+  readonly codes?: RefCodes
+}
+
+export interface RefCodes {
+  readonly q: Float32Array
+  readonly k: Float32Array
+  readonly scale: (qRow: number, kRow: number) => number
 }
 
 /** Whether the query at `position` sees key j. */
@@ -51,6 +61,7 @@ export function sees(a: RefAttention, position: number, j: number): boolean {
  * @param r what is rounded after every operation
  * @param backwards add up from the end: another plain loop, with another error
  * @param weight what a weight is rounded to before it meets its value; the weights' sum is of what is left of them then
+ * @param fp8Sums products of codes are added as the tensor cores for fp8 do it
  * @returns out [tokensQ, heads, headDimV] and lse [tokensQ, heads]; zeros where no sequence has a token
  */
 export function refAttention(
@@ -58,6 +69,7 @@ export function refAttention(
   r: Round,
   backwards = false,
   weight: Round = r,
+  fp8Sums = false,
 ): { out: number[]; lse: number[] } {
   const { q, heads, kvHeads, headDim, headDimV, alibiSlopes, sinks, bias, softcap = 0, sigmoid = false } = a
   const [k, v] = [a.k.map(r), a.v.map(r)]
@@ -77,10 +89,23 @@ export function refAttention(
         const sink = sinks?.[h] ?? minusInf
         const scores = keys.map((j) => {
           let dot = 0
-          for (const d of dims) {
+          for (const d of fp8Sums ? [] : dims) {
             const x = q[row * headDim + d] as number
             const y = k[((kv0 + j) * kvHeads + kvHead) * headDim + d] as number
             dot = r(dot + r(x * y))
+          }
+          if (fp8Sums && a.codes !== undefined) {
+            const at = (kv0 + j) * kvHeads + kvHead
+            for (let d = 0; d < headDim; d += 128) {
+              const run = fp8Run(
+                a.codes.q,
+                a.codes.k,
+                row * headDim + d,
+                at * headDim + d,
+                Math.min(128, headDim - d),
+              )
+              dot = r(dot + r(run * a.codes.scale(row, at)))
+            }
           }
           let s = r(scale * dot)
           if (softcap > 0) s = r(softcap * r(tanh(r(s / softcap))))
@@ -126,15 +151,17 @@ function remembering(call: RefAttention) {
   hash.update(JSON.stringify([causal, windowLeft, windowRight, softcap, softmaxScale, sigmoid]))
   for (const part of [q, k, v]) hash.update(Float64Array.from(part))
   const key = hash.digest('base64')
-  const rounding = (name: Float | 'f64'): Round => {
+  const rounding = (name: Float | 'f64' | 'e4m3'): Round => {
+    if (name === 'e4m3')
+      return (x) => decodeFloat(minifloats.e4m3, encodeFloat(minifloats.e4m3, x * 256)) / 256
     if (name === 'f64') return exact
     return name === 'f32' ? Math.fround : (x) => roundTo(name, x)
   }
-  return (dtype: Float | 'f64', backwards = false, weight: Float | 'f64' = dtype): Result => {
+  return (dtype: Float | 'f64', backwards = false, weight: Float | 'f64' | 'e4m3' = dtype): Result => {
     const name = `${key} ${dtype} ${backwards} ${weight}`
     const found =
       (bias === undefined && known.get(name)) ||
-      refAttention(call, rounding(dtype), backwards, rounding(weight))
+      refAttention(call, rounding(dtype), backwards, rounding(weight), weight === 'e4m3')
     if (bias === undefined) known.set(name, found) // a function: nothing tells two of them apart
     return found
   }
@@ -150,8 +177,10 @@ export function expectAttention(
 ): void {
   const reference = remembering(call)
   const want = reference('f64')
-  // A row of bf16 or f16 products has its weights in that dtype, as a plain loop in it has.
-  const dtype = (['bf16', 'f16'] as const).find((name) => row.includes(`_${name}_`))
+  // A row of products of some dtype has its weights in it, as a plain loop in it has.
+  const dtype = row.includes('_fp8_')
+    ? 'e4m3'
+    : (['bf16', 'f16'] as const).find((name) => row.includes(`_${name}_`))
   const forwards = reference('f32', false, dtype)
   const backwards = reference('f32', true, dtype)
   // A plain loop adds in some order; of two, the one that is worse at each place.

@@ -314,7 +314,7 @@ export function linear64(call: RefCall): Float64Array {
  * A run of products of codes in the sums of fp8 tensor cores: 32 at a time in fixed point, 13 bits below the first bit of
  * the largest product or of the sum so far; what is smaller is cut off.
  */
-function fp8Run(x: Float32Array, w: Float32Array, from: number, at: number, count: number): number {
+export function fp8Run(x: Float32Array, w: Float32Array, from: number, at: number, count: number): number {
   let sum = 0
   for (let i = 0; i < count; i += 32) {
     const end = min(i + 32, count)
