@@ -74,8 +74,9 @@ struct PairX {
 template <int T, class Codes>
 [[gnu::noinline]] static void pair_tile(const PairPanel& w, int64_t k0, int64_t k1, const PairX& x,
                                         float* sums, bool add) {
-  // The instruction waits 5 cycles and more for its own sum; few rows take several sums each.
-  constexpr int kSums = T < 3 ? 4 : T < 6 ? 2 : 1;
+  // The instruction waits 5 cycles and more for its own sum, and two may begin in a cycle, so 12
+  // sums are wanted; 16 of two for each row, 8 totals and what decodes still fit 32 registers.
+  constexpr int kSums = T < 3 ? 4 : 2;
   constexpr int64_t kColumns = 8 * Codes::kParts, kWords = 4 * T;
   __m512 total[T];
 #pragma GCC unroll 12
