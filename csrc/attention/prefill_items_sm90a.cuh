@@ -7,9 +7,9 @@
 // sequence of batch * heads heads.
 //
 // The first item of a block is its own number, further ones come from a counter in scratch: whoever
-// is done first takes the next. Which block computes an item changes nothing of it. The counter is
-// set by block 0, and announced by a number that no other call has; who asks last clears that
-// number, so that a graph may be replayed.
+// is done first takes the next, an item ahead of its work. Which block computes an item changes
+// nothing of it. The counter is set by block 0, and announced by a number that no other call has;
+// who asks last clears that number, so that a graph may be replayed.
 #pragma once
 
 #include "csrc/attention/row_sm75.cuh"
@@ -58,6 +58,9 @@ struct Item {
   int first, count;  // tiles of keys that some row sees
   // Keys whose values were cleared, the first and the last: rows that see them are made good.
   int bad_first, bad_last;
+  // How carefully each group computes it (Care), two bits each; and, of groups that have to compute
+  // it once more, how carefully then.
+  int care, again;
 };
 
 // How far the items of packed sequences have been counted, by a warp.
@@ -168,8 +171,8 @@ __device__ __forceinline__ void open_counter(const Call& call) {
                "l"(call.call)
                : "memory");
 }
-// The number of the next item, by one thread.
-__device__ __forceinline__ unsigned next_of(const Call& call) {
+// Waits until the counter is open, by one thread.
+__device__ __forceinline__ void await_counter(const Call& call) {
   unsigned long long at;
   do {
     asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
@@ -177,7 +180,6 @@ __device__ __forceinline__ unsigned next_of(const Call& call) {
                  : "l"(&call.counter->call)
                  : "memory");
   } while (at != call.call);
-  return atomicAdd(&call.counter->next, 1u);
 }
 
 }  // namespace

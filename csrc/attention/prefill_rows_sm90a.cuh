@@ -7,12 +7,13 @@
 //
 // Weights are 2^(c x - base), with base a number that need not be the largest so far: it follows
 // once a score passes it by kSlack, so that sums are rescaled rarely. They stay below 2^kSlack,
-// which every type has.
+// which every type has. Weights of bf16 may be much larger: once a row has seen keys, its base
+// follows where a sum of weights has become large, and the largest score is not looked for.
 //
-// A masked key has weight 0, but 0 times a NaN or an inf of its value is no number. Of tiles that
-// not all rows see whole such values are cleared, which leaves the rows that don't see them the
-// same bits. Rows that see them, and rows whose results are no numbers, are computed once more by
-// one warp each, key by key.
+// A masked key has weight 0, but 0 times a NaN or an inf of its value is no number. An item with a
+// row that is no number is computed once more: of tiles that not all rows see whole such values are
+// cleared then, which leaves the rows that don't see them the same bits. Rows that see them, and
+// rows whose results are no numbers still, are computed by one warp each, key by key.
 #pragma once
 
 #include "csrc/attention/prefill_items_sm90a.cuh"
@@ -23,7 +24,7 @@
 namespace lowbit {
 namespace {
 
-inline constexpr float kLog2 = 1.44269504f, kSlack = 8.0f;
+inline constexpr float kLog2 = 1.44269504f, kSlack = 8.0f, kMostSum = 0x1p10f, kFarSum = 0x1p100f;
 inline constexpr double kLn2 = 0.693147180559945309;
 
 // The element of a wave of accumulators: which of the two rows, and how many columns further.
@@ -35,6 +36,7 @@ struct Rows {
   int position[2];   // where they stand
   float base[2];     // -inf: no score was seen
   float sum[2];      // of weights, in this thread's columns
+  float factor[2];   // what results of before still have to be multiplied by
   const float* bias[2];
   float slope;  // in units of log2
 };
@@ -49,6 +51,7 @@ __device__ __forceinline__ Rows rows_of(const Call& call, const Item& t, int row
     r.hi[e] = end_key(call, r.position[e], t.seq_kv);
     r.base[e] = -INFINITY;
     r.sum[e] = 0.0f;
+    r.factor[e] = 1.0f;
     r.bias[e] = nullptr;
     if (!present(call.args.bias)) continue;
     const Tensor& b = call.args.bias;
@@ -97,37 +100,47 @@ __device__ __forceinline__ void score(const Call& call, const Rows& r, int key,
   }
 }
 
-template <int kCount>
-__device__ __forceinline__ void mask(const Rows& r, int key, uint32_t (&s)[kCount]) {
-  const int lo[2] = {r.lo[0] - key, r.lo[1] - key};
+// Scores of masked keys become -inf. `key`: of the first column of this thread; kUp: no key of the
+// tile stands before the first one that a row sees.
+template <bool kUp, int kCount>
+__device__ __forceinline__ void mask_as(const Rows& r, int key, uint32_t (&s)[kCount]) {
+  const int lo[2] = {r.lo[0] - key, r.lo[1] - key}, hi[2] = {r.hi[0] - key, r.hi[1] - key};
   const unsigned count[2] = {static_cast<unsigned>(max(0, r.hi[0] - r.lo[0])),
                              static_cast<unsigned>(max(0, r.hi[1] - r.lo[1]))};
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int e = row_of(i);
-    const bool seen = static_cast<unsigned>(column_of(i) - lo[e]) < count[e];
+    const bool seen =
+        kUp ? column_of(i) < hi[e] : static_cast<unsigned>(column_of(i) - lo[e]) < count[e];
     s[i] = seen ? s[i] : 0xff800000u;  // -inf
   }
 }
-
-// Scores, or products to which `unit` belongs, to weights in place. factor: what sums of before
-// have to be multiplied by.
 template <int kCount>
-__device__ __forceinline__ void weigh(float unit, Rows& r, uint32_t (&s)[kCount],
-                                      float (&factor)[2]) {
+__device__ __forceinline__ void mask(const Rows& r, int key, uint32_t (&s)[kCount]) {
+  if (__any_sync(~0u, max(r.lo[0], r.lo[1]) > key)) {
+    mask_as<false>(r, key, s);
+  } else {
+    mask_as<true>(r, key, s);
+  }
+}
+
+// Scores, or products to which `unit` belongs, to weights in place.
+template <int kCount>
+__device__ __forceinline__ void weigh(float unit, Rows& r, uint32_t (&s)[kCount]) {
   float most[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     float& m = most[row_of(i) * 2 + i % 2];
     m = fmaxf(m, __uint_as_float(s[i]));
   }
-  float shift[2];
+  float shift[2], factor[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const float m = quad_max(fmaxf(most[2 * e], most[2 * e + 1])) * unit;
     const bool passed = m > r.base[e] + kSlack;
     factor[e] = passed ? power_of_two(r.base[e] - m) : 1.0f;
     r.base[e] = passed ? m : r.base[e];
+    r.factor[e] *= factor[e];
     shift[e] = r.base[e] == -INFINITY ? 0.0f : r.base[e];
   }
   float sum[4] = {};
@@ -142,9 +155,48 @@ __device__ __forceinline__ void weigh(float unit, Rows& r, uint32_t (&s)[kCount]
     r.sum[e] = fmaf(r.sum[e], factor[e], sum[2 * e] + sum[2 * e + 1]);
   }
 }
+
+// The same without a look at the largest score, for elements kFrom to kTo - 1: the base stays as it
+// is, and follow() moves it where sums show that it has to.
+template <int kFrom, int kTo, int kCount>
+__device__ __forceinline__ void weigh_on(float unit, const Rows& r, uint32_t (&s)[kCount],
+                                         float (&sum)[2]) {
+  const float shift[2] = {r.base[0] == -INFINITY ? 0.0f : r.base[0],
+                          r.base[1] == -INFINITY ? 0.0f : r.base[1]};
+#pragma unroll
+  for (int i = kFrom; i < kTo; ++i) {
+    const float p = power_of_two(fmaf(__uint_as_float(s[i]), unit, -shift[row_of(i)]));
+    sum[row_of(i)] += p;
+    s[i] = __float_as_uint(p);
+  }
+}
+// Takes the sums of a tile, which were made with the base of before, once its weights are on their
+// way. Where one of them is large,
+// the base grows by a whole number, so that what is rescaled loses nothing. Where it is out of all
+// proportion, the row's sum is inf from then on, and the item is computed once more.
+__device__ __forceinline__ void follow(Rows& r, float (&sum)[2]) {
+  const float tile[2] = {sum[0], sum[1]};
+  sum[0] = sum[1] = 0.0f;
+  r.sum[0] += tile[0];
+  r.sum[1] += tile[1];
+  if (!__any_sync(~0u, fmaxf(tile[0], tile[1]) > kMostSum)) return;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float most = quad_max(tile[e]);
+    if (!(most > kMostSum)) continue;
+    if (most >= kFarSum) {
+      r.sum[e] = INFINITY;
+      continue;
+    }
+    const int by = static_cast<int>(__float_as_uint(most) >> 23) - 127;
+    const float factor = __uint_as_float(static_cast<uint32_t>(127 - by) << 23);
+    r.base[e] += static_cast<float>(by);
+    r.sum[e] *= factor;
+    r.factor[e] *= factor;
+  }
+}
 template <int kCount>
-__device__ __forceinline__ void weigh_sigmoid(uint32_t (&s)[kCount], float (&factor)[2]) {
-  factor[0] = factor[1] = 1.0f;
+__device__ __forceinline__ void weigh_sigmoid(uint32_t (&s)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     s[i] = __float_as_uint(reciprocal(1.0f + power_of_two(-__uint_as_float(s[i]))));

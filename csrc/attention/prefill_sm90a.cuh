@@ -2,13 +2,15 @@
 // the copy engine to the tensor cores.
 //
 // A block of one warpgroup that serves and kGroups that multiply works on items of 64 * kGroups
-// queries of one head (prefill_items_sm90a.cuh): one warp keeps rings of tiles of keys and of
-// values filled, from the last tile that is seen to the first, and asks for the next item's queries
-// meanwhile. A group has 64 rows: s = q k^T of the next tile and o += p v of this one are asked for
-// together, and the softmax of the next tile runs while the second product is under way. Groups
-// take turns at asking for products, so that the softmax of one meets the products of the others.
+// queries of one head (prefill_items_sm90a.cuh): one warp finds items, one keeps rings of tiles of
+// keys and of values filled, from the last tile that is seen to the first, and asks for the next
+// item's queries meanwhile. A group has 64 rows: s = q k^T of the next tile and o += p v of this
+// one are asked for together, and the softmax of the next tile runs while the second product is
+// under way. Groups take turns at asking for products, so that the softmax of one meets the
+// products of the others.
 //
-// Results leave through the shared memory of their queries.
+// Results leave through the shared memory of their queries. An item with a result that is no number
+// is computed once more, with care (Care).
 #pragma once
 
 #include <cmath>
@@ -42,6 +44,10 @@ struct Form {
       kQueries * kQueryBytes + kStages * (kKeyBytes + kValueBytes) + 1024;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
   static_assert(kBoxesV <= kBoxes, "results leave through the room of queries");
+  // Tiles of keys that are asked for before an item's queries.
+  static constexpr int kAhead = kQueries == 1 ? 2 : 0;
+  // Elements of 2^x that are computed before the products of values are awaited.
+  static constexpr int kBefore = kTile / 8;
   // Of 65536 registers: what serves needs 56 at most.
   static constexpr int kServe = kGroups == 3 ? 32 : kDimV > 128 ? 40 : 56;
   static constexpr int kWork = kGroups == 3 ? 160 : kDimV > 128 ? 232 : 224;
@@ -50,8 +56,10 @@ struct Form {
 template <class F>
 struct Shared {
   uint8_t *queries, *keys, *values;
-  uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+  uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty, *found_full, *found_empty;
   Item* items;  // of each set of queries
+  Item* found;  // the next one
+  Item* more;   // one that has to be computed once more
 };
 template <class F>
 __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
@@ -65,9 +73,20 @@ __device__ __forceinline__ Shared<F> shared_of(uint8_t* raw) {
   s.k_empty = s.k_full + F::kStages;
   s.v_full = s.k_empty + F::kStages;
   s.v_empty = s.v_full + F::kStages;
-  s.items = reinterpret_cast<Item*>(s.v_empty + F::kStages);
+  s.found_full = s.v_empty + F::kStages;
+  s.found_empty = s.found_full + 1;
+  s.items = reinterpret_cast<Item*>(s.found_empty + 1);
+  s.found = s.items + F::kQueries;
+  s.more = s.found + 1;
   return s;
 }
+
+// As many tiles of an item are still to be asked for when the next item is.
+inline constexpr int kAskBefore = 3;
+
+// How carefully a group computes an item: with products of whatever is in the values; with masked
+// values that are no numbers cleared; with a look at the largest score of each tile, too.
+enum Care { kNone, kValues, kScores };
 
 // ---- serving -----------------------------------------------------------------------------------
 
@@ -109,72 +128,170 @@ __device__ __forceinline__ int pages_of(const Call& call, const Item& t, int key
   return page >= 0 && page < call.pages ? page : 0;
 }
 
-template <class F>
-__device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
-  const int lane = threadIdx.x % 32;
-  Ring<F::kQueries> q;
-  Ring<F::kStages> k, v;
-  Walk walk;
-  if (call.counter != nullptr && blockIdx.x == 0 && lane == 0) open_counter(call);
+// How far a block has come with asking for items, by a warp.
+struct Search {
   int64_t index = blockIdx.x;
+  unsigned next = 0;
+  bool asked = false, found = false;
+  Walk walk;
+};
+__device__ __forceinline__ void open_search(const Call& call) {
+  if (call.counter != nullptr && blockIdx.x == 0 && threadIdx.x % 32 == 0) open_counter(call);
+}
+// Asks for the item after the one that was found.
+__device__ __forceinline__ void go_on(const Call& call, Search& at) {
+  if (call.counter == nullptr) {
+    at.index += gridDim.x;
+    return;
+  }
+  if (threadIdx.x % 32 == 0) {
+    if (!at.asked) await_counter(call);
+    at.next = atomicAdd(&call.counter->next, 1u);
+  }
+  at.next = __shfl_sync(~0u, at.next, 0);
+  at.asked = true;
+  at.index = int64_t{gridDim.x} + at.next;
+}
+// The next item that can be computed; its seq_q is negative where there is none.
+template <class F>
+__device__ __forceinline__ void search(const Call& call, Search& at, Item& t) {
+  while (find_item<F>(call, at.index, at.walk, t)) {
+    at.found = true;
+    if (t.count >= 0) return;
+    go_on(call, at);
+  }
+  // Each item that is not a block's first is asked for, and each block asks once in vain.
+  if (at.asked && int64_t{at.next} + 1 == at.walk.before && threadIdx.x % 32 == 0) {
+    call.counter->call = 0;
+  }
+  t.seq_q = -1;
+}
+// Finds items, each while the last tiles of the one before are brought, by a warp: early enough
+// that nobody waits for it, and late enough that no block has an item in hand that another one
+// could begin with.
+template <class F>
+__device__ __forceinline__ void find(const Call& call, const Shared<F>& s) {
+  Ring<1> ring;
+  Search at;
+  open_search(call);
   while (true) {
     Item t;
-    if (!find_item<F>(call, index, walk, t)) break;
-    if (t.count >= 0) {
-      barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
-      uint64_t* const full = &s.q_full[q.slot];
-      if (lane == 0) {
-        s.items[q.slot] = t;
-        s.items[q.slot].bad_first = 0x7fffffff;
-        s.items[q.slot].bad_last = -1;
-        barrier_expect(full, F::kQueryBytes);
+    search<F>(call, at, t);
+    if (threadIdx.x % 32 == 0) {
+      *s.found = t;
+      barrier_arrive(s.found_full);
+    }
+    if (t.seq_q < 0) return;
+    barrier_wait(s.found_empty, ring.parity);
+    advance(ring);
+    go_on(call, at);
+  }
+}
+
+template <class F>
+__device__ __forceinline__ void bring_queries(const Call& call, const Shared<F>& s, const Item& t,
+                                              const Ring<F::kQueries>& q) {
+  if (threadIdx.x % 32 != 0) return;
+  uint64_t* const full = &s.q_full[q.slot];
+  s.items[q.slot] = t;
+  barrier_expect(full, F::kQueryBytes);
 #pragma unroll 1
-        for (int g = 0; g < F::kGroups; ++g) {
-          uint8_t* const to = s.queries + q.slot * F::kQueryBytes + g * F::kGroupBytes;
+  for (int g = 0; g < F::kGroups; ++g) {
+    uint8_t* const to = s.queries + q.slot * F::kQueryBytes + g * F::kGroupBytes;
 #pragma unroll
-          for (int box = 0; box < F::kBoxes; ++box) {
-            box_load(to + box * F::kGroupBox, &call.q_map, box * 64, t.q + t.row + 64 * g, t.head,
-                     t.batch, full);
-          }
-        }
-      }
-      advance(q);
-      int page = pages_of<F>(call, t, (t.first + t.count - 1) * F::kTile), page_v = 0;
-#pragma unroll 1
-      for (int n = t.count; n >= 0; --n) {
-        if (n > 0) {
-          barrier_wait(&s.k_empty[k.slot], k.parity ^ 1);
-          bring<F, F::kBoxes>(call, t, &call.k_map, s.keys + k.slot * F::kKeyBytes,
-                              (t.first + n - 1) * F::kTile, page, &s.k_full[k.slot]);
-          advance(k);
-        }
-        if (n < t.count) {
-          barrier_wait(&s.v_empty[v.slot], v.parity ^ 1);
-          bring<F, F::kBoxesV>(call, t, &call.v_map, s.values + v.slot * F::kValueBytes,
-                               (t.first + n) * F::kTile, page_v, &s.v_full[v.slot]);
-          advance(v);
-        }
-        page_v = page;
-        if (n > 1) page = pages_of<F>(call, t, (t.first + n - 2) * F::kTile);
-      }
-    }
-    if (call.counter == nullptr) {
-      index += gridDim.x;
-      continue;
-    }
-    unsigned next = 0;
-    if (lane == 0) next = next_of(call);
-    next = __shfl_sync(~0u, next, 0);
-    index = int64_t{gridDim.x} + next;
-    // Each item that is not a block's first is asked for, and each block asks once in vain.
-    Walk end = walk;
-    Item none;
-    if (!find_item<F>(call, index, end, none) && next + 1 == end.before) {
-      if (lane == 0) call.counter->call = 0;
+    for (int box = 0; box < F::kBoxes; ++box) {
+      box_load(to + box * F::kGroupBox, &call.q_map, box * 64, t.q + t.row + 64 * g, t.head,
+               t.batch, full);
     }
   }
-  barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
-  if (lane == 0) {
+}
+// Whether an item has to be computed once more; it is made ready then.
+__device__ __forceinline__ bool once_more(Item& t, Item* to) {
+  const int again = *const_cast<volatile const int*>(&t.again);
+  if (again == 0) return false;
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    const int some = (again | again >> 1) & 0x55;
+    *to = t;
+    to->care = (t.care & ~(some * 3)) | again;
+    to->bad_first = 0x7fffffff;
+    to->bad_last = -1;
+    to->again = t.again = 0;
+  }
+  __syncwarp();
+  return true;
+}
+
+// Alone: without a warp that finds items, and without items that are computed once more.
+template <class F, bool kAlone = true>
+__device__ __forceinline__ void serve(const Call& call, const Shared<F>& s) {
+  Ring<F::kQueries> q;
+  Ring<F::kStages> k, v;
+  Ring<1> found;
+  Search place;
+  bool has_more = false, ended = false;
+  if (kAlone) open_search(call);
+  while (true) {
+    Item t;
+    bool ask = false;
+    if (!ended && !has_more) {
+      if (kAlone) {
+        if (place.found) go_on(call, place);
+        search<F>(call, place, t);
+      } else {
+        barrier_wait(s.found_full, found.parity);
+        t = *s.found;
+        __syncwarp();
+        advance(found);
+        ask = true;
+      }
+      t.care = t.again = 0;
+      t.bad_first = 0x7fffffff;
+      t.bad_last = -1;
+      ended = t.seq_q < 0;
+    }
+    if (ended && !has_more) {  // the groups' last words on all items
+      Ring<F::kQueries> at = q;
+#pragma unroll 1
+      for (int i = 0; i < F::kQueries && !has_more; ++i) {
+        barrier_wait(&s.q_empty[at.slot], at.parity ^ 1);
+        has_more = !kAlone && once_more(s.items[at.slot], s.more);
+        advance(at);
+      }
+      if (!has_more) break;
+    }
+    if (has_more) t = *s.more;
+    has_more = false;
+    int page = pages_of<F>(call, t, (t.first + t.count - 1) * F::kTile), page_v = 0;
+#pragma unroll 1
+    for (int n = t.count; n >= 0; --n) {
+      if (ask && n == min(t.count, kAskBefore) && threadIdx.x % 32 == 0) {
+        barrier_arrive(s.found_empty);
+      }
+      // Where there is room for one item's queries, some keys and values come before them.
+      if (n == max(t.count - F::kAhead, 0)) {
+        barrier_wait(&s.q_empty[q.slot], q.parity ^ 1);
+        has_more = !kAlone && once_more(s.items[q.slot], s.more);
+        bring_queries<F>(call, s, t, q);
+        advance(q);
+      }
+      if (n > 0) {
+        barrier_wait(&s.k_empty[k.slot], k.parity ^ 1);
+        bring<F, F::kBoxes>(call, t, &call.k_map, s.keys + k.slot * F::kKeyBytes,
+                            (t.first + n - 1) * F::kTile, page, &s.k_full[k.slot]);
+        advance(k);
+      }
+      if (n < t.count) {
+        barrier_wait(&s.v_empty[v.slot], v.parity ^ 1);
+        bring<F, F::kBoxesV>(call, t, &call.v_map, s.values + v.slot * F::kValueBytes,
+                             (t.first + n) * F::kTile, page_v, &s.v_full[v.slot]);
+        advance(v);
+      }
+      page_v = page;
+      if (n > 1) page = pages_of<F>(call, t, (t.first + n - 2) * F::kTile);
+    }
+  }
+  if (threadIdx.x % 32 == 0) {
     s.items[q.slot].seq_q = -1;
     barrier_arrive(&s.q_full[q.slot]);
   }
@@ -228,7 +345,7 @@ __device__ __forceinline__ void clean_values(Item* t, uint8_t* values, int key0,
 #pragma unroll 1
   for (int box = 0; box < F::kBoxesV; ++box) {
     uint8_t* const from = values + box * F::kTileBox + first * kSwizzleRow;
-#pragma unroll 4
+#pragma unroll 1
     for (int i = threadIdx.x % 128; i < count; i += 128) {
       const uint4 w = *reinterpret_cast<const uint4*>(from + i * 16);
       const uint32_t bad =
@@ -281,39 +398,56 @@ __device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDimV / 2],
 
 // o and lse of a group's 64 rows.
 template <class F, bool kOptions>
-__device__ __forceinline__ void finish(const Call& call, const Item& t, int group, Rows& r,
+__device__ __forceinline__ void finish(const Call& call, Item& t, int group, int care, Rows& r,
                                        uint32_t (&o)[F::kDimV / 2], uint8_t* room) {
   const AttentionArgs& a = call.args;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const int first = t.row + 64 * group + 16 * warp;  // row of the warp
   const bool sigmoid_score = kOptions && a.score == Score::sigmoid;
   const float sink = present(a.sinks) ? static_cast<const float*>(a.sinks.data)[t.head] : -INFINITY;
-  bool mend[2];
+  float sum[2], inverse[2], check[4];  // check: no numbers if some element is none
+  bool empty[2], mend[2], passed[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const bool empty = r.lo[e] >= r.hi[e];
-    const float base = r.base[e] == -INFINITY ? 0.0f : r.base[e], sum = quad_sum(r.sum[e]);
-    float inverse = 1.0f;
+    empty[e] = r.lo[e] >= r.hi[e];
+    sum[e] = quad_sum(r.sum[e]);
+    inverse[e] = 1.0f;
     if (!sigmoid_score) {
-      inverse = 1.0f / (sum + power_of_two(sink * kLog2 - base));
+      const float base = r.base[e] == -INFINITY ? 0.0f : r.base[e];
+      inverse[e] = 1.0f / (sum[e] + power_of_two(sink * kLog2 - base));
     }
-    if (empty) inverse = 0.0f;
-    float check = 0.0f;  // no number if some element is none
+    if (empty[e]) inverse[e] = 0.0f;
+    check[2 * e] = inverse[e] * 0.0f;
+    check[2 * e + 1] = sum[e] * 0.0f;
+  }
+  if (__any_sync(~0u, empty[0] || empty[1])) {
 #pragma unroll
-    for (int i = 0; i < F::kDimV / 2; ++i) {
-      if (row_of(i) != e) continue;
-      const float x = empty ? 0.0f : __uint_as_float(o[i]) * inverse;
-      check = fmaf(x, 0.0f, check);
-      o[i] = __float_as_uint(x);
-    }
-    check = quad_sum(fmaf(inverse, 0.0f, check));
-    mend[e] = !(check == 0.0f);
+    for (int i = 0; i < F::kDimV / 2; ++i) o[i] = empty[row_of(i)] ? 0 : o[i];
+  }
+#pragma unroll
+  for (int i = 0; i < F::kDimV / 2; ++i) {
+    const int e = row_of(i);
+    const float x = __uint_as_float(o[i]) * inverse[e];
+    check[2 * e + i % 2] = fmaf(x, 0.0f, check[2 * e + i % 2]);
+    o[i] = __float_as_uint(x);
+  }
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
     const int row = first + lane / 4 + 8 * e;
-    if (lane % 4 == 0 && row < t.seq_q && present(a.lse)) {
+    mend[e] = !(quad_sum(check[2 * e] + check[2 * e + 1]) == 0.0f) && row < t.seq_q;
+    passed[e] = sum[e] == INFINITY && row < t.seq_q;
+  }
+  if (present(a.lse)) {
+#pragma unroll 1
+    for (int e = 0; e < 2; ++e) {
+      const int row = first + lane / 4 + 8 * e;
+      if (lane % 4 != 0 || row >= t.seq_q) continue;
       double lse = -INFINITY;
-      if (!empty) {
+      if (!(e == 0 ? empty[0] : empty[1])) {
+        const float own = e == 0 ? r.base[0] : r.base[1], base = own == -INFINITY ? 0.0f : own;
         const double most = static_cast<double>(base) / call.unit;
-        lse = log(static_cast<double>(sum)) + (kOptions ? base * kLn2 : most * call.scale);
+        lse = log(static_cast<double>(e == 0 ? sum[0] : sum[1])) +
+              (kOptions ? base * kLn2 : most * call.scale);
       }
       if (sink != -INFINITY) {
         const double high = lse > sink ? lse : sink, low = lse > sink ? sink : lse;
@@ -353,23 +487,50 @@ __device__ __forceinline__ void finish(const Call& call, const Item& t, int grou
     __syncwarp();
     auto* const to = static_cast<uint16_t*>(a.o.data) + start;
     const bool even = (reinterpret_cast<uintptr_t>(to) & 15) == 0 && token_stride(a.o) % 8 == 0;
-#pragma unroll 4
-    for (int i = lane; i < 16 * F::kDimV / 8; i += 32) {
-      const int row = i / (F::kDimV / 8), c = i % (F::kDimV / 8);
-      if (row >= left || c * 8 >= dim_v) continue;
-      const uint8_t* const from = room + c / 8 * 8192 + swizzled(warp * 16 + row, c % 8 * 16);
-      uint16_t* const at = to + row * token_stride(a.o) + c * 8;
-      if (even) {
-        *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(from);
-      } else {
+    const auto from = [&](int row, int c) {  // the chunk c of a row
+      return reinterpret_cast<const uint4*>(room + c / 8 * 8192 +
+                                            swizzled(warp * 16 + row, c % 8 * 16));
+    };
+    constexpr int kChunks = F::kDimV / 8, kEach = kChunks / 2;
+    if (even && left >= 16 && dim_v == F::kDimV) {
+      uint4 w[kEach];
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int i = lane + 32 * j;
+        w[j] = *from(i / kChunks, i % kChunks);
+      }
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int i = lane + 32 * j;
+        *reinterpret_cast<uint4*>(to + i / kChunks * token_stride(a.o) + i % kChunks * 8) = w[j];
+      }
+    } else {
 #pragma unroll 1
-        for (int e = 0; e < 8; ++e) at[e] = reinterpret_cast<const uint16_t*>(from)[e];
+      for (int i = lane; i < 16 * kChunks; i += 32) {
+        const int row = i / kChunks, c = i % kChunks;
+        if (row >= left || c * 8 >= dim_v) continue;
+        uint16_t* const at = to + row * token_stride(a.o) + c * 8;
+        if (even) {
+          *reinterpret_cast<uint4*>(at) = *from(row, c);
+        } else {
+#pragma unroll 1
+          for (int e = 0; e < 8; ++e) at[e] = reinterpret_cast<const uint16_t*>(from(row, c))[e];
+        }
       }
     }
     async_fence();
   }
   __syncwarp();
-  const bool bad = *const_cast<volatile const int*>(&t.bad_last) >= 0;
+  // Once more where a row is no number: with masked values that are none cleared, then with a look
+  // at every score. What is none then is computed key by key.
+  const bool any = __any_sync(~0u, mend[0] || mend[1]);
+  const bool far = __any_sync(~0u, passed[0] || passed[1]);
+  if (any && (care == kNone || (care == kValues && far))) {
+    if (lane == 0) atomicOr(&t.again, (far ? kScores : kValues) << 2 * group);
+    return;
+  }
+  const bool bad = care != kNone && *const_cast<volatile const int*>(&t.bad_last) >= 0;
+  if (!any && !bad) return;
 #pragma unroll 1
   for (int e = 0; e < 2; ++e) {
     // Where values were cleared, every row is looked at.
@@ -389,12 +550,14 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128 - 1;
   Ring<F::kQueries> q;
   Ring<F::kStages> k, v;
+  // bf16 has weights of any size, f16 none of 2^16.
+  constexpr bool kOn = !kOptions && !F::kHalf;
   const bool sigmoid_score = kOptions && call.args.score == Score::sigmoid;
   const float unit = kOptions ? 1.0f : call.unit;
   if (group + 1 == F::kGroups) pass_turn<F>(group);
   while (true) {
     barrier_wait(&s.q_full[q.slot], q.parity);
-    const Item& t = s.items[q.slot];
+    Item& t = s.items[q.slot];
     if (t.seq_q < 0) break;
     const int first = t.first;
     uint8_t* const queries = s.queries + q.slot * F::kQueryBytes + group * F::kGroupBytes;
@@ -403,30 +566,50 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
     // Keys that all rows of the group see.
     const int low = first_key(call, row0 + 63 + shift);
     const int high = end_key(call, row0 + shift, t.seq_kv);
+    const auto care = [&] { return t.care >> 2 * group & 3; };
+    // Tiles before this key are computed without a look at their largest scores: all rows have seen
+    // keys, so that their bases stand. It does not depend on what is in the keys, as rows have the
+    // same bits whatever others see.
+    const int before = kOn && low < high && care() < kScores ? high : 0;
+    const auto is_masked = [&](int tile) {
+      return tile * F::kTile < low || (tile + 1) * F::kTile > high;
+    };
     uint32_t o[F::kDimV / 2], x[F::kTile / 2] = {}, p[F::kTile / 16][4];
-    float factor[2];
+    float sum[2] = {};  // of a tile, until the next one's products are under way
 #pragma unroll
     for (uint32_t& e : o) e = 0;
-    const auto soften = [&](int tile) {
-      const int key0 = tile * F::kTile, key = key0 + 2 * (lane % 4);
+    const auto score_and_mask = [&](int tile) {
+      const int key = tile * F::kTile + 2 * (lane % 4);
       if constexpr (kOptions) score(call, rows, key, x);
-      if (key0 < low || key0 + F::kTile > high) mask(rows, key, x);
+      if (is_masked(tile)) mask(rows, key, x);
+    };
+    const auto soften = [&] {
       if (kOptions && sigmoid_score) {
-        weigh_sigmoid(x, factor);
+        weigh_sigmoid(x);
       } else {
-        weigh(unit, rows, x, factor);
+        weigh(unit, rows, x);
       }
+    };
+    const auto rescale = [&] {
+#pragma unroll
+      for (int i = 0; i < F::kDimV / 2; ++i) {
+        o[i] = __float_as_uint(__uint_as_float(o[i]) * rows.factor[row_of(i)]);
+      }
+      rows.factor[0] = rows.factor[1] = 1.0f;
     };
     // Before the values of a tile are met that not all rows see whole.
     const auto clean = [&](int tile) {
       const int key0 = tile * F::kTile, end = min(t.seq_kv - key0, F::kTile);
       const int from = min(max(low - key0, 0), end), to = max(high - key0, from);
       const bool clear = call.ragged && end < F::kTile;
-      if (from == 0 && to >= end && !clear) return;
+      const bool careful = care() != kNone;
+      if ((!careful || (from == 0 && to >= end)) && !clear) return;
       uint8_t* const values = s.values + v.slot * F::kValueBytes;
       barrier_wait(&s.v_full[v.slot], v.parity);
-      clean_values<F>(s.items + q.slot, values, key0, 0, from);
-      clean_values<F>(s.items + q.slot, values, key0, to, end);
+#pragma unroll 1
+      for (int part = 0; careful && part < 2; ++part) {
+        clean_values<F>(s.items + q.slot, values, key0, part == 0 ? 0 : to, part == 0 ? from : end);
+      }
       if (clear) clear_values<F>(values, end);
       async_fence();
       group_sync(group);
@@ -440,9 +623,11 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       pin(x);
       warp_arrive(&s.k_empty[k.slot]);
       advance(k);
-      soften(tile);
+      score_and_mask(tile);
+      soften();
+      rows.factor[0] = rows.factor[1] = 1.0f;  // there are no results of before
       pack_weights<F::kType>(x, p);
-      if (tile * F::kTile < low || (tile + 1) * F::kTile > high) clean(tile);
+      if (is_masked(tile)) clean(tile);
 #pragma unroll 1
       for (--tile; tile >= first; --tile) {
         barrier_wait(&s.k_full[k.slot], k.parity);
@@ -455,39 +640,50 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         barrier_wait(&s.v_full[v.slot], v.parity);
         multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
         pass_turn<F>(group);
+        if (kOn) follow(rows, sum);
         wgmma_wait<1>();
         pin(x);
         warp_arrive(&s.k_empty[k.slot]);
         advance(k);
-        soften(tile);
+        const bool on = kOn && (tile + 1) * F::kTile < before;
+        score_and_mask(tile);
+        if (on) {
+          weigh_on<0, F::kBefore>(unit, rows, x, sum);
+        } else {
+          soften();
+        }
         pin(x);
         // The wait stands behind a branch, or ptxas moves it before the exponentials.
-        if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
+        if (__any_sync(~0u, rows.factor[0] != 1.0f || rows.factor[1] != 1.0f)) {
           wgmma_wait<0>();
           pin(o);
-#pragma unroll
-          for (int i = 0; i < F::kDimV / 2; ++i) {
-            o[i] = __float_as_uint(__uint_as_float(o[i]) * factor[row_of(i)]);
-          }
+          rescale();
         }
         wgmma_wait<0>();
         pin(o);
         warp_arrive(&s.v_empty[v.slot]);
         advance(v);
-        pack_weights<F::kType>(x, p);
-        if (tile * F::kTile < low || (tile + 1) * F::kTile > high) clean(tile);
+        if (on) {
+          weigh_on<F::kBefore, F::kTile / 2>(unit, rows, x, sum);
+          pack_weights<F::kType>(x, p);
+        } else {
+          pack_weights<F::kType>(x, p);
+        }
+        if (is_masked(tile)) clean(tile);
       }
       barrier_wait(&s.v_full[v.slot], v.parity);
 #pragma unroll
       for (int i = 0; i < F::kTile / 16; ++i) pin(p[i]);
       pin(o);
       multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
+      if (kOn) follow(rows, sum);
       wgmma_wait<0>();
       pin(o);
       warp_arrive(&s.v_empty[v.slot]);
       advance(v);
+      if (kOn && __any_sync(~0u, rows.factor[0] != 1.0f || rows.factor[1] != 1.0f)) rescale();
     }
-    finish<F, kOptions>(call, t, group, rows, o, queries);
+    finish<F, kOptions>(call, t, group, care(), rows, o, queries);
     __syncwarp();
     warp_arrive(&s.q_empty[q.slot]);
     advance(q);
@@ -502,7 +698,10 @@ __global__ void __launch_bounds__(F::kThreads, 1) attend_tiles(const __grid_cons
     for (int i = 0; i < F::kQueries; ++i) {
       barrier_init(&s.q_full[i], 1);
       barrier_init(&s.q_empty[i], 4 * F::kGroups);
+      s.items[i].again = 0;
     }
+    barrier_init(s.found_full, 1);
+    barrier_init(s.found_empty, 1);
     for (int i = 0; i < F::kStages; ++i) {
       barrier_init(&s.k_full[i], 1);
       barrier_init(&s.k_empty[i], 4 * F::kGroups);
@@ -519,9 +718,11 @@ __global__ void __launch_bounds__(F::kThreads, 1) attend_tiles(const __grid_cons
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(F::kServe));
     if (threadIdx.x < 32) {
-      serve<F>(call, s);
-    } else if (threadIdx.x < 64 && call.check != nullptr && blockIdx.x == 0) {
-      check_lens(call.args, call.check, threadIdx.x - 32, 32);
+      serve<F, false>(call, s);
+    } else if (threadIdx.x < 64) {
+      find<F>(call, s);
+    } else if (threadIdx.x < 96 && call.check != nullptr && blockIdx.x == 0) {
+      check_lens(call.args, call.check, threadIdx.x - 64, 32);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(F::kWork));
@@ -546,10 +747,18 @@ static inline int64_t query_tokens(const AttentionArgs& a) {
 inline constexpr int64_t kFewQueries = 32;
 
 static inline bool takes_tensors(const AttentionArgs& a) {
-  if (is_paged(a) || head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
+  if (head_dim_of(a) > 256 || head_dim_v_of(a) > 256) return false;
   if (shows_cut_sums(a)) return false;
-  if (numel(a.q) == 0 || numel(a.k) == 0) return false;
-  if (!has_even_rows(a.q) || !has_even_rows(a.k) || !has_even_rows(a.v)) return false;
+  if (numel(a.q) == 0 || !has_even_rows(a.q)) return false;
+  if (is_paged(a)) {
+    const KvCache& c = a.kv;
+    if (c.format != (a.q.dtype == DType::f16 ? KvFormat::f16 : KvFormat::bf16)) return false;
+    if (present(a.prefix_rows) || c.head_dim % 8 != 0 || c.head_dim_v % 8 != 0) return false;
+    if ((reinterpret_cast<uintptr_t>(c.data) & 15) != 0 || c.pages == 0) return false;
+    return query_tokens(a) * head_count(a) < kMostItems && sequence_count(a) < kMostItems &&
+           c.pages * c.kv_heads < kMostItems && seq_kv_bound(a) < kMostItems;
+  }
+  if (numel(a.k) == 0 || !has_even_rows(a.k) || !has_even_rows(a.v)) return false;
   const int64_t batch = is_batched(a) ? a.q.shape[0] : 1;
   if (query_tokens(a) * head_count(a) >= kMostItems || sequence_count(a) >= kMostItems)
     return false;
