@@ -20,7 +20,7 @@ struct TileScratch {
   float* scale;     // (stage)
   int32_t* x_sums;  // (stage, periods)
   float* sums;      // (threads, rows, columns of a block)
-  uint8_t* w;       // (threads, a group of panels of a slice)
+  uint8_t* w;       // (threads, a pair of panels of a slice)
 };
 
 // A period is what one scale and the int32 sums allow: a group, or kMostSteps of a row without
@@ -56,7 +56,7 @@ static inline size_t carve_tiles(const LinearArgs& args, int threads, void* base
   s->scale = take<float>(&at, rows);
   s->x_sums = take<int32_t>(&at, rows * p.count);
   s->sums = take<float>(&at, threads * block_words(rows));
-  s->w = take<uint8_t>(&at, threads * kGroupPanels * slice * kTileBytes);
+  s->w = take<uint8_t>(&at, threads * kPairPanels * slice * kTileBytes);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -151,13 +151,14 @@ static inline void stage_tiles(const LinearArgs& args, const Ctx& ctx, const Per
 // of a weight that stores none; 0 where the codes are signed.
 static inline void scale_sums(const Format& f, const uint8_t* base, const PanelBlock& block,
                               int32_t middle, const int32_t* x_sums, int64_t x_sums_stride,
-                              int64_t rows, const uint8_t* from, uint8_t* to, bool add) {
+                              int64_t rows, const uint8_t* from, uint8_t* to, int64_t to_stride,
+                              bool add) {
   const __m512 scale = avx512::load_scales(base + block.scales, f.scale_dtype);
   const auto each = [&](const auto& value_of) {
     for (int64_t m = 0; m < rows; ++m) {
       const __m512i sum = _mm512_load_si512(from + m * 64);
-      const __m512 before = add ? _mm512_load_ps(to + m * 64) : _mm512_setzero_ps();
-      _mm512_store_ps(to + m * 64, _mm512_fmadd_ps(value_of(m, sum), scale, before));
+      const __m512 before = add ? _mm512_load_ps(to + m * to_stride) : _mm512_setzero_ps();
+      _mm512_store_ps(to + m * to_stride, _mm512_fmadd_ps(value_of(m, sum), scale, before));
     }
   };
   const auto x_sum = [&](int64_t m) { return _mm512_set1_epi32(x_sums[m * x_sums_stride]); };
@@ -203,10 +204,10 @@ static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, bool in_p
     const auto scale = [&](int64_t panel, int64_t step, int64_t m, int64_t count,
                            const uint8_t* from, uint8_t* to, bool add) {
       scale_sums(f, base(panel, step), p.block, middle, s.x_sums + m * p.count + step / period,
-                 p.count, count, from, to, add);
+                 p.count, count, from, to, 64, add);
     };
     const auto products = [&](int thread, const Block& b, float* sums) {
-      uint8_t* buffer = s.w + thread * kGroupPanels * slice_bytes;
+      uint8_t* buffer = s.w + thread * kPairPanels * slice_bytes;
       // All of one period of the panel, or a part of it, or some of them.
       const auto tiles = [&](int64_t panel, int64_t step, int64_t count, int64_t which,
                              bool align) {
@@ -223,10 +224,13 @@ static inline Status run_tiles(const LinearArgs& args, const Ctx& ctx, bool in_p
       };
       multiply_block<Dot>(p.walk, s.x, b, sums, tiles, raw, scale);
     };
-    const auto last = [&](int64_t panel, int64_t m, int64_t count, uint8_t* tile) {
-      if (p.count == 1) scale(panel, 0, m, count, tile, tile, false);
+    const auto finish = [&](int64_t panel, int64_t m, int64_t count, const uint8_t* tile,
+                            uint8_t* to) {
+      if (p.count != 1) return copy_sums(tile, count, to);
+      scale_sums(f, base(panel, 0), p.block, middle, s.x_sums + m, 1, count, tile, to, kRowBytes,
+                 false);
     };
-    for_amx_blocks(args, ctx.pool, first, rows, s.scale, s.sums, products, last);
+    for_amx_blocks(args, ctx.pool, first, rows, s.scale, s.sums, products, finish);
   }
   return ok();
 }

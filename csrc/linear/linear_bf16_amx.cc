@@ -5,7 +5,7 @@
 // Layout    w in panel16, 1 KiB of which is a tile of 32 columns as it lies; x in tiles
 //           (gemm_amx.h).
 // Bound     16 x 16 x 32 products in 16 cycles.
-// Method    32 x 32 sums in four tiles, kept in memory between slices of 256 columns. The
+// Method    32 x 32 sums in four tiles, kept in memory between slices of 512 columns. The
 //           instruction takes denormals as zeros.
 // Source    Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX.
 #include "csrc/linear/gemm_amx.h"
@@ -20,7 +20,7 @@ constexpr int64_t kStep = 32;  // columns of a tile of bf16
 struct Bf16Scratch {
   TiledX x;       // (stage rounded up to 32)
   float* sums;    // (threads, rows, columns of a block)
-  uint8_t* tail;  // (threads, a group of panels of a slice)
+  uint8_t* tail;  // (threads, a pair of panels of a slice)
 };
 
 size_t carve(const LinearArgs& args, int threads, void* base, Bf16Scratch* s) {
@@ -29,7 +29,7 @@ size_t carve(const LinearArgs& args, int threads, void* base, Bf16Scratch* s) {
   uintptr_t at = reinterpret_cast<uintptr_t>(base);
   s->x = {take<uint8_t>(&at, bands * steps * kTileBytes), steps, kSliceSteps, bands};
   s->sums = take<float>(&at, threads * block_words(rows));
-  s->tail = take<uint8_t>(&at, threads * kGroupPanels * kSliceSteps * kTileBytes);
+  s->tail = take<uint8_t>(&at, threads * kPairPanels * kSliceSteps * kTileBytes);
   return at - reinterpret_cast<uintptr_t>(base);
 }
 
@@ -54,7 +54,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
       }
     });
     const auto products = [&](int thread, const Block& b, float* sums) {
-      uint8_t* tail = s.tail + thread * kGroupPanels * kSliceSteps * kTileBytes;
+      uint8_t* tail = s.tail + thread * kPairPanels * kSliceSteps * kTileBytes;
       multiply_block<Bf16Pairs>(
           walk, s.x, b, sums,
           [&](int64_t panel, int64_t step, int64_t count, int64_t which, bool) {
@@ -66,7 +66,10 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
           },
           [](auto...) {});
     };
-    for_amx_blocks(args, ctx.pool, first, rows, nullptr, s.sums, products, [](auto...) {});
+    for_amx_blocks(args, ctx.pool, first, rows, nullptr, s.sums, products,
+                   [](int64_t, int64_t, int64_t count, const uint8_t* tile, uint8_t* to) {
+                     copy_sums(tile, count, to);
+                   });
   }
   return ok();
 }
