@@ -4,6 +4,8 @@
 // double, with the C library's exp and erf.
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/linear/linear.h"
 #include "csrc/simd/convert.h"
 #include "csrc/simd/lanes.h"
@@ -11,12 +13,26 @@
 
 namespace lowbit {
 
+// F is double, or Lanes.
 template <class F>
 static inline F gelu_tanh_of(F v) {
+  using C = std::conditional_t<std::is_same_v<F, double>, double, float>;
   // (1 + tanh u) / 2 = 1 / (1 + e^(-2u)), which keeps its digits where tanh nears -1.
-  const F u = F(0.79788456080286535588) * (v + F(0.044715) * v * v * v);
+  const F u = C(0.79788456080286535588) * (v + C(0.044715) * v * v * v);
   return v * sigmoid_of(u + u);
 }
+
+// v[i] = step(v[i]) for i below count; floats by whole Lanes, which v has room for.
+template <class Step>
+static inline void each(double* v, int64_t count, Step step) {
+  for (int64_t i = 0; i < count; ++i) v[i] = step(v[i]);
+}
+#if defined(__AVX2__)
+template <class Step>
+static inline void each(float* v, int64_t count, Step step) {
+  for (int64_t i = 0; i < count; i += kLanes) store_lanes(v + i, step(load_lanes(v + i)));
+}
+#endif
 
 template <class F>
 static inline void activate(Activation activation, F* v, int64_t count) {
@@ -32,16 +48,10 @@ static inline void activate(Activation activation, F* v, int64_t count) {
       }
       return;
     case Activation::gelu:
-    case Activation::geglu:
-      for (int64_t i = 0; i < count; ++i) v[i] = v[i] * normal_cdf(v[i]);
-      return;
-    case Activation::gelu_tanh:
-      for (int64_t i = 0; i < count; ++i) v[i] = gelu_tanh_of(v[i]);
-      return;
+    case Activation::geglu: return each(v, count, [](auto x) { return x * normal_cdf(x); });
+    case Activation::gelu_tanh: return each(v, count, [](auto x) { return gelu_tanh_of(x); });
     case Activation::silu:
-    case Activation::swiglu:
-      for (int64_t i = 0; i < count; ++i) v[i] = v[i] * sigmoid_of(v[i]);
-      return;
+    case Activation::swiglu: return each(v, count, [](auto x) { return x * sigmoid_of(x); });
   }
 }
 
