@@ -60,6 +60,27 @@ template <int kLines>
   }
 }
 
+// The same walk with its place in registers, for as long as the object lives.
+struct Walk {
+  Ahead& ahead;
+  const uint8_t *at, *end;
+  explicit Walk(Ahead& a) : ahead(a), at(a.here.at), end(a.here.end) {}
+  ~Walk() { ahead.here = {at, end}; }
+};
+template <int kLines>
+[[gnu::always_inline]] inline void ask(Walk& w) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLines; ++i) {
+    if (__builtin_expect(w.at >= w.end, 0)) {
+      if (w.ahead.taken == w.ahead.count) return;
+      w.at = w.ahead.pieces[w.ahead.taken].at;
+      w.end = w.ahead.pieces[w.ahead.taken++].end;
+    }
+    __builtin_prefetch(w.at, 0, 2);  // into L2
+    w.at += 64;
+  }
+}
+
 // Queries as the scores take them, rows r0 to r0 + 3.
 struct Queries {
   const Bf16* rows;        // [row][stride]
@@ -255,8 +276,9 @@ inline void pack_nibbles(const Bf16* q, int64_t n, uint32_t* out) {
 
 // The same scores in units of what queries are multiplied with: keys in lanes.
 template <int kRows, bool kWhole>
-[[gnu::noinline]] void score_bytes(const Queries& q, Rows k, Ahead& next, int count,
+[[gnu::noinline]] void score_bytes(const Queries& q, Rows k, Ahead& ahead, int count,
                                    int64_t head_dim, float* s) {
+  Walk next(ahead);
   constexpr int kWays = 4 / kRows;  // eight sums hide the latency
   const __m512i flip = _mm512_set1_epi8(-128);
   for (int n = 0; n < count; n += 16) {
@@ -295,39 +317,91 @@ template <int kRows, bool kWhole>
   }
 }
 
-template <int kRows>
-void score_nibbles(const Queries& q, Rows k, Ahead& next, int count, int64_t head_dim, float* s) {
-  constexpr int kWays = 8 / kRows;  // eight sums hide the latency
-  for (int n = 0; n < count; n += 16) {
-    __m512 acc[kRows][kWays];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) acc[i / kWays][i % kWays] = _mm512_setzero_ps();
-    for (int64_t at = 0; at < head_dim / 2; at += 32) {
-      __m512i x[8];
-      transpose_rows<true>(k + n, at, 0, x);
-      ask<1>(next);  // of scales
-#pragma GCC unroll 8
-      for (int c = 0; c < 8; ++c) {
-        ask<1>(next);
-        const __m512i part[4] = {nibbles<0>(x[c]), nibbles<1>(x[c]), nibbles<2>(x[c]),
-                                 nibbles<3>(x[c])};
+// sum plus the products of a's and b's pairs in each lane. Of the intrinsic in loops over sixteen
+// sums g++ 12 makes copies of them.
+[[gnu::always_inline]] inline __m512 add_dot(__m512 sum, __m512i a, __m512i b) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+}
+
+// Part kPart of the codes of dword c of kGroups times sixteen keys.
+template <int kPart, int kRows, int kGroups, int kWays>
+[[gnu::always_inline]] inline void score_part(const __m512i (&x)[kGroups], const uint32_t* q,
+                                              int64_t stride, int way,
+                                              __m512 (&acc)[kRows][kGroups][kWays]) {
+  __m512i codes[kGroups];
+#pragma GCC unroll 2
+  for (int g = 0; g < kGroups; ++g) codes[g] = nibbles<kPart>(x[g]);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) {
-            __m512& sum = acc[r][(4 * c + i) % kWays];
-            sum = dot(sum, part[i], set_pair(q.packed[r * (q.stride / 2) + at + 4 * c + i]));
-          }
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int i = 1; i < kWays; ++i) acc[r][0] = _mm512_add_ps(acc[r][0], acc[r][i]);
-      _mm512_storeu_ps(s + r * kTile + n, acc[r][0]);
+  for (int r = 0; r < kRows; ++r) {
+    const __m512i pair = set_pair(q[r * stride + kPart]);
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      __m512& sum = acc[r][g][way % kWays];
+      sum = add_dot(sum, codes[g], pair);
     }
   }
+}
+
+// The scores of kGroups times sixteen keys: each broadcast of a query's pair meets all of them.
+template <int kRows, int kGroups>
+[[gnu::always_inline]] inline void score_nibble_group(const Queries& q, Rows k, Walk& next,
+                                                      int64_t head_dim, float* s) {
+  // Sixteen sums: two products a cycle may begin, each of which waits 6 cycles for its sum.
+  constexpr int kWays = 16 / (kRows * kGroups);
+  const int64_t stride = q.stride / 2;
+  __m512 acc[kRows][kGroups][kWays];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kGroups * kWays; ++i) acc[r][i / kWays][i % kWays] = _mm512_setzero_ps();
+  }
+  for (int64_t at = 0; at < head_dim / 2; at += 32) {
+    // In memory, for sums and codes take the registers.
+    alignas(64) __m512i transposed[kGroups][8];
+    __m512i(*rows)[8] = transposed;
+    asm("" : "+r"(rows));
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      __m512i x[8];
+      transpose_rows<true>(k + 16 * g, at, 0, x);
+      ask<1>(next);  // of scales
+#pragma GCC unroll 8
+      for (int c = 0; c < 8; ++c) rows[g][c] = x[c];
+    }
+    asm("" : "+r"(rows) : : "memory");
+    const uint32_t* pairs = q.packed + at;
+#pragma GCC unroll 2
+    for (int c = 0; c < 8; ++c, pairs += 4) {
+      ask<kGroups>(next);
+      __m512i x[kGroups];
+#pragma GCC unroll 2
+      for (int g = 0; g < kGroups; ++g) x[g] = rows[g][c];
+      score_part<0>(x, pairs, stride, 0, acc);
+      score_part<1>(x, pairs, stride, 1, acc);
+      score_part<2>(x, pairs, stride, 2, acc);
+      score_part<3>(x, pairs, stride, 3, acc);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      __m512 sum = acc[r][g][0];
+#pragma GCC unroll 16
+      for (int i = 1; i < kWays; ++i) sum = _mm512_add_ps(sum, acc[r][g][i]);
+      _mm512_storeu_ps(s + r * kTile + 16 * g, sum);
+    }
+  }
+}
+
+template <int kRows>
+[[gnu::noinline]] void score_nibbles(const Queries& q, Rows k, Ahead& ahead, int count,
+                                     int64_t head_dim, float* s) {
+  Walk next(ahead);
+  int n = 0;
+  for (; n + 16 < count; n += 32) score_nibble_group<kRows, 2>(q, k + n, next, head_dim, s + n);
+  if (n < count) score_nibble_group<kRows, 1>(q, k + n, next, head_dim, s + n);
 }
 
 // Pairs of two keys, of 64 dimensions from kBytes * 64 bytes on, of which the first `left` are
@@ -401,9 +475,9 @@ template <class Form>
 }
 
 // o[r] takes in p[r][j] * v[j] for `count` keys, for kRows rows and the 64 dimensions from d on.
-template <class Form, int kRows, bool kWhole>
+template <class Form, int kRows, bool kWhole, class Next>
 [[gnu::always_inline]] inline void value_pairs(const uint32_t* p, const Take& take, Rows v,
-                                               Ahead& next, int64_t d, int64_t left, int count,
+                                               Next& next, int64_t d, int64_t left, int count,
                                                float* o, int64_t o_stride) {
   __m512 acc[kRows][4];
 #pragma GCC unroll 4
@@ -437,8 +511,10 @@ template <class Form, int kRows, bool kWhole>
   }
 }
 template <class Form, int kRows>
-void value_rows(const uint32_t* p, const Take& take, Rows v, Ahead& next, int count,
+void value_rows(const uint32_t* p, const Take& take, Rows v, Ahead& ahead, int count,
                 int64_t head_dim_v, float* o, int64_t o_stride) {
+  // Of bf16, in registers it was slower (NOTES.md).
+  std::conditional_t<Form::kInteger, Walk, Ahead&> next(ahead);
   int64_t d = 0;
   for (; d + 64 <= head_dim_v; d += 64) {
     value_pairs<Form, kRows, true>(p, take, v, next, d, 64, count, o, o_stride);
@@ -454,7 +530,7 @@ enum class Part { lower, upper, half };
 
 template <int kRows, Part kPart>
 [[gnu::always_inline]] inline void value_nibbles(const uint32_t* p, const Take& take, Rows v,
-                                                 Ahead& next, int64_t at, int64_t apart, int count,
+                                                 Walk& next, int64_t at, int64_t apart, int count,
                                                  float* o, int64_t o_stride) {
   __m512 acc[kRows][4];
 #pragma GCC unroll 4
@@ -519,8 +595,9 @@ template <int kRows, Part kPart>
   }
 }
 template <int kRows>
-void value_nibble_rows(const uint32_t* p, const Take& take, Rows v, Ahead& next, int count,
+void value_nibble_rows(const uint32_t* p, const Take& take, Rows v, Ahead& ahead, int count,
                        int64_t head_dim_v, float* o, int64_t o_stride) {
+  Walk next(ahead);
   const int64_t bytes = head_dim_v / 2;
   int64_t at = 0;
   for (; at + 64 <= bytes; at += 64) {
