@@ -26,6 +26,8 @@
 namespace lowbit {
 namespace {
 
+inline constexpr int64_t kMostSplits = 64;  // of an item: two a lane where they are added up
+
 // ---- results -----------------------------------------------------------------------------------
 
 // What is known of a row's sums beside them: its base, the maximum in units of log2, as they have
@@ -433,6 +435,71 @@ __global__ void __launch_bounds__(F::kThreads) attend_tiles(const __grid_constan
   leave<F>(call, item, room, beside, unit, t);
 }
 
+// A row of an item's splits, by a warp: their numbers are asked for at once, one or two a lane, and
+// elements of several before one is used.
+template <class F>
+__device__ __forceinline__ float4 add_parts(const float* from, int count,
+                                            float (&o)[(F::kDim + 127) / 128][4]) {
+  constexpr int kStep = F::kRows * F::kPassStride, kWords = (F::kDim + 127) / 128;
+  constexpr int kAtOnce = 16 / kWords;
+  const int lane = threadIdx.x % 32;
+  static_assert(kMostSplits == 64);
+  float4 own[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int k = lane + 32 * i;
+    own[i] = {-INFINITY, 0.0f, 0.0f, -INFINITY};
+    if (k < count) own[i] = *reinterpret_cast<const float4*>(from + k * kStep + F::kDim);
+  }
+  const auto over_lanes = [](float x, const auto& f) {
+    for (int step = 16; step > 0; step /= 2) x = f(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+  };
+  const auto larger = [](float x, float y) { return fmaxf(x, y); };
+  const auto plus = [](float x, float y) { return x + y; };
+  const float base = over_lanes(fmaxf(own[0].x, own[1].x), larger);
+  const float max = over_lanes(
+      fmaxf(own[0].x == base ? own[0].w : -INFINITY, own[1].x == base ? own[1].w : -INFINITY),
+      larger);
+  const float shift = base == -INFINITY ? 0.0f : base;
+  float factor[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // A base that is no number stays one.
+    factor[i] = own[i].x == -INFINITY ? 0.0f : power_of_two(own[i].x - shift);
+  }
+  const float weights = over_lanes(factor[0] * own[0].y + factor[1] * own[1].y, plus);
+  const float sums = over_lanes(factor[0] * own[0].z + factor[1] * own[1].z, plus);
+#pragma unroll
+  for (int i = 0; i < kWords * 4; ++i) o[i / 4][i % 4] = 0.0f;
+  for (int k0 = 0; k0 < count; k0 += kAtOnce) {
+    float4 x[kAtOnce][kWords];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        const int d = 128 * i + 4 * lane;
+        x[k][i] = {};
+        if (k0 + k < count && d < F::kDim) {
+          x[k][i] = *reinterpret_cast<const float4*>(from + (k0 + k) * kStep + d);
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const float by = __shfl_sync(~0u, k0 < 32 ? factor[0] : factor[1], (k0 + k) % 32);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        o[i][0] += by * x[k][i].x;
+        o[i][1] += by * x[k][i].y;
+        o[i][2] += by * x[k][i].z;
+        o[i][3] += by * x[k][i].w;
+      }
+    }
+  }
+  return {base, weights, sums, max};
+}
+
 // Adds up the splits of items, a row a warp.
 template <class F>
 __global__ void __launch_bounds__(128) add_splits(const __grid_constant__ Call call) {
@@ -451,13 +518,8 @@ __global__ void __launch_bounds__(128) add_splits(const __grid_constant__ Call c
         visible_keys(mask, row.token + item.s.seq_kv - item.s.seq_q, item.s.seq_kv);
     row.begin = static_cast<int>(seen.begin);
     row.end = static_cast<int>(seen.end);
-    const float* from = part_of<F>(call, item, 0) + r * F::kPassStride;
-    constexpr int kStep = F::kRows * F::kPassStride;
     float o[(F::kDim + 127) / 128][4];
-    const float4 sum = add_rows<F>(
-        item.splits,
-        [&](int k) { return *reinterpret_cast<const float4*>(from + k * kStep + F::kDim); },
-        [&](int k) { return from + k * kStep; }, o);
+    const float4 sum = add_parts<F>(part_of<F>(call, item, 0) + r * F::kPassStride, item.splits, o);
     finish_row<F>(call, item, row, sum, o);
   }
 }
@@ -473,7 +535,7 @@ struct Plan {
 
 inline constexpr int kFewRows = 16;
 // Blocks that a call is cut into where it has fewer: two a multiprocessor of large GPUs.
-inline constexpr int64_t kPlaces = 264, kMostSplits = 64;
+inline constexpr int64_t kPlaces = 264;
 
 static inline int bucket_of(const AttentionArgs& a) {
   const int64_t k = head_dim_of(a), v = head_dim_v_of(a), dim = k > v ? k : v;

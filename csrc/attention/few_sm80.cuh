@@ -30,7 +30,8 @@ struct Few {
   static constexpr bool kZeros = kFormat == KvFormat::int4, kShifted = kFormat == KvFormat::int8;
   static constexpr int kDim = kDimOf, kTiles = 1, kRows = 16;
   static constexpr int kWarpsM = 1, kWarpsN = 4, kWarps = 4, kThreads = 128;
-  static constexpr int kKeys = 32, kOwn = kKeys;
+  // Fewer where a stage would leave room for one block a multiprocessor only.
+  static constexpr int kKeys = kBits == 8 && kDim >= 128 ? 16 : 32, kOwn = kKeys;
   static constexpr int kColumns = kKeys / 8, kSteps = kDim / 16, kParts = kDim / 8;
   static constexpr int kStride = 2 * kDim + 16, kPassStride = kDim + 4;
   static constexpr int kQueryBytes = kRows * kStride;
@@ -72,21 +73,44 @@ __device__ __forceinline__ void bring_few(const Call& call, const Item& t, const
   static_assert(F::kKeys % kPass == 0);
   const int c = lane % kAcross;
   constexpr int kStep = F::kDim * F::kBits / 8;
+  const int own = lane / kAcross;
+  if (k.page_size >= F::kKeys) {
+    const int page = __shfl_sync(~0u, window.page, first - window.first & 31);
+    const uint8_t* from = kv_page(k, page < 0 ? 0 : page, t.head) +
+                          ((tile.key0 & ((1 << shift) - 1)) + own) * kStep + 16 * c;
+    const int low = tile.lo - tile.key0 - own;
+    const unsigned count = page < 0 ? 0u : static_cast<unsigned>(tile.hi - tile.lo);
+    uint32_t to = smem_address(stage) + own * F::kRowBytes + 16 * c;
 #pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    const uint32_t to = smem_address(stage) + which * F::kKeys * F::kRowBytes +
-                        lane / kAcross * F::kRowBytes + 16 * c;
+    for (int which = 0; which < 2; ++which) {
 #pragma unroll
-    for (int n = 0; n < F::kKeys / kPass; ++n) {
-      const int j = tile.key0 + lane / kAcross + n * kPass;
-      const int page = __shfl_sync(~0u, window.page, (j >> shift) - window.first & 31);
-      const bool there = j >= tile.lo && j < tile.hi && page >= 0;
-      const uint8_t* from = kv_page(k, there ? page : 0, t.head) + (which == 1 ? k.page.v : 0) +
-                            (j & ((1 << shift) - 1)) * kStep + 16 * c;
+      for (int n = 0; n < F::kKeys / kPass; ++n) {
+        const uint32_t bytes = static_cast<unsigned>(n * kPass - low) < count ? 16 : 0;
 #pragma unroll
-      for (int m = 0; m < F::kChunks / kAcross; ++m) {
-        cp_async_16(to + n * kPass * F::kRowBytes + 16 * kAcross * m, from + 16 * kAcross * m,
-                    there ? 16 : 0);
+        for (int m = 0; m < F::kChunks / kAcross; ++m) {
+          cp_async_16(to + n * kPass * F::kRowBytes + 16 * kAcross * m,
+                      from + n * kPass * kStep + 16 * kAcross * m, bytes);
+        }
+      }
+      from += k.page.v;
+      to += F::kKeys * F::kRowBytes;
+    }
+  } else {
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+      const uint32_t to = smem_address(stage) + (which * F::kKeys + own) * F::kRowBytes + 16 * c;
+#pragma unroll 1
+      for (int n = 0; n < F::kKeys / kPass; ++n) {
+        const int j = tile.key0 + own + n * kPass;
+        const int page = __shfl_sync(~0u, window.page, (j >> shift) - window.first & 31);
+        const bool there = j >= tile.lo && j < tile.hi && page >= 0;
+        const uint8_t* from = kv_page(k, there ? page : 0, t.head) + (which == 1 ? k.page.v : 0) +
+                              (j & ((1 << shift) - 1)) * kStep + 16 * c;
+#pragma unroll
+        for (int m = 0; m < F::kChunks / kAcross; ++m) {
+          cp_async_16(to + n * kPass * F::kRowBytes + 16 * kAcross * m, from + 16 * kAcross * m,
+                      there ? 16 : 0);
+        }
       }
     }
   }
@@ -184,8 +208,13 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
   constexpr bool kInt4 = F::kZeros;
   constexpr int kHigh = F::kSteps / 2;  // int4: the first step of the high bits
   const int lane = threadIdx.x % 32, column = lane % 4 * 2;
-  const uint32_t k = smem_address(stage) + lane * F::kRowBytes;
-  const uint32_t v = k + F::kKeys * F::kRowBytes;
+  // 32 keys at one chunk, or 16 keys at two.
+  constexpr bool kWide = F::kKeys == 32;
+  const uint32_t k =
+      smem_address(stage) +
+      (kWide ? lane * F::kRowBytes : (lane / 16 * 8 + lane % 8) * F::kRowBytes + lane / 8 % 2 * 16);
+  const uint32_t v = smem_address(stage) + F::kKeys * F::kRowBytes +
+                     (kWide ? lane * F::kRowBytes : lane % 16 * F::kRowBytes + lane / 16 * 16);
   const uint8_t* const scales = stage + 2 * F::kKeys * F::kRowBytes + 2 * column;
   float s[1][F::kColumns][4];
 #pragma unroll
@@ -193,7 +222,7 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
     s[0][i / 4][i % 4] = F::kShifted ? -128.0f * query_sums[i % 4 / 2] : 0.0f;
   }
 #pragma unroll
-  for (int c = 0; c < F::kChunks; ++c) {
+  for (int c = 0; c < F::kChunks; c += kWide ? 1 : 2) {
     uint32_t w[4];  // of eight keys each
     ldmatrix(k + 16 * c, w[0], w[1], w[2], w[3]);
 #pragma unroll
@@ -205,7 +234,7 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
       } else {
         uint32_t even, odd;
         code_pairs<F::kFormat>(w[n], even, odd);
-        mma_16bit<true>(s[0][n], q[c], even, odd);
+        mma_16bit<true>(s[0][kWide ? n : n / 2], q[kWide ? c : c + n % 2], even, odd);
       }
     }
   }
@@ -236,10 +265,12 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
   float ratio = 1.0f;
   {
     const int j = tile.key0 + lane;
+    // Stages may have fewer keys than a warp has lanes.
+    const int own = lane % F::kKeys;
     const uint16_t bits = *reinterpret_cast<const uint16_t*>(stage + 2 * F::kKeys * F::kRowBytes +
-                                                             2 * F::kKeys + 2 * lane) &
+                                                             2 * F::kKeys + 2 * own) &
                           0x7fff;
-    const bool counts = j >= tile.lo && j < tile.hi && bits < 0x7c00;
+    const bool counts = lane == own && j >= tile.lo && j < tile.hi && bits < 0x7c00;
     const unsigned top = __reduce_max_sync(~0u, counts ? bits : 0u);
     const float most = half_to_f32(static_cast<uint16_t>(top));
     if (most > t.most) {
@@ -273,7 +304,7 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
   }
   t.zeros[0][0] *= factor[0];
   t.zeros[0][1] *= factor[1];
-  uint32_t p[2][4];
+  uint32_t p[F::kKeys / 16][4];
 #pragma unroll
   for (int c = 0; c < F::kColumns; ++c) {
     float2 scale = halves_of(scales + 2 * F::kKeys + 16 * c), zero = {128.0f, 128.0f};
@@ -306,34 +337,44 @@ __device__ __forceinline__ void take_codes(const Call& call, const Tile& tile, c
       }
     }
   }
+  const auto add = [&](int part, const uint32_t* w) {
+    float own[4] = {};
 #pragma unroll
-  for (int c = 0; c < F::kChunks; ++c) {
+    for (int i = 0; i < F::kKeys / 16; ++i) mma_16bit<true>(own, p[i], w[2 * i], w[2 * i + 1]);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      t.o[0][part][e] = fmaf(t.o[0][part][e], factor[e / 2], own[e]);
+    }
+  };
+#pragma unroll
+  for (int c = 0; c < F::kChunks; c += kWide ? 1 : 2) {
     uint32_t w[4];
     ldmatrix_across(v + 16 * c, w[0], w[1], w[2], w[3]);
-    const auto add = [&](int part, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
-      float own[4] = {};
-      mma_16bit<true>(own, p[0], w0, w1);
-      mma_16bit<true>(own, p[1], w2, w3);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        t.o[0][part][e] = fmaf(t.o[0][part][e], factor[e / 2], own[e]);
-      }
-    };
     if constexpr (kInt4) {
       constexpr uint32_t kLow4 = 0x000f000fu, kHigh4 = 0x00f000f0u;
-      uint32_t y[4];
+      uint32_t x[4][4];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) y[n] = w[n] >> 8;
-      add(2 * c, w[0] & kLow4, w[1] & kLow4, w[2] & kLow4, w[3] & kLow4);
-      add(2 * c + 1, y[0] & kLow4, y[1] & kLow4, y[2] & kLow4, y[3] & kLow4);
-      add(2 * (c + kHigh), w[0] & kHigh4, w[1] & kHigh4, w[2] & kHigh4, w[3] & kHigh4);
-      add(2 * (c + kHigh) + 1, y[0] & kHigh4, y[1] & kHigh4, y[2] & kHigh4, y[3] & kHigh4);
+      for (int n = 0; n < 4; ++n) {
+        const uint32_t y = w[n] >> 8;
+        x[0][n] = w[n] & kLow4;
+        x[1][n] = y & kLow4;
+        x[2][n] = w[n] & kHigh4;
+        x[3][n] = y & kHigh4;
+      }
+      add(2 * c, x[0]);
+      add(2 * c + 1, x[1]);
+      add(2 * (c + kHigh), x[2]);
+      add(2 * (c + kHigh) + 1, x[3]);
     } else {
       uint32_t even[4], odd[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) code_pairs<F::kFormat>(w[n], even[n], odd[n]);
-      add(2 * c, even[0], even[1], even[2], even[3]);
-      add(2 * c + 1, odd[0], odd[1], odd[2], odd[3]);
+      add(2 * c, even);
+      add(2 * c + 1, odd);
+      if constexpr (!kWide) {
+        add(2 * c + 2, even + 2);
+        add(2 * c + 3, odd + 2);
+      }
     }
   }
 }
@@ -440,18 +481,20 @@ static inline bool takes_few(const AttentionArgs& a, const Plan& plan) {
          a.kv.head_dim_v == plan.dim && !present(a.prefix_rows);
 }
 
-// Stages of a warp: two blocks a multiprocessor where it has room for three stages of each; 0: it
-// has no room for two.
+// Stages of a warp, two at least: two blocks on a multiprocessor, three where keys are few; 0:
+// there is no room.
 template <class F>
 static Status stages_of(int* stages) {
   int most = 0;
   LB_TRY(most_shared(&most));
-  constexpr int kOther = F::kQueryBytes + static_cast<int>(sizeof(Beside<F>)) + 1024;
+  constexpr int kOther = F::kQueryBytes + static_cast<int>(sizeof(Beside<F>)) + 1280;
   constexpr int kRing = F::kWarps * F::kStage;
-  *stages = (most / 2 - kOther) / kRing;
-  if (*stages < 3) *stages = (most - kOther) / kRing;
+  *stages = 0;
+  for (int blocks = F::kKeys == 16 ? 3 : 2; blocks > 0 && *stages == 0; --blocks) {
+    const int room = most / blocks - kOther, fit = room / kRing;
+    if (fit >= blocks && fit >= 2 && room >= F::kPassBytes) *stages = fit;
+  }
   if (*stages > F::kMostStages) *stages = F::kMostStages;
-  if (*stages < 2 || most < F::kPassBytes + kOther) *stages = 0;
   return ok();
 }
 
