@@ -29,12 +29,13 @@ struct Counter {
 };
 
 struct Call {
-  CUtensorMap q_map, k_map, v_map;
+  CUtensorMap q_map, k_map, v_map, o_map;
   AttentionArgs args;
   double scale;      // of a product
   float unit;        // log2(e) * scale in f32
   int heads, group;  // of q; of q to one of kv
   int left, right;   // the mask's
+  bool stores;       // the copy engine can write results
   bool ragged;       // there may be other numbers behind a sequence's last key
   // Lengths, as the args have them, and their limits.
   const int32_t *cu_q, *cu_kv, *kv_lens;  // packed, packed, batched; or null

@@ -173,13 +173,14 @@ __device__ __forceinline__ void weigh_on(float unit, const Rows& r, uint32_t (&s
 // Takes the sums of a tile, which were made with the base of before, once its weights are on their
 // way. Where one of them is large,
 // the base grows by a whole number, so that what is rescaled loses nothing. Where it is out of all
-// proportion, the row's sum is inf from then on, and the item is computed once more.
-__device__ __forceinline__ void follow(Rows& r, float (&sum)[2]) {
+// proportion, the row's sum is inf from then on, and the item is computed once more. Returns
+// whether results of before may have to be rescaled.
+__device__ __forceinline__ bool follow(Rows& r, float (&sum)[2]) {
   const float tile[2] = {sum[0], sum[1]};
   sum[0] = sum[1] = 0.0f;
   r.sum[0] += tile[0];
   r.sum[1] += tile[1];
-  if (!__any_sync(~0u, fmaxf(tile[0], tile[1]) > kMostSum)) return;
+  if (!__any_sync(~0u, fmaxf(tile[0], tile[1]) > kMostSum)) return false;
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const float most = quad_max(tile[e]);
@@ -194,6 +195,7 @@ __device__ __forceinline__ void follow(Rows& r, float (&sum)[2]) {
     r.sum[e] *= factor;
     r.factor[e] *= factor;
   }
+  return true;
 }
 template <int kCount>
 __device__ __forceinline__ void weigh_sigmoid(uint32_t (&s)[kCount]) {

@@ -46,6 +46,8 @@ struct Form {
   static_assert(kBoxesV <= kBoxes, "results leave through the room of queries");
   // Tiles of keys that are asked for before an item's queries.
   static constexpr int kAhead = kQueries == 1 ? 2 : 0;
+  // A loop of its own for tiles that all rows see whole. At 256 it made full masks slower.
+  static constexpr bool kEasyLoop = kDimV <= 128;
   // Elements of 2^x that are computed before the products of values are awaited.
   static constexpr int kBefore = kTile / 8;
   // Of 65536 registers: what serves needs 56 at most.
@@ -396,6 +398,28 @@ __device__ __forceinline__ void multiply_values(uint32_t (&o)[F::kDimV / 2],
   wgmma_commit();
 }
 
+// Whether a phase has ended, without waiting for it.
+__device__ __forceinline__ bool barrier_ended(uint64_t* bar, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(smem_address(bar)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+// 16 rows of results, as a box of 64 elements each.
+__device__ __forceinline__ void box_store(const CUtensorMap* map, const void* from, int element,
+                                          int token, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(
+          map),
+      "r"(element), "r"(token), "r"(head), "r"(batch), "r"(smem_address(from))
+      : "memory");
+}
+
 // o and lse of a group's 64 rows.
 template <class F, bool kOptions>
 __device__ __forceinline__ void finish(const Call& call, Item& t, int group, int care, Rows& r,
@@ -414,7 +438,7 @@ __device__ __forceinline__ void finish(const Call& call, Item& t, int group, int
     inverse[e] = 1.0f;
     if (!sigmoid_score) {
       const float base = r.base[e] == -INFINITY ? 0.0f : r.base[e];
-      inverse[e] = 1.0f / (sum[e] + power_of_two(sink * kLog2 - base));
+      inverse[e] = reciprocal(sum[e] + power_of_two(sink * kLog2 - base));
     }
     if (empty[e]) inverse[e] = 0.0f;
     check[2 * e] = inverse[e] * 0.0f;
@@ -484,27 +508,26 @@ __device__ __forceinline__ void finish(const Call& call, Item& t, int group, int
       const int row = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
       stmatrix(room + j / 4 * 8192 + swizzled(row, j % 4 * 32 + lane / 16 * 16), words);
     }
-    __syncwarp();
-    auto* const to = static_cast<uint16_t*>(a.o.data) + start;
-    const bool even = (reinterpret_cast<uintptr_t>(to) & 15) == 0 && token_stride(a.o) % 8 == 0;
-    const auto from = [&](int row, int c) {  // the chunk c of a row
-      return reinterpret_cast<const uint4*>(room + c / 8 * 8192 +
-                                            swizzled(warp * 16 + row, c % 8 * 16));
-    };
-    constexpr int kChunks = F::kDimV / 8, kEach = kChunks / 2;
-    if (even && left >= 16 && dim_v == F::kDimV) {
-      uint4 w[kEach];
+    if (call.stores && left >= 16) {
+      async_fence();
+      __syncwarp();
+      if (lane == 0) {
 #pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const int i = lane + 32 * j;
-        w[j] = *from(i / kChunks, i % kChunks);
-      }
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const int i = lane + 32 * j;
-        *reinterpret_cast<uint4*>(to + i / kChunks * token_stride(a.o) + i % kChunks * 8) = w[j];
+        for (int box = 0; box < F::kBoxesV; ++box) {
+          box_store(&call.o_map, room + box * 8192 + warp * 2048, box * 64, t.q + first, t.head,
+                    t.batch);
+        }
+        store_commit();
       }
     } else {
+      __syncwarp();
+      auto* const to = static_cast<uint16_t*>(a.o.data) + start;
+      const bool even = (reinterpret_cast<uintptr_t>(to) & 15) == 0 && token_stride(a.o) % 8 == 0;
+      const auto from = [&](int row, int c) {  // the chunk c of a row
+        return reinterpret_cast<const uint4*>(room + c / 8 * 8192 +
+                                              swizzled(warp * 16 + row, c % 8 * 16));
+      };
+      constexpr int kChunks = F::kDimV / 8;
 #pragma unroll 1
       for (int i = lane; i < 16 * kChunks; i += 32) {
         const int row = i / kChunks, c = i % kChunks;
@@ -517,20 +540,22 @@ __device__ __forceinline__ void finish(const Call& call, Item& t, int group, int
           for (int e = 0; e < 8; ++e) at[e] = reinterpret_cast<const uint16_t*>(from(row, c))[e];
         }
       }
+      async_fence();
     }
-    async_fence();
   }
   __syncwarp();
   // Once more where a row is no number: with masked values that are none cleared, then with a look
   // at every score. What is none then is computed key by key.
   const bool any = __any_sync(~0u, mend[0] || mend[1]);
   const bool far = __any_sync(~0u, passed[0] || passed[1]);
+  const bool bad = care != kNone && *const_cast<volatile const int*>(&t.bad_last) >= 0;
+  if (!any && !bad) return;
+  if (lane == 0) store_wait_all();  // before others write there
+  __syncwarp();
   if (any && (care == kNone || (care == kValues && far))) {
     if (lane == 0) atomicOr(&t.again, (far ? kScores : kValues) << 2 * group);
     return;
   }
-  const bool bad = care != kNone && *const_cast<volatile const int*>(&t.bad_last) >= 0;
-  if (!any && !bad) return;
 #pragma unroll 1
   for (int e = 0; e < 2; ++e) {
     // Where values were cleared, every row is looked at.
@@ -555,7 +580,17 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
   const bool sigmoid_score = kOptions && call.args.score == Score::sigmoid;
   const float unit = kOptions ? 1.0f : call.unit;
   if (group + 1 == F::kGroups) pass_turn<F>(group);
+  bool owed = false;  // the queries of the item before are still to be let go
+  const auto let_go = [&] {
+    if (lane == 0) {
+      store_wait_read();
+      barrier_arrive(&s.q_empty[(q.slot + F::kQueries - 1) % F::kQueries]);
+    }
+    owed = false;
+  };
   while (true) {
+    // At once where the next item's are not there yet, or it would wait for them in vain.
+    if (owed && !__shfl_sync(~0u, barrier_ended(&s.q_full[q.slot], q.parity), 0)) let_go();
     barrier_wait(&s.q_full[q.slot], q.parity);
     Item& t = s.items[q.slot];
     if (t.seq_q < 0) break;
@@ -619,6 +654,7 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       barrier_wait(&s.k_full[k.slot], k.parity);
       pin(x);
       multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
+      if (owed) let_go();
       wgmma_wait<0>();
       pin(x);
       warp_arrive(&s.k_empty[k.slot]);
@@ -628,8 +664,9 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       rows.factor[0] = rows.factor[1] = 1.0f;  // there are no results of before
       pack_weights<F::kType>(x, p);
       if (is_masked(tile)) clean(tile);
-#pragma unroll 1
-      for (--tile; tile >= first; --tile) {
+      // kEasy: of a tile that all rows see whole and that needs no look at its largest scores.
+      const auto step = [&](int tile, auto easy) {
+        constexpr bool kEasy = decltype(easy)::value;
         barrier_wait(&s.k_full[k.slot], k.parity);
         await_turn<F>(group);
 #pragma unroll
@@ -640,13 +677,13 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         barrier_wait(&s.v_full[v.slot], v.parity);
         multiply_values<F>(o, p, s.values + v.slot * F::kValueBytes);
         pass_turn<F>(group);
-        if (kOn) follow(rows, sum);
+        const bool moved = kOn && follow(rows, sum);
         wgmma_wait<1>();
         pin(x);
         warp_arrive(&s.k_empty[k.slot]);
         advance(k);
-        const bool on = kOn && (tile + 1) * F::kTile < before;
-        score_and_mask(tile);
+        const bool on = kEasy || (kOn && (tile + 1) * F::kTile < before);
+        if (!kEasy) score_and_mask(tile);
         if (on) {
           weigh_on<0, F::kBefore>(unit, rows, x, sum);
         } else {
@@ -654,7 +691,8 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         }
         pin(x);
         // The wait stands behind a branch, or ptxas moves it before the exponentials.
-        if (__any_sync(~0u, rows.factor[0] != 1.0f || rows.factor[1] != 1.0f)) {
+        const bool behind = kEasy ? moved : rows.factor[0] != 1.0f || rows.factor[1] != 1.0f;
+        if (kEasy ? behind : __any_sync(~0u, behind) != 0) {
           wgmma_wait<0>();
           pin(o);
           rescale();
@@ -669,7 +707,19 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
         } else {
           pack_weights<F::kType>(x, p);
         }
-        if (is_masked(tile)) clean(tile);
+        if (!kEasy && is_masked(tile)) clean(tile);
+      };
+      --tile;
+      while (tile >= first) {
+        if constexpr (kOn && F::kEasyLoop) {
+          const int last = max(first, (low + F::kTile - 1) / F::kTile);  // of those seen whole
+          if ((tile + 1) * F::kTile < before) {
+#pragma unroll 1
+            for (; tile >= last; --tile) step(tile, std::true_type());
+            if (tile < first) break;
+          }
+        }
+        step(tile--, std::false_type());
       }
       barrier_wait(&s.v_full[v.slot], v.parity);
 #pragma unroll
@@ -683,9 +733,10 @@ __device__ __forceinline__ void work(const Call& call, const Shared<F>& s) {
       advance(v);
       if (kOn && __any_sync(~0u, rows.factor[0] != 1.0f || rows.factor[1] != 1.0f)) rescale();
     }
+    if (owed) let_go();
     finish<F, kOptions>(call, t, group, care(), rows, o, queries);
     __syncwarp();
-    warp_arrive(&s.q_empty[q.slot]);
+    owed = true;
     advance(q);
   }
 }
@@ -865,6 +916,8 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
     code = paged ? map_of_pages(args.kv, of_values, F::kPageBox, map)
                  : map_of(of_values ? args.v : args.k, F::kTile, map);
   }
+  call.stores = args.o.dtype == F::kType && has_even_rows(args.o);
+  if (code == cudaSuccess && call.stores) code = map_of(args.o, 16, &call.o_map);
   if (code == cudaSuccess) code = allow_shared(attend_tiles<F, kOptions>, F::kShared, asked);
   LB_TRY(launched(code));
   const auto grid =
@@ -872,13 +925,14 @@ static Status run_form(const AttentionArgs& args, const Ctx& ctx) {
   return launch(ctx, attend_tiles<F, kOptions>, grid, F::kThreads, F::kShared, call);
 }
 
+// Weights of products without more than a scale, which is positive.
+static inline bool is_plain(const AttentionArgs& args) {
+  return args.softcap == 0 && !present(args.alibi_slopes) && !present(args.bias) &&
+         args.score == Score::softmax && (args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
+}
 template <class F>
 static Status run_options(const AttentionArgs& args, const Ctx& ctx) {
-  // Weights of products without more than a scale, which is positive.
-  const bool plain = args.softcap == 0 && !present(args.alibi_slopes) && !present(args.bias) &&
-                     args.score == Score::softmax &&
-                     (args.softmax_scale == 0 || args.softmax_scale > 0x1p-60f);
-  return plain ? run_form<F, false>(args, ctx) : run_form<F, true>(args, ctx);
+  return is_plain(args) ? run_form<F, false>(args, ctx) : run_form<F, true>(args, ctx);
 }
 
 static inline size_t workspace_beside(const AttentionArgs& args, int threads,
@@ -892,6 +946,9 @@ static Status run_beside(const AttentionArgs& args, const Ctx& ctx, const Attent
   if (!takes_tensors(args)) return other.run(args, ctx);
   const int64_t dim = head_dim_of(args), dim_v = head_dim_v_of(args),
                 most = dim > dim_v ? dim : dim_v;
+  if (most <= 64 && args.causal && is_batched(args) && args.q.shape[1] <= 1024 && is_plain(args)) {
+    return run_form<Form<kType, 64, 64, 2, 128, 4, 2>, false>(args, ctx);
+  }
   if (most <= 64) return run_options<Form<kType, 64, 64, 3, 128, 4, 2>>(args, ctx);
   if (most <= 96) return run_options<Form<kType, 96, 96, 2, 128, 2, 2>>(args, ctx);
   if (most <= 128) return run_options<Form<kType, 128, 128, 2, 128, 2, 2>>(args, ctx);
