@@ -27,11 +27,12 @@ inline constexpr int64_t kPairPanels = 2;
 inline constexpr int64_t kSliceSteps = 16;
 // Below this M a tile is half empty and the vector rows read w as fast.
 inline constexpr int64_t kLeastM = 16;
-// Blocks of 256 rows by 128 columns: the slice of x is 256 KiB, the sums are 128 KiB. Larger ones
-// read less from L3, but cores under AMX run at speeds a factor of two and more apart, so that many
-// blocks are worth more, and the last ones are a quarter as large. Few rows leave time for no more
-// than reading w, and the less work a column is, the more even its shares have to be.
-inline constexpr int64_t kBlockRows = 256, kWideColumns = 128;
+// Blocks of 256 rows by 256 columns: the slice of x and the sums are 256 KiB each. Larger ones
+// would read x from L3 less often, but cores under AMX run at speeds a factor of two and more
+// apart, so that the second half of the columns goes by smaller blocks, and its second half by the
+// smallest. Few rows leave time for no more than reading w, and the less work a column is, the more
+// even its shares have to be.
+inline constexpr int64_t kBlockRows = 256, kWideColumns = 256;
 inline constexpr int64_t kNarrowRows = 64, kNarrowColumns = 64, kBandColumns = 32;
 
 // How K is walked, in steps of a tile.
@@ -154,38 +155,45 @@ struct Block {
   }
 };
 
-// How the rows of a stage and the columns of w are cut into blocks: wide ones, then, for the last
-// quarter of the columns, fine ones.
+// How the rows of a stage and the columns of w are cut into blocks: up to three runs of columns,
+// each in blocks of one size.
 struct Blocks {
-  struct Size {
-    int64_t rows, columns;
+  struct Run {
+    int64_t begin, end, rows, columns, count;
   };
-  int64_t rows, n, n_wide;
-  Size wide, fine;
+  int64_t rows = 0, count = 0;
+  int runs = 0;
+  Run run[3] = {};
 
-  int64_t count_wide() const { return ceil_div(rows, wide.rows) * ceil_div(n_wide, wide.columns); }
-  int64_t count() const {
-    return count_wide() + ceil_div(rows, fine.rows) * ceil_div(n - n_wide, fine.columns);
+  void add(int64_t begin, int64_t end, int64_t height, int64_t columns) {
+    const int64_t blocks = ceil_div(rows, height) * ceil_div(end - begin, columns);
+    run[runs++] = {begin, end, height, columns, blocks};
+    count += blocks;
   }
   // Blocks that share columns of w follow each other, so that w comes from memory once.
   Block block(int64_t i) const {
-    const bool is_wide = i < count_wide();
-    const Size size = is_wide ? wide : fine;
-    const int64_t first = is_wide ? 0 : n_wide, end = is_wide ? n_wide : n;
-    const int64_t at = is_wide ? i : i - count_wide(), m_blocks = ceil_div(rows, size.rows);
-    const int64_t m = at % m_blocks * size.rows, n0 = first + at / m_blocks * size.columns;
-    return {m, rows - m < size.rows ? rows - m : size.rows, n0,
-            end - n0 < size.columns ? end - n0 : size.columns};
+    const Run* r = run;
+    for (; i >= r->count; ++r) i -= r->count;
+    const int64_t m_blocks = ceil_div(rows, r->rows);
+    const int64_t m = i % m_blocks * r->rows, n = r->begin + i / m_blocks * r->columns;
+    return {m, rows - m < r->rows ? rows - m : r->rows, n,
+            r->end - n < r->columns ? r->end - n : r->columns};
   }
 };
 static inline Blocks blocks_of(int64_t rows, int64_t n) {
-  const Blocks::Size wide = {even_part(rows, kBlockRows, kPairRows),
-                             rows <= kTileRows     ? kBandColumns
-                             : rows <= kNarrowRows ? kNarrowColumns
-                                                   : kWideColumns};
-  if (rows <= kNarrowRows) return {rows, n, n, wide, wide};
-  const int64_t n_wide = n * 3 / 4 / kWideColumns * kWideColumns;
-  return {rows, n, n_wide, wide, {round_up(wide.rows / 2, kPairRows), kWideColumns / 2}};
+  Blocks b;
+  b.rows = rows;
+  const int64_t height = even_part(rows, kBlockRows, kPairRows);
+  if (rows <= kNarrowRows) {
+    b.add(0, n, height, rows <= kTileRows ? kBandColumns : kNarrowColumns);
+    return b;
+  }
+  const int64_t half = n / 2 / kWideColumns * kWideColumns;
+  const int64_t last = n * 3 / 4 / kWideColumns * kWideColumns;
+  b.add(0, half, height, kWideColumns);
+  b.add(half, last, height, kWideColumns / 2);
+  b.add(last, n, round_up(height / 2, kPairRows), kWideColumns / 4);
+  return b;
 }
 
 // Words that the sums of any block of up to `rows` rows take.
@@ -279,7 +287,7 @@ static inline void for_amx_blocks(const LinearArgs& args, Pool* pool, int64_t m_
                                   const float* row_scale, float* sums_of_threads,
                                   const Products& products, const Finish& finish) {
   const Blocks blocks = blocks_of(rows, args.w.n);
-  parallel_for(pool, blocks.count(), 1, [&](int64_t begin, int64_t end, int thread) {
+  parallel_for(pool, blocks.count, 1, [&](int64_t begin, int64_t end, int thread) {
     float* sums = sums_of_threads + thread * block_words(rows);
     for (int64_t i = begin; i < end; ++i) {
       const Block b = blocks.block(i);
