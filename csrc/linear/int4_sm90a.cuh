@@ -3,6 +3,7 @@
 
 #include "csrc/linear/dense_sm90a.cuh"
 #include "csrc/linear/few_int4_sm80.cuh"
+#include "csrc/linear/one_unit_sm90a.cuh"
 #include "csrc/linear/stream_int4_sm90a.cuh"
 #include "csrc/linear/tile_int4_sm90a.cuh"
 #include "csrc/linear/units_sm90a.cuh"
@@ -59,12 +60,14 @@ static Status run_int4(const LinearArgs& args, const Ctx& ctx) {
   LB_TRY(x_matrix(args, ctx, &x));
   const int64_t m = args.x.shape[0];
   if constexpr (std::is_same_v<Mma, MmaS8>) {
+    if (Status status = ok(); run_few_unit<8>(args, x, ctx, &status)) return status;
     if (m <= kUnitTokens && w.k <= kUnitColumns) {
       return run_unit_call<UnitX::s8, kUnitTokens>(args, x, ctx);
     }
   } else {
     constexpr bool kHalf = std::is_same_v<Mma, MmaF16>;
     constexpr UnitX kX = kHalf ? UnitX::f16 : UnitX::bf16;
+    if (Status status = ok(); m == 1 && run_one_unit<kHalf>(args, x, ctx, &status)) return status;
     if (m <= 8 && ceil_div(w.n, kFragRows) > 2 * ctx.multiprocessors && w.k <= kUnitColumns) {
       return run_unit_call<kX, 8>(args, x, ctx);
     }

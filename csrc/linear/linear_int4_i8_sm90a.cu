@@ -4,9 +4,10 @@
 // Shapes    any. x of floats is quantised on the way (linear_run).
 // Layout    frag64: groups of 32, 64 or 128, or one scale a row, or one for all.
 // Bound     memory: half a byte a weight and its share of the scale.
-// Method    M <= 16: units_sm90a.cuh. Beyond: stream_int4_sm90a.cuh, up to 128 rows of x a tile. A
-//           code less 8 becomes the high half of a byte, 16 times its value, by one or two
-//           instructions for four; products and sums of a group are whole numbers.
+// Method    M <= 8: one_unit_sm90a.cuh where x and sums fit. M <= 16: units_sm90a.cuh. Beyond:
+//           stream_int4_sm90a.cuh, up to 128 rows of x a tile. A code less 8 becomes the high half
+//           of a byte, 16 times its value, by one or two instructions for four; products and sums
+//           of a group are whole numbers.
 // Source    NVIDIA, PTX ISA: mma; Lin et al., QServe, 2024 (W4A8).
 // Measured  NOTES.md.
 #include "csrc/linear/int4_sm90a.cuh"

@@ -242,6 +242,38 @@ struct Largest {
   }
 };
 
+// The digits of eight columns: [digit][word].
+template <class S>
+__device__ __forceinline__ void digits_of(const uint32_t (&pairs)[4], int half, float by,
+                                          uint32_t (&digits)[4][2]) {
+  float v[8];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 two = unpack_pair(S::kHalf ? DType::f16 : DType::bf16, pairs[j]);
+    v[j * 2] = two.x, v[j * 2 + 1] = two.y;
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int bits = half == 0 ? S::lift(0, j) : S::lift(1, j);
+    const float lifted = by * static_cast<float>(1 << bits);
+    uint32_t fixed[4];
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      // A carry from each digit to the next makes digits of -128 to 127.
+      const int whole = __float2int_rn(v[S::element(j, b)] * lifted);
+      fixed[b] = (static_cast<uint32_t>(whole) + 0x80808080u) ^ 0x80808080u;
+    }
+    const uint32_t low0 = __byte_perm(fixed[0], fixed[1], 0x5140);
+    const uint32_t low1 = __byte_perm(fixed[2], fixed[3], 0x5140);
+    const uint32_t high0 = __byte_perm(fixed[0], fixed[1], 0x7362);
+    const uint32_t high1 = __byte_perm(fixed[2], fixed[3], 0x7362);
+    digits[0][j] = __byte_perm(low0, low1, 0x5410);
+    digits[1][j] = __byte_perm(low0, low1, 0x7632);
+    digits[2][j] = __byte_perm(high0, high1, 0x5410);
+    digits[3][j] = __byte_perm(high0, high1, 0x7632);
+  }
+}
+
 // The digits of x as lanes multiply them: [step][chunk][digit and lane of four][four words], the
 // places of 16 bytes in an order in which neither writers nor readers meet in a bank. And what the
 // sums of a step, or of its two groups, begin with: those of digits times zero points, of digits 0
@@ -261,33 +293,8 @@ __device__ __forceinline__ void lay_digits(const One& p, float by, uint8_t* sX, 
     const int chunk = i / 2 % S::kChunks, q = i / (2 * S::kChunks) % 4;
     uint32_t pairs[4] = {};
     S::pairs_of(p, step, q, chunk, half, pairs);
-    float v[8];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 two = unpack_pair(S::kHalf ? DType::f16 : DType::bf16, pairs[j]);
-      v[j * 2] = two.x, v[j * 2 + 1] = two.y;
-    }
     uint32_t digits[4][2];  // [digit][word]
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int bits = half == 0 ? S::lift(0, j) : S::lift(1, j);
-      const float lifted = by * static_cast<float>(1 << bits);
-      uint32_t fixed[4];
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-        // A carry from each digit to the next makes digits of -128 to 127.
-        const int whole = __float2int_rn(v[S::element(j, b)] * lifted);
-        fixed[b] = (static_cast<uint32_t>(whole) + 0x80808080u) ^ 0x80808080u;
-      }
-      const uint32_t low0 = __byte_perm(fixed[0], fixed[1], 0x5140);
-      const uint32_t low1 = __byte_perm(fixed[2], fixed[3], 0x5140);
-      const uint32_t high0 = __byte_perm(fixed[0], fixed[1], 0x7362);
-      const uint32_t high1 = __byte_perm(fixed[2], fixed[3], 0x7362);
-      digits[0][j] = __byte_perm(low0, low1, 0x5410);
-      digits[1][j] = __byte_perm(low0, low1, 0x7632);
-      digits[2][j] = __byte_perm(high0, high1, 0x5410);
-      digits[3][j] = __byte_perm(high0, high1, 0x7632);
-    }
+    digits_of<S>(pairs, half, by, digits);
     uint8_t* const to = sX + (step * S::kChunks + chunk) * 256 + half * 8;
     if (i < items) {
 #pragma unroll
