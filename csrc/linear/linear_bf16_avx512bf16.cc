@@ -9,8 +9,7 @@
 //           rows of x, 24 sums in registers, each broadcast of x used twice: 14 loads for 24
 //           products. While the tiles of a slice of w are multiplied, the next slice is asked for.
 // Measured  2-core AMD EPYC (Zen 5), one thread, 4096 x 14336: M = 64 and 512 96 % of vdpbf16ps
-// alone; see
-//           NOTES.md.
+//           alone; see NOTES.md.
 #include "csrc/linear/gemm_bf16_avx512bf16.h"
 
 namespace lowbit {
