@@ -7,8 +7,8 @@
 //
 // Four loads of 1 KiB feed four products of 16 cycles. So K goes by slices: 32 columns of w stay in
 // L1 while the slice of all of the block's x streams past from L2, 32 bytes for each cycle of
-// products; the sums, in and out of L2 once a slice, are half as much again. More panels by shorter
-// slices, or longer slices, only move bytes from one to the other.
+// products; the sums, in and out of L2 once a slice, are a quarter as much again. More panels by
+// shorter slices, or longer slices, only move bytes from one to the other.
 #pragma once
 
 #include "csrc/linear/panels.h"
