@@ -23,7 +23,7 @@ sys.path.pop(0)  # this folder, whose torch is this very file
 import torch
 import torch.nn.functional as F
 
-ABI = 5
+ABI = 6
 i32, i64, ptr = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 

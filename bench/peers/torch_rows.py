@@ -19,7 +19,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [p for p in sys.path if os.path.abspath(p) != HERE]  # it has a torch.py of its own
 import torch
 
-ABI = 5
+ABI = 6
 i32, i64, u32, f4, f8, ptr = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_float, ctypes.c_double, ctypes.c_void_p
 
 

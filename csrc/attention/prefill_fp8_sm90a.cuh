@@ -25,17 +25,18 @@ namespace lowbit {
 namespace {
 
 // Rows of 128 bytes, which Form counts as 64 elements of 16 bits.
-template <int kTurnedOf, int kStagesOf, bool kScoresFirstOf>
+template <int kTurnedOf, int kStagesOf>
 struct Form8 : Form<DType::e4m3, 64, 64, 2, 128, kStagesOf, 2> {
   using Base = Form<DType::e4m3, 64, 64, 2, 128, kStagesOf, 2>;
   using Mma = MmaE4m3;
   static constexpr int kDims = 128;  // of head_dim and head_dim_v
   static constexpr int kTurned = kTurnedOf, kTurnedBytes = kDims * kSwizzleRow;
   static constexpr int kTurners = 3;  // warps
-  static constexpr bool kScoresFirst = kScoresFirstOf;
   static constexpr size_t kShared = Base::kShared + kTurned * kTurnedBytes;
   static_assert(kShared <= 232448, "shared memory of a multiprocessor");
+  // Of the 504 that three warpgroups were launched with.
   static constexpr int kServe = 40, kWork = 232;
+  static_assert(kServe + 2 * kWork <= 504);
 };
 inline constexpr float kWeightBits = 8.0f;
 
@@ -62,39 +63,45 @@ __device__ __forceinline__ uint32_t nan_bytes(uint32_t w) {
   return ((w & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
 }
 
-// A tile of values [key][column] to [column][key], by kTurners warps. Lanes of columns 0 to 7 of 16
-// give even ones where those of 8 to 15 give odd ones: then the eight rows of a store differ in
-// their numbers modulo 8, and so in their banks. True: a NaN was found, and cleared.
+// A tile of values [key][column] to [column][key], by kTurners warps: 16 columns of a warp at a
+// time, all loads before the first store. Lanes of columns 0 to 7 of 16 give even ones where those
+// of 8 to 15 give odd ones: then the eight rows of a store differ in their numbers modulo 8, and so
+// in their banks. True: a NaN was found, and cleared.
 template <class F, bool kSearch>
 __device__ __forceinline__ bool turn_tile(uint8_t* to, const uint8_t* from, int warp) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, row = lane % 8;
   const uint32_t first = lane < 16 ? 0x6420u : 0x7531u, second = first ^ 0x1111u;
-  const uint32_t read = smem_address(from) + lane * kSwizzleRow;
-  // Of stores: matrix 2 h + s is half h of 32 keys, columns by `first` or by `second`.
-  const int r = lane % 8, half = lane / 16,
-            column = 2 * r + ((lane / 8 % 2 == 0) == (r < 4) ? 0 : 1);
+  // Matrix 2 h + s of a store is half h of 32 keys, columns by `first` or by `second`.
+  const int half = lane / 16, column = 2 * row + ((lane / 8 % 2 == 0) == (row < 4) ? 0 : 1);
   uint32_t found = 0;
-#pragma unroll 4
-  for (int i = warp; i < 32; i += F::kTurners) {
-    const int keys = i % 4, columns = i / 4;  // 32 keys by 16 columns
-    uint32_t m[4], w[4];
-    ldmatrix_across(read + keys * 32 * kSwizzleRow + ((columns ^ (lane & 7)) << 4), m[0], m[1],
-                    m[2], m[3]);
+#pragma unroll 1
+  for (int c = warp; c < F::kDims / 16; c += F::kTurners) {
+    const uint32_t read = smem_address(from) + lane * kSwizzleRow + ((c ^ row) << 4);
+    uint8_t* const write = to + (c * 16 + column) * kSwizzleRow;
+    uint32_t m[F::kTile / 32][4];
+#pragma unroll
+    for (int k = 0; k < F::kTile / 32; ++k) {
+      ldmatrix_across(read + k * 32 * kSwizzleRow, m[k][0], m[k][1], m[k][2], m[k][3]);
+    }
     if (kSearch) {
 #pragma unroll
-      for (uint32_t& x : m) {
+      for (int i = 0; i < F::kTile / 8; ++i) {
+        uint32_t& x = m[i / 4][i % 4];
         const uint32_t bad = nan_bytes(x);
         found |= bad;
         x &= ~((bad >> 7) * 0xffu);
       }
     }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      w[2 * h] = __byte_perm(m[2 * h], m[2 * h + 1], first);
-      w[2 * h + 1] = __byte_perm(m[2 * h], m[2 * h + 1], second);
+    for (int k = 0; k < F::kTile / 32; ++k) {
+      uint32_t w[4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        w[2 * h] = __byte_perm(m[k][2 * h], m[k][2 * h + 1], first);
+        w[2 * h + 1] = __byte_perm(m[k][2 * h], m[k][2 * h + 1], second);
+      }
+      stmatrix(write + (((k * 2 + half) ^ (column & 7)) << 4), w);
     }
-    stmatrix(to + (columns * 16 + column) * kSwizzleRow + (((keys * 2 + half) ^ (column & 7)) << 4),
-             w);
   }
   return kSearch && __any_sync(~0u, found != 0);
 }
@@ -263,10 +270,18 @@ __device__ __forceinline__ void spread_nan(const Call& call, const Item& t, int 
   }
 }
 
-// o and lse of a group's 64 rows. scale: of products, of each row.
+// What a product of a row of q and a key has to be multiplied by, for the scales of their tensors.
+__device__ __forceinline__ double scales_of(const Call& call, const Item& t, int row) {
+  const AttentionArgs& a = call.args;
+  const int token = min(row, t.seq_q - 1) + (is_batched(a) ? 0 : t.q);
+  return static_cast<double>(scale_of(a.q_scales, t.batch, token, t.head)) *
+         static_cast<double>(scale_of(a.k_scales, t.batch, 0, t.head / call.group));
+}
+
+// o and lse of a group's 64 rows.
 template <class F, bool kOptions>
 __device__ __forceinline__ void finish_rows(const Call& call, const Item& t, int group, Rows& r,
-                                            const double (&scale)[2], const float (&unit)[2],
+                                            const float (&unit)[2],
                                             const uint32_t (&o)[F::kDims / 2]) {
   const AttentionArgs& a = call.args;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -290,7 +305,9 @@ __device__ __forceinline__ void finish_rows(const Call& call, const Item& t, int
     if (lane % 4 == 0 && present(a.lse)) {
       double lse = -INFINITY;
       if (!empty) {
-        const double most = kOptions ? base * kLn2 : static_cast<double>(base) / unit[e] * scale[e];
+        const double most = kOptions ? base * kLn2
+                                     : static_cast<double>(base) / unit[e] *
+                                           (call.scale * scales_of(call, t, first + row));
         lse = log(static_cast<double>(sum)) + (most - kWeightBits * kLn2);
       }
       if (sink != -INFINITY) {
@@ -353,19 +370,16 @@ __device__ __forceinline__ void work8(const Call& call, const Shared8<F>& all) {
     const int row0 = t.row + 64 * group, shift = t.seq_kv - t.seq_q;
     const int row = row0 + 16 * warp + lane / 4;
     Rows rows = rows_of<F>(call, t, row);
-    double scale[2];
     float own[2], unit[2];  // own: of products, from the tensors' scales
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int token = min(row + 8 * e, t.seq_q - 1) + (is_batched(a) ? 0 : t.q);
-      const double scales =
-          static_cast<double>(scale_of(a.q_scales, t.batch, token, t.head)) *
-          static_cast<double>(scale_of(a.k_scales, t.batch, 0, t.head / call.group));
+      const double scales = scales_of(call, t, row + 8 * e);
       own[e] = static_cast<float>(scales);
-      scale[e] = call.scale * scales;
-      const auto log2 = static_cast<float>(scale[e] * 1.4426950408889634);
+      const auto log2 = static_cast<float>(call.scale * scales * 1.4426950408889634);
       // -inf times it is -inf.
       unit[e] = kOptions ? 1.0f : log2 == 0.0f ? 0x1p-100f : log2;
+      // Or ptxas keeps the factors instead, and multiplies doubles for each tile.
+      asm volatile("" : "+f"(own[e]), "+f"(unit[e]));
     }
     const bool negative = !kOptions && __any_sync(~0u, unit[0] < 0.0f || unit[1] < 0.0f);
     // Keys that all rows of the group see.
@@ -425,43 +439,18 @@ __device__ __forceinline__ void work8(const Call& call, const Shared8<F>& all) {
         pin_weights();
         pin(y);
         pin(x);
-        if constexpr (F::kScoresFirst) {
-          multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
-          multiply_turned<F>(y, p, all.turned + v.slot * F::kTurnedBytes);
-          pass_turn<F>(group);
-          wgmma_wait<1>();
-          pin(x);
-          warp_arrive(&s.k_empty[k.slot]);
-          advance(k);
-          const float before[2] = {factor[0], factor[1]};
-          soften(tile);
-          pin(x);
-          // The wait stands behind a branch, or ptxas moves it before the exponentials.
-          if (__any_sync(~0u, before[0] != 1.0f || before[1] != 1.0f)) {
-            wgmma_wait<0>();
-            pin(y);
-            add_values(before);
-          } else {
-            const float one[2] = {1.0f, 1.0f};
-            wgmma_wait<0>();
-            pin(y);
-            add_values(one);
-          }
-          pack_bytes(x, p);
-        } else {
-          multiply_turned<F>(y, p, all.turned + v.slot * F::kTurnedBytes);
-          multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
-          pass_turn<F>(group);
-          wgmma_wait<1>();
-          pin(y);
-          add_values(factor);
-          wgmma_wait<0>();
-          pin(x);
-          warp_arrive(&s.k_empty[k.slot]);
-          advance(k);
-          soften(tile);
-          pack_bytes(x, p);
-        }
+        multiply_turned<F>(y, p, all.turned + v.slot * F::kTurnedBytes);
+        multiply_keys<F>(x, queries, s.keys + k.slot * F::kKeyBytes);
+        pass_turn<F>(group);
+        wgmma_wait<1>();
+        pin(y);
+        add_values(factor);
+        wgmma_wait<0>();
+        pin(x);
+        warp_arrive(&s.k_empty[k.slot]);
+        advance(k);
+        soften(tile);
+        pack_bytes(x, p);
       }
       barrier_wait(&all.t_full[v.slot], v.parity);
       await_turn<F>(group);
@@ -473,7 +462,7 @@ __device__ __forceinline__ void work8(const Call& call, const Shared8<F>& all) {
       pin(y);
       add_values(factor);
     }
-    finish_rows<F, kOptions>(call, t, group, rows, scale, unit, o);
+    finish_rows<F, kOptions>(call, t, group, rows, unit, o);
     __syncwarp();
     warp_arrive(&s.q_empty[q.slot]);
     advance(q);
@@ -611,7 +600,7 @@ static inline size_t workspace_bytes(const AttentionArgs& args, int) {
   return takes_bytes(args) ? sizeof(Counter) : 0;
 }
 static inline Status run_prefill_bytes(const AttentionArgs& args, const Ctx& ctx) {
-  using F = Form8<2, 3, false>;
+  using F = Form8<2, 3>;
   if (!takes_bytes(args)) return run_rows(args, ctx);
   const bool plain = args.softcap == 0 && !present(args.alibi_slopes) && !present(args.bias) &&
                      args.score == Score::softmax;

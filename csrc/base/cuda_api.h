@@ -8,7 +8,7 @@
 namespace lowbit {
 
 // Changes with every change of this struct or of the structs that kernel rows of the library take.
-inline constexpr int32_t kCudaAbi = 5;
+inline constexpr int32_t kCudaAbi = 6;
 // The lowest driver that the library's CUDA runtime works with (CUDA 13.0), as cuDriverGetVersion
 // reports it.
 inline constexpr int32_t kCudaDriverMin = 13000;
