@@ -106,7 +106,7 @@ static napi_value kernel_rows(napi_env env) {
              for (int i = 0; i < kKindCount; ++i) {
                if (has(s.kinds, static_cast<Kind>(i))) push_text(env, kinds, kKinds[i].name);
              }
-             for (int i = 0; i < 3; ++i) {
+             for (int i = 0; i < kComputeCount; ++i) {
                if (s.computes >> i & 1u) push_text(env, computes, kComputeNames[i]);
              }
              napi_set_named_property(env, row, "formats", kinds);
@@ -182,7 +182,7 @@ napi_value describe(napi_env env, napi_callback_info info) {
   set_words(env, out, "zeroPoints", kZeroCount, [](int i) { return kZeroNames[i]; });
   set_words(env, out, "tables", kTableCount, [](int i) { return kTableNames[i]; });
   set_words(env, out, "activations", 8, [](int i) { return kActivationNames[i]; });
-  set_words(env, out, "computes", 3, [](int i) { return kComputeNames[i]; });
+  set_words(env, out, "computes", kComputeCount, [](int i) { return kComputeNames[i]; });
   set_words(env, out, "scores", 2, [](int i) { return kScoreNames[i]; });
   set_words(env, out, "kvFormats", kKvFormatCount, [](int i) { return kKvFormats[i].name; });
   set_words(env, out, "errorCodes", kCodes, [](int i) { return code_name(static_cast<Code>(i)); });

@@ -44,7 +44,7 @@ struct Linear {
     args.bias = r.optional("bias");
     args.residual = r.optional("residual");
     args.activation = static_cast<Activation>(r.word("activation", 8));
-    args.compute = static_cast<Compute>(r.word("compute", 3));
+    args.compute = static_cast<Compute>(r.word("compute", kComputeCount));
     const DType dtype = r.optional_dtype("dtype");
     const bool says_per = !r.absent(), by_block = says_per && r.boolean("block");
     const Wanted wanted = {args, dtype, by_block};

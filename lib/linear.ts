@@ -13,7 +13,7 @@ export interface LinearOptions {
   readonly activation?: Activation | undefined
   /** The shape of the result, f32, f16 or bf16: added last. May be `out` itself. */
   readonly residual?: Tensor | undefined
-  /** What may happen to x on the way: nothing ('float', the default), or quantisation per row to 'int8' or 'fp8'. */
+  /** What may happen to x on the way: nothing ('float', the default), or quantisation per row to 'int8' or 'fp8', 'fp8_unpromoted' with shorter sums on GPUs. */
   readonly compute?: Compute | undefined
   /** Receives the result. Default: a new tensor. */
   readonly out?: Tensor | undefined

@@ -59,8 +59,11 @@ export const activations = ['none', 'relu', 'relu2', 'gelu', 'gelu_tanh', 'silu'
 export type Activation = (typeof activations)[number]
 
 /** What a kernel may do to the activations of `linear`. */
-export const computes = ['float', 'int8', 'fp8'] as const
-/** `float` never rounds x; `int8` and `fp8` quantise it per row on the way. */
+export const computes = ['float', 'int8', 'fp8', 'fp8_unpromoted'] as const
+/**
+ * `float` never rounds x; the others quantise it per row on the way. `fp8_unpromoted` allows the tensor cores for fp8 to add all
+ * products of a row in the few bits that they have (a few parts in a thousand of the result), where `fp8` moves every 128 to f32.
+ */
 export type Compute = (typeof computes)[number]
 
 /** Score functions of `attention`. */

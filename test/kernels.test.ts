@@ -201,7 +201,7 @@ function inputsOf(row: LinearRow): Input[] {
     row.x.flatMap((dtype): Input[] => {
       if (isFloatName(dtype)) return [{ compute, dtype }]
       if (compute === 'int8') return dtype === 'i8' ? [{ compute, dtype, per: 'row' }] : []
-      if (compute === 'fp8' && dtype === 'i8') return []
+      if (compute !== 'float' && dtype === 'i8') return []
       if (row.oneScale && !row.blockScales) return [{ compute, dtype, per: 'row' }]
       return [
         { compute, dtype, per: 'row' },

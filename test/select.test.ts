@@ -124,7 +124,7 @@ function admits(row: LinearRow, call: LinearCall, layout: string): boolean {
     row.formats.includes(format) &&
     (row.layouts as string[]).includes(layout) &&
     row.x.includes(x) &&
-    row.computes.includes(compute) &&
+    (row.computes.includes(compute) || (compute === 'fp8_unpromoted' && row.computes.includes('fp8'))) &&
     (row.zeros || zeroPoint === 'none') &&
     (row.floatZeros || zeroPoint !== 'float') &&
     m >= row.mMin &&

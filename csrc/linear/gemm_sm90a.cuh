@@ -9,12 +9,10 @@
 
 #include "csrc/cuda/cluster.cuh"
 #include "csrc/cuda/launch.cuh"
-#include "csrc/cuda/stmatrix.cuh"
-#include "csrc/cuda/swizzle.cuh"
 #include "csrc/cuda/tensor_map.cuh"
 #include "csrc/cuda/tma.cuh"
 #include "csrc/cuda/wgmma.cuh"
-#include "csrc/linear/finish.cuh"
+#include "csrc/linear/finish_warp_sm90a.cuh"
 #include "csrc/linear/x_rows_sm80.cuh"
 
 namespace lowbit {
@@ -29,8 +27,8 @@ struct Gemm {
       std::is_same_v<Mma, MmaBf16> || std::is_same_v<Mma, MmaF16> ? 2 : 1;  // bytes
   static constexpr int kK = 128 / kElement;                                 // elements in a stage
   static constexpr int kStage = (kRows + kCols) * 128;
-  // Finished rows leave through 16 KB of each group: 64 rows of 128 columns in 16 bits, or of 64 in
-  // f32. Scale and bias of every column: 8 * kCols bytes.
+  // Finished rows leave by 16 KB of each group, 128 columns in 16 bits. Scale and bias of every
+  // column: 8 * kCols bytes.
   static constexpr int kOut = 2 * 16384, kColumns = kCols * 8, kBarriers = 128;
   static constexpr int kSharedMax = 232448;  // of a block on sm_90
   static constexpr int kFit = (kSharedMax - kOut - kColumns - kBarriers) / kStage;
@@ -44,11 +42,11 @@ struct GemmShape {
   int32_t box = 0;  // rows of x in a load: the copy engine is slow at rows that are not there
 };
 
-// Bands of 16 row tiles, column by column inside.
+// Bands of 2048 rows of x, column by column inside.
 template <class G>
 __device__ __forceinline__ void tile_at(int index, const GemmShape& s, int* row, int* col) {
   const int rows = (s.m + G::kRows - 1) / G::kRows, cols = (s.n + G::kCols - 1) / G::kCols;
-  const int band = min(16, rows), in_band = band * cols, b = index / in_band;
+  const int band = min(2048 / G::kRows, rows), in_band = band * cols, b = index / in_band;
   const int height = min(band, rows - b * band), i = index - b * in_band;
   *col = i / height;
   *row = b * band + i - *col * height;
@@ -78,9 +76,8 @@ __global__ void __launch_bounds__(384, 1)
                 const bool plain) {
   extern __shared__ __align__(1024) uint8_t shared[];
   uint8_t* const sOut = shared + G::kStages * G::kStage;
-  float* const sScale = reinterpret_cast<float*>(sOut + G::kOut);
-  float* const sBias = sScale + G::kCols;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(sBias + G::kCols);
+  float* const sColumn = reinterpret_cast<float*>(sOut + G::kOut);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(sColumn + 2 * G::kCols);
   uint64_t* const empty = full + G::kStages;
   // The shuffle tells the compiler that a warp is of one group.
   const int t = threadIdx.x, group = __shfl_sync(~0u, t / 128, 0);
@@ -117,7 +114,7 @@ __global__ void __launch_bounds__(384, 1)
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   const int g = group - 1, lane = t % 32, warp = t / 32 % 4;
-  uint8_t* const sMine = sOut + g * (G::kOut / 2);
+  uint8_t* const sMine = sOut + g * (G::kOut / 2) + warp * kWarpPatch;
   uint32_t d[G::kSlabs][G::kCols / 2];  // (64 * kSlabs, kCols) of the group
 
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -160,7 +157,7 @@ __global__ void __launch_bounds__(384, 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int c = t % 128 + i * 128;
-      if (c < G::kCols) (g == 0 ? sScale : sBias)[c] = column[i];
+      if (c < G::kCols) column_slot(sColumn, c)[g * 2] = column[i];
     }
     asm volatile("bar.sync 3, 256;" ::: "memory");
 
@@ -175,77 +172,23 @@ __global__ void __launch_bounds__(384, 1)
       }
       // Scales and bias of accumulators 4 * chunk to 4 * chunk + 3: 8 columns of the warp's rows.
       const auto scaled = [&](int chunk, float(&v)[4]) {
-        const int c = chunk * 8 + lane % 4 * 2;
-        const float2 s = *reinterpret_cast<const float2*>(sScale + c);
-        const float2 b = *reinterpret_cast<const float2*>(sBias + c);
-        v[0] = fmaf(sum_of<G>(d[slab][4 * chunk]), scale[0] * s.x, b.x);
-        v[1] = fmaf(sum_of<G>(d[slab][4 * chunk + 1]), scale[0] * s.y, b.y);
-        v[2] = fmaf(sum_of<G>(d[slab][4 * chunk + 2]), scale[1] * s.x, b.x);
-        v[3] = fmaf(sum_of<G>(d[slab][4 * chunk + 3]), scale[1] * s.y, b.y);
+        const float4 of = reinterpret_cast<const float4*>(sColumn)[chunk * 4 + lane % 4];
+        v[0] = fmaf(sum_of<G>(d[slab][4 * chunk]), scale[0] * of.x, of.z);
+        v[1] = fmaf(sum_of<G>(d[slab][4 * chunk + 1]), scale[0] * of.y, of.w);
+        v[2] = fmaf(sum_of<G>(d[slab][4 * chunk + 2]), scale[1] * of.x, of.z);
+        v[3] = fmaf(sum_of<G>(d[slab][4 * chunk + 3]), scale[1] * of.y, of.w);
       };
-      if (plain) {
-        // Boxes of 64 rows by 64 columns, two at a time.
-        constexpr int kBoxes = G::kCols % 128 == 0 ? 2 : 1;  // of 192 columns none may be left
-#pragma unroll
-        for (int part = 0; part < G::kCols / (kBoxes * 64); ++part) {
-          if (t % 128 == 0) store_wait_read();
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll
-          for (int j = 0; j < kBoxes * 4; ++j) {  // 16 columns each
-            uint32_t words[4];
-#pragma unroll
-            for (int q = 0; q < 2; ++q) {
-              float v[4];
-              scaled(part * kBoxes * 8 + j * 2 + q, v);
-              words[2 * q] = pack_pair(f.out_dtype, v[0], v[1]);
-              words[2 * q + 1] = pack_pair(f.out_dtype, v[2], v[3]);
-            }
-            const int r = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
-            stmatrix(sMine + j / 4 * 8192 + swizzled(r, j % 4 * 32 + lane / 16 * 16), words);
-          }
-          async_fence();
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-          if (t % 128 == 0) {
-#pragma unroll
-            for (int box = 0; box < kBoxes; ++box) {
-              const int c = col * G::kCols + (part * kBoxes + box) * 64;
-              tma_store(&map_out, sMine + box * 8192, c, first);
-            }
-            store_commit();
-          }
-        }
+      const int m = first + warp * 16, n = col * G::kCols;
+      if (!plain) {
+        walk_warp<G::kCols>(f, sMine, m, n, scaled);
+      } else if (f.out_dtype == DType::bf16) {
+        send_warp<G::kCols, 2, DType::bf16>(&map_out, sMine, m, n, scaled);
       } else {
-        // 64 columns of f32 at a time: written as accumulators lie, read back in runs of 8 columns.
-        float* const sF32 = reinterpret_cast<float*>(sMine);
-#pragma unroll
-        for (int part = 0; part < G::kCols / 64; ++part) {
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            float v[4];
-            scaled(part * 8 + j, v);
-            // Chunks of 16 bytes are XORed with the row, for the banks.
-            const int r = warp * 16 + lane / 4, c = (j * 2 + lane % 4 / 2) ^ (r & 7);
-            float* const to = sF32 + r * 64 + c * 4 + lane % 2 * 2;
-            *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
-            *reinterpret_cast<float2*>(to + 8 * 64) = float2{v[2], v[3]};
-          }
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll 1
-          for (int i = t % 128; i < 64 * 8; i += 128) {
-            const int r = i / 8, c = i % 8;
-            float v[8];
-            *reinterpret_cast<float4*>(v) =
-                *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c) ^ (r & 7)) * 4);
-            *reinterpret_cast<float4*>(v + 4) =
-                *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c + 1) ^ (r & 7)) * 4);
-            finish_row(f, first + r, col * G::kCols + part * 64 + c * 8, v);
-          }
-        }
+        send_warp<G::kCols, 2, DType::f16>(&map_out, sMine, m, n, scaled);
       }
     }
   }
-  if (plain && t % 128 == 0) store_wait_all();
+  if (plain && lane == 0) store_wait_all();
 }
 
 // Operands whose rows start at multiples of 16 bytes.
@@ -253,15 +196,14 @@ template <class G>
 static cudaError_t launch_gemm(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                cudaStream_t stream) {
   CUtensorMap map_x, map_w, map_out = {};
-  const bool plain =
-      is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+  const bool plain = stores_plainly(f);
   const int box = f.m < G::kRows ? f.m : G::kRows;
   cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, G::kElement, box}, &map_x);
   if (e == cudaSuccess) {
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, G::kElement, G::kCols}, &map_w);
   }
   if (e == cudaSuccess && plain) {
-    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
+    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 16}, &map_out);
   }
   if (e != cudaSuccess) return e;
   const GemmShape shape = {f.m, f.n, static_cast<int32_t>((x.columns + G::kK - 1) / G::kK), box};

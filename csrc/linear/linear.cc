@@ -75,7 +75,7 @@ static Status check_x(const LinearArgs& a) {
   }
   LB_TRY(check_rows(kOp, x));
   const bool codes = is_code_dtype(a.x.dtype), i8 = a.x.dtype == DType::i8;
-  if (codes && (a.compute == Compute::int8 ? !i8 : a.compute == Compute::fp8 && i8)) {
+  if (codes && (a.compute == Compute::int8 ? !i8 : a.compute != Compute::floating && i8)) {
     return error(Code::dtype,
                  "linear: expected x in f32, f16, bf16 or %s for compute '%s' but got %s",
                  i8 ? "e4m3, e5m2" : "i8", kComputeNames[static_cast<int>(a.compute)],
@@ -161,12 +161,18 @@ static bool has_one_scale(const LinearArgs& args, bool blocks) {
          (blocks && f.group_n == kScaleBlock && f.group_k == kScaleBlock);
 }
 
+// What allows longer sums allows shorter ones.
+static bool has_compute(uint32_t computes, Compute c) {
+  return (computes & bit(c)) != 0 ||
+         (c == Compute::fp8_unpromoted && (computes & bit(Compute::fp8)) != 0);
+}
+
 // K = 0 goes to rows that take any K.
 static bool fits(const LinearArgs& args, const LinearSpec& spec) {
   const Format& f = args.w.format;
   const auto multiple = [](int64_t v, int64_t of) { return of <= 1 || v % of == 0; };
   return has(spec.kinds, f.kind) && (spec.layouts & bit(args.w.layout)) != 0 &&
-         has(spec.x, args.x.dtype) && (spec.computes & bit(args.compute)) != 0 &&
+         has(spec.x, args.x.dtype) && has_compute(spec.computes, args.compute) &&
          (spec.zeros || f.zero_type == ZeroType::none) &&
          (spec.float_zeros || f.zero_type != ZeroType::f32) &&
          (spec.many_tables || f.table_type <= TableType::tensor) &&

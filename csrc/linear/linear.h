@@ -30,6 +30,9 @@
 //   fp8        x is quantised per row to e4m3: scale = max(max|x| / 448, 1e-12); products and sums
 //              in f32 or better, but for rows with fp8_sums: there up to 128 products are added as
 //              the tensor cores for fp8 do it. x may already be e4m3 or e5m2 codes
+//   fp8_unpromoted  as fp8, but rows with fp8_sums may add all of K that way where no scale changes
+//              along it, in place of 128 products: faster, and further off the longer K is. All
+//              other rows take it for fp8
 // Where x is quantised, a row that holds NaN or inf becomes NaN.
 #pragma once
 
@@ -43,10 +46,10 @@ namespace lowbit {
 
 // The order of both is shared with lib/words.ts (`activations`, `computes`).
 enum class Activation : int32_t { none, relu, relu2, gelu, gelu_tanh, silu, swiglu, geglu };
-enum class Compute : int32_t { floating, int8, fp8 };
+enum class Compute : int32_t { floating, int8, fp8, fp8_unpromoted };
 inline constexpr const char* kActivationNames[] = {"none",      "relu", "relu2",  "gelu",
                                                    "gelu_tanh", "silu", "swiglu", "geglu"};
-inline constexpr const char* kComputeNames[] = {"float", "int8", "fp8"};
+inline constexpr const char* kComputeNames[] = {"float", "int8", "fp8", "fp8_unpromoted"};
 inline constexpr int kActivationCount = sizeof kActivationNames / sizeof kActivationNames[0];
 inline constexpr int kComputeCount = sizeof kComputeNames / sizeof kComputeNames[0];
 static constexpr bool is_gated(Activation a) {
@@ -82,7 +85,7 @@ struct LinearSpec {
   bool block_scales = false;  // with one_scale: or one for 128 columns (of w: by 128 rows)
   // Runs of 128 products, cut at multiples of 128, are added 32 at a time in fixed point: 13 bits
   // below the first bit of the largest product or of the sum so far; what is smaller is cut off.
-  // Sums of runs are added in f32.
+  // Sums of runs are added in f32. Where the caller allows it, a run may be all of K.
   bool fp8_sums = false;
   bool many_tables = true;  // tables for each row or group, not only one for the matrix
   bool planes = false;      // repeats the columns of x for w of more planes than one

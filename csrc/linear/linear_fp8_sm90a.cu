@@ -13,6 +13,7 @@
 // Source    NVIDIA, PTX ISA: wgmma; DeepSeek-AI, DeepSeek-V3, 2024, section 3.3 (promotion).
 // Measured  NOTES.md.
 #include "csrc/linear/dense_sm90a.cuh"
+#include "csrc/linear/promote_few_sm90a.cuh"
 #include "csrc/linear/promote_sm90a.cuh"
 #include "csrc/quantize/rows.h"
 
@@ -23,6 +24,7 @@ struct Call {
   Matrix x, w;
   Finish finish;
   Blocks blocks;
+  bool promoted;
   int processors;
   cudaStream_t stream;
 };
@@ -37,9 +39,30 @@ static cudaError_t many(const Call& c, int split = 1) {
   return launch_promote<P>(c.x, c.w, c.finish, c.processors, c.stream, c.blocks, split);
 }
 
-// Tiles of 128 rows of x by 64, 128 or 192 rows of w, and two blocks for a tile where those are
-// few. Costs are times measured on an H200 (NOTES.md), in units of a hundredth of 64 columns' time
-// for a stage.
+// Up to 64 rows of x: tiles as wide as whole rounds of them suit, each with what it costs besides.
+template <class Mma, bool kScaled>
+static cudaError_t few_rows(const Call& c) {
+  const auto cost = [&](int cols) {
+    return ceil_div(ceil_div(c.finish.n, cols), c.processors) * (cols + 8);
+  };
+  int best = 112;
+  for (const int cols : {64, 32}) {
+    if (cost(cols) < cost(best)) best = cols;
+  }
+  const auto launch = [&](auto width) {
+    using P = PromoteFew<Mma, decltype(width)::value, kScaled>;
+    return launch_promote_few<P>(c.x, c.w, c.finish, c.processors, c.stream, c.blocks);
+  };
+  switch (best) {
+    case 32: return launch(std::integral_constant<int, 32>{});
+    case 64: return launch(std::integral_constant<int, 64>{});
+    default: return launch(std::integral_constant<int, 112>{});
+  }
+}
+
+// Tiles of 128 rows of x by 64 to 256 rows of w, and two blocks for a tile where those are few.
+// Costs are times measured on an H200 (NOTES.md), in units of a hundredth of 64 columns' time for a
+// stage.
 template <class Mma, bool kScaled>
 static cudaError_t tiles(const Call& c) {
   using Cut = Promote<Mma, 1, 64, 2, true, kScaled>;
@@ -53,10 +76,29 @@ static cudaError_t tiles(const Call& c) {
     const int64_t count = ceil_div(c.finish.m, 128) * ceil_div(c.finish.n, cols);
     return ceil_div(count, c.processors) * each * stages;
   };
-  const int64_t narrow = cost(64, 100), middle = cost(128, 129),
-                wide = cost(192, kScaled ? 174 : 187);
+  const int64_t narrow = cost(64, 100), middle = cost(128, 129);
   const int64_t pairs = ceil_div(c.finish.m, 128) * ceil_div(c.finish.n, 64) * 2;
-  if (pairs <= c.processors && 50 * stages + 1100 < narrow) return many<Cut>(c, 2);
+  const bool cut = pairs <= c.processors && 50 * stages + 1100 < narrow;
+  if (c.finish.m <= 64 && stages <= 256 && (!cut || stages <= 64)) {
+    return few_rows<Mma, kScaled>(c);
+  }
+  if (cut) return many<Cut>(c, 2);
+  if constexpr (!kScaled) {
+    const int64_t wide = cost(192, 175), widest = cost(256, 236);
+    if (!c.promoted && wide <= widest && wide < middle && wide < narrow) {
+      return many<Promote<Mma, 1, 192, 0, false, false>>(c);
+    }
+    if (!c.promoted && widest <= wide && widest < middle && widest < narrow) {
+      return many<Promote<Mma, 1, 256, 0, false, false>>(c);
+    }
+  }
+  const int64_t wide = cost(192, kScaled ? 174 : 187);
+  if constexpr (kScaled) {
+    const int64_t widest = cost(256, 236);
+    if (widest < narrow && widest < middle && widest < wide) {
+      return many<Promote<Mma, 2, 128, 1, false, true>>(c);
+    }
+  }
   if (narrow <= middle && narrow <= wide) return many<Narrow>(c);
   return middle <= wide ? many<Middle>(c) : many<Wide>(c);
 }
@@ -82,6 +124,7 @@ Status run(const LinearArgs& args, const Ctx& ctx) {
             {w.data, w.n, w.k, code_row_bytes(w.format.kind, w.k)},
             finish_of(args, scales),
             {},
+            args.compute != Compute::fp8_unpromoted,
             ctx.multiprocessors,
             static_cast<cudaStream_t>(ctx.stream)};
   c.blocks.k_blocks = static_cast<int32_t>(ceil_div(w.k, kScaleBlock));
@@ -111,7 +154,7 @@ const LinearKernel linear_fp8_sm90a = {
     {.kinds = bit(Kind::fp8_e4m3) | bit(Kind::fp8_e5m2),
      .layouts = bit(Layout::rows),
      .x = kFloats | bit(DType::e4m3) | bit(DType::e5m2),
-     .computes = bit(Compute::fp8),
+     .computes = bit(Compute::fp8) | bit(Compute::fp8_unpromoted),
      .zeros = false,
      .m_max = 0,
      .n_multiple = 1,

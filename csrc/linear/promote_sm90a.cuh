@@ -7,8 +7,10 @@
 // has two units in flight, and one moves while the other multiplies: two units a stage, or (one
 // half) stages by turns. With one part the other group's products fill the time of the move.
 //
-// kScaled: each part moves times the scales of its block. Two more warps of the first group bring
-// those with the stage they belong to.
+// Without parts products add up in the sums of the tile over all of K.
+//
+// kScaled: each part moves times the scales of its block. More warps of the first group bring
+// those.
 //
 // kCut: a cluster shares one tile, a slice of K each: every block lays its sums in its shared
 // memory and finishes an equal share of the tile, adding its peers' parts in the order of ranks.
@@ -17,12 +19,10 @@
 #include "csrc/cuda/cluster.cuh"
 #include "csrc/cuda/cp_async.cuh"
 #include "csrc/cuda/launch.cuh"
-#include "csrc/cuda/stmatrix.cuh"
-#include "csrc/cuda/swizzle.cuh"
 #include "csrc/cuda/tensor_map.cuh"
 #include "csrc/cuda/tma.cuh"
 #include "csrc/cuda/wgmma.cuh"
-#include "csrc/linear/finish.cuh"
+#include "csrc/linear/finish_warp_sm90a.cuh"
 #include "csrc/linear/gemm_sm90a.cuh"
 
 namespace lowbit {
@@ -36,21 +36,28 @@ struct Promote {
   static constexpr int kRows = 128, kCols = kHalves * kWidth;
   static constexpr int kStage = (kRows + kCols) * 128;
   static constexpr int kStep = kParts == 2 && kHalves == 1 ? 2 : 1;  // stages taken together
-  // Finished rows leave by 64 rows of 64 columns in 16 bits, 8 KB each, or of 64 in f32.
-  static constexpr int kBoxes = kCols / 64;
-  static constexpr int kOut = kCut ? 0 : kBoxes < 2 ? 16384 : kBoxes * 8192;  // of each group
+  // Boxes of 64 columns in 16 bits that a finished tile leaves by: all at once, so that the next
+  // tile begins before this one has left, unless that costs the fourth stage.
+  static constexpr int kBoxes = kCols == 256 && kParts > 0 ? 1 : kCols / 64;
+  static constexpr int kOut = kCut ? 0 : kBoxes * 8192;  // of each group
   static constexpr int kColumns =
       kCut ? 0 : 2 * kCols * 8;  // of each group: scale and bias of every column
   // Columns that have one scale of w: tiles begin at multiples of it.
   static constexpr int kChunk = kCols % 128 == 0 ? 128 : 64, kChunks = kCols / kChunk;
-  static constexpr int kScales = kScaled ? (kRows + 4) * 4 : 0;  // of a stage
-  static constexpr int kBarriers = 128;
-  static constexpr int kFit =
-      (232448 - 2 * kOut - kColumns - kBarriers) / (kStage + kScales);  // 227 KB
+  // Scales of blocks come with the stage they belong to, or for four stages at a time in a ring of
+  // their own, which suits long sums: a float for each stage of every row of x, then of every chunk
+  // of w.
+  static constexpr int kTogether = kCols == 256 ? 4 : 1, kScaleRing = kTogether == 4 ? 3 : 0;
+  static constexpr int kScales = kScaled ? (kRows + (kChunks + 3) / 4 * 4) * 4 * kTogether : 0;
+  static constexpr int kBarriers = 256;
+  static constexpr int kRest = kScaleRing * kScales + 2 * kOut + kColumns + kBarriers;
+  static constexpr int kEach = kStage + (kTogether == 1 ? kScales : 0);
+  static constexpr int kFit = (232448 - kRest) / kEach;  // 227 KB
   static constexpr int kStages = kFit < 8 ? kFit : 8;
-  static constexpr int kShared = kStages * (kStage + kScales) + 2 * kOut + kColumns + kBarriers;
+  static constexpr int kShared = kStages * kEach + kRest;
   static constexpr int kPartStride = kCols + 8;  // f32; 8 keeps a warp's writes apart
-  static_assert(kStages >= 3 && kHalves <= kParts && kCols % 64 == 0 && kWidth * 128 % 1024 == 0);
+  static_assert(kStages >= 3 && (kParts < 2 || kHalves <= kParts) && kCols % 64 == 0 &&
+                kWidth * 128 % 1024 == 0);
   static_assert(!kCut || kRows * kPartStride * 4 <= kStages * kStage);
 };
 
@@ -77,10 +84,15 @@ __global__ void __launch_bounds__(384, 1)
   extern __shared__ __align__(1024) uint8_t shared[];
   uint8_t* const sOut = shared + P::kStages * P::kStage;
   float* const sColumns = reinterpret_cast<float*>(sOut + 2 * P::kOut);
-  float* const sFactor = sColumns + P::kColumns / 4;  // a stage: kRows of x, kChunks of w
-  uint64_t* const full = reinterpret_cast<uint64_t*>(sFactor + P::kStages * P::kScales / 4);
+  float* const sFactor = sColumns + P::kColumns / 4;
+  constexpr int kSlots = P::kTogether == 4 ? P::kScaleRing : P::kStages;
+  constexpr int kSlotFactors = P::kScales / 4;
+  constexpr bool kWithStage = P::kScaled && P::kTogether == 1;
+  constexpr bool kApart = P::kScaled && P::kTogether == 4;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(sFactor + kSlots * kSlotFactors);
   uint64_t* const empty = full + P::kStages;
-  constexpr int kStageFactors = P::kScales / 4;
+  uint64_t* const full_scales = empty + P::kStages;
+  uint64_t* const empty_scales = full_scales + P::kScaleRing;
   // The shuffle tells the compiler that a warp is of one group: its addresses stay out of the
   // loops.
   const int t = threadIdx.x, group = __shfl_sync(~0u, t / 128, 0);
@@ -100,13 +112,17 @@ __global__ void __launch_bounds__(384, 1)
     tma_prefetch(&map_x);
     tma_prefetch(&map_w);
     for (int s = 0; s < P::kStages; ++s) {
-      barrier_init(&full[s], P::kScaled ? 1 + 64 + 1 : 1);
-      barrier_init(&empty[s], P::kScaled ? 8 : 2);
+      barrier_init(&full[s], kWithStage ? 1 + 64 + 1 : 1);
+      barrier_init(&empty[s], kWithStage ? 8 : 2);
+    }
+    for (int s = 0; kApart && s < P::kScaleRing; ++s) {
+      barrier_init(&full_scales[s], 32 + 1);
+      barrier_init(&empty_scales[s], 8);
     }
     barrier_init_fence();
   }
   if constexpr (P::kScaled) {  // what has no scales of blocks keeps these
-    for (int i = t; i < P::kStages * kStageFactors; i += 384) sFactor[i] = 1.0f;
+    for (int i = t; i < kSlots * kSlotFactors; i += 384) sFactor[i] = 1.0f;
   }
   __syncthreads();
   Ring<P::kStages> ring;
@@ -128,7 +144,7 @@ __global__ void __launch_bounds__(384, 1)
           advance(ring);
         }
       }
-    } else if (P::kScaled && t >= 32 && t < 96) {
+    } else if (kWithStage && t >= 32 && t < 96) {
       // Scales of x, a row or more a thread.
       for (int tile = start; tile < tiles; tile += stride) {
         int row, col;
@@ -136,7 +152,7 @@ __global__ void __launch_bounds__(384, 1)
         for (int kb = begin; kb < end; ++kb) {
           barrier_wait(&empty[ring.slot], ring.parity ^ 1);
           if (blocks.x != nullptr) {
-            const uint32_t to = smem_address(sFactor + ring.slot * kStageFactors);
+            const uint32_t to = smem_address(sFactor + ring.slot * kSlotFactors);
 #pragma unroll
             for (int i = 0; i < P::kRows / 64; ++i) {
               const int r = t - 32 + i * 64, m = row * P::kRows + r;
@@ -148,7 +164,7 @@ __global__ void __launch_bounds__(384, 1)
           advance(ring);
         }
       }
-    } else if (P::kScaled && t >= 96) {
+    } else if (kWithStage && t >= 96) {
       // Scales of w: those of 32 stages at once, one stage a lane.
       const int lane = t - 96;
       for (int tile = start; tile < tiles; tile += stride) {
@@ -166,7 +182,7 @@ __global__ void __launch_bounds__(384, 1)
             }
           }
           barrier_wait(&empty[ring.slot], ring.parity ^ 1);
-          float* const to = sFactor + ring.slot * kStageFactors + P::kRows;
+          float* const to = sFactor + ring.slot * kSlotFactors + P::kRows;
 #pragma unroll
           for (int c = 0; c < P::kChunks; ++c) {
             const float of = __shfl_sync(~0u, scale[c], i);
@@ -175,6 +191,48 @@ __global__ void __launch_bounds__(384, 1)
           __syncwarp();
           if (lane == 0) barrier_arrive(&full[ring.slot]);
           advance(ring);
+        }
+      }
+    } else if (kApart && t >= 32 && t < 64) {
+      // Of four stages at a time.
+      const int lane = t - 32;
+      Ring<P::kScaleRing> scales;
+      const bool whole =
+          blocks.x_stride % 4 == 0 && (reinterpret_cast<uintptr_t>(blocks.x) & 15) == 0;
+      for (int tile = start; tile < tiles; tile += stride) {
+        int row, col;
+        tile_at<P>(tile, {shape.m, shape.n, 0}, &row, &col);
+        for (int kb = begin / 4 * 4; kb < end; kb += 4) {
+          // Of w: a lane for each chunk and stage.
+          float of_w = 1.0f;
+          const int n = col * P::kCols + lane / 4 * P::kChunk, k = kb + lane % 4;
+          if (lane < 4 * P::kChunks && n < shape.n && k < blocks.k_blocks) {
+            of_w = w_block_of(blocks, n / 128, k);
+          }
+          barrier_wait(&empty_scales[scales.slot], scales.parity ^ 1);
+          float* const to = sFactor + scales.slot * kSlotFactors;
+          if (blocks.x != nullptr) {
+#pragma unroll 1
+            for (int i = 0; i < P::kRows / 32; ++i) {
+              const int r = lane + i * 32, m = row * P::kRows + r;
+              const float* const from = blocks.x + (m < shape.m ? m * blocks.x_stride + kb : 0);
+              const uint32_t at = smem_address(to + r * 4);
+              if (whole && kb + 4 <= blocks.k_blocks) {
+                cp_async<16>(at, from, m < shape.m);
+              } else {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                  const bool there = m < shape.m && kb + j < blocks.k_blocks;
+                  cp_async<4>(at + j * 4, there ? from + j : blocks.x, there);
+                }
+              }
+            }
+          }
+          if (lane < 4 * P::kChunks) to[P::kRows * 4 + lane] = of_w;
+          barrier_arrive_copied(&full_scales[scales.slot]);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(&full_scales[scales.slot]);
+          advance(scales);
         }
       }
     }
@@ -186,21 +244,22 @@ __global__ void __launch_bounds__(384, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int g = group - 1, lane = t % 32, warp = t / 32 % 4;
-    uint8_t* const sMine = sOut + g * P::kOut;
-    float* const sScale = sColumns + g * 2 * P::kCols;
-    float* const sBias = sScale + P::kCols;
+    uint8_t* const sMine = sOut + g * P::kOut + warp * kWarpPatch;
+    float* const sColumn = sColumns + g * 2 * P::kCols;
     uint32_t d[P::kHalves][P::kWidth / 2];  // (64, kCols) of the group
-    uint32_t part[P::kParts][P::kWidth / 2];
+    uint32_t part[P::kParts > 0 ? P::kParts : 1][P::kWidth / 2];
     constexpr int kMine = (P::kCols + 127) / 128;
 
     // Every warp, where warps read scales from the stage; else one thread for the group.
     const auto release = [&](uint32_t slot) {
-      if ((P::kScaled ? lane : t % 128) == 0) barrier_arrive(&empty[slot]);
+      if ((kWithStage ? lane : t % 128) == 0) barrier_arrive(&empty[slot]);
     };
     float factor[P::kChunks][2];
+    Ring<kSlots> scales;
+    int k_at = begin;  // the stage whose scales are read next, where they lie apart
     const auto read_factors = [&](uint32_t slot) {
-      if constexpr (P::kScaled) {
-        const float* const of = sFactor + slot * kStageFactors;
+      if constexpr (kWithStage) {
+        const float* const of = sFactor + slot * kSlotFactors;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float x = of[g * 64 + warp * 16 + lane / 4 + r * 8];
@@ -208,8 +267,24 @@ __global__ void __launch_bounds__(384, 1)
           for (int c = 0; c < P::kChunks; ++c) factor[c][r] = x * of[P::kRows + c];
         }
       }
+      if constexpr (kApart) {
+        const int j = k_at % 4;
+        if (j == 0 || k_at == begin) barrier_wait(&full_scales[scales.slot], scales.parity);
+        const float* const of = sFactor + scales.slot * kSlotFactors + j;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float x = of[(g * 64 + warp * 16 + lane / 4 + r * 8) * 4];
+#pragma unroll
+          for (int c = 0; c < P::kChunks; ++c) factor[c][r] = x * of[(P::kRows + c) * 4];
+        }
+        if (++k_at == end) k_at = begin;
+        if (j == 3 || k_at == begin) {
+          if (lane == 0) barrier_arrive(&empty_scales[scales.slot]);
+          advance(scales);
+        }
+      }
     };
-    const auto ask = [&](uint32_t(&to)[P::kWidth / 2], uint32_t slot, int half) {
+    const auto ask = [&](uint32_t(&to)[P::kWidth / 2], uint32_t slot, int half, bool add = false) {
       const uint8_t* const stage = shared + slot * P::kStage;
       const uint64_t x = wgmma_tile(stage + g * 64 * 128);
       const uint64_t w = wgmma_tile(stage + (P::kRows + half * P::kWidth) * 128);
@@ -217,7 +292,7 @@ __global__ void __launch_bounds__(384, 1)
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         Wgmma<typename P::Mma, P::kWidth>::ss(to, x + step * kTileStep, w + step * kTileStep,
-                                              step > 0);
+                                              add || step > 0);
       }
       wgmma_commit();
     };
@@ -306,17 +381,37 @@ __global__ void __launch_bounds__(384, 1)
           run(std::integral_constant<int, kRun>{});
         }
         for (; kb < end; kb += P::kStep) run(std::integral_constant<int, 1>{});
-      } else {
+      } else if constexpr (P::kParts == 1) {
         for (int kb = begin; kb < end; ++kb) {
           barrier_wait(&full[ring.slot], ring.parity);
-          read_factors(ring.slot);
-          ask(part[0], ring.slot, 0);
-          wgmma_wait<0>();
-          pin(part[0]);
-          release(ring.slot);
-          move(part[0], 0);
+#pragma unroll
+          for (int half = 0; half < P::kHalves; ++half) {
+            // Factors that come with the stage are read first: behind the request tiles of 192
+            // columns take a tenth longer.
+            if (kWithStage && half == 0) read_factors(ring.slot);
+            ask(part[0], ring.slot, half);
+            if (kApart && half == 0) read_factors(ring.slot);
+            wgmma_wait<0>();
+            pin(part[0]);
+            if (half == P::kHalves - 1) release(ring.slot);
+            move(part[0], half);
+          }
           advance(ring);
         }
+      } else {
+        uint32_t last = 0;
+        for (int kb = begin; kb < end; ++kb) {
+          barrier_wait(&full[ring.slot], ring.parity);
+          ask(d[0], ring.slot, 0, kb > begin);
+          if (kb > begin) {
+            wgmma_wait<1>();
+            release(last);
+          }
+          last = ring.slot;
+          advance(ring);
+        }
+        wgmma_wait<0>();
+        release(last);
       }
 
 #pragma unroll
@@ -335,80 +430,32 @@ __global__ void __launch_bounds__(384, 1)
           }
         }
       } else {
+        asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");  // the last tile's are read
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
           const int c = t % 128 + i * 128;
-          if (c < P::kCols) sScale[c] = column_scale[i], sBias[c] = column_bias[i];
+          if (c < P::kCols) set_column(sColumn, c, column_scale[i], column_bias[i]);
         }
+        asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
         const int first = row * P::kRows + g * 64;  // row of x
         // Columns 8 * chunk to 8 * chunk + 7 of the warp's rows.
         const auto scaled = [&](int chunk, float(&v)[4]) {
-          const int c = chunk * 8 + lane % 4 * 2, at = chunk % (P::kWidth / 8) * 4;
+          const int at = chunk % (P::kWidth / 8) * 4;
           const uint32_t(&sums)[P::kWidth / 2] = d[chunk / (P::kWidth / 8)];
-          const float2 s = *reinterpret_cast<const float2*>(sScale + c);
-          const float2 b = *reinterpret_cast<const float2*>(sBias + c);
-          v[0] = fmaf(__uint_as_float(sums[at]), row_scale[0] * s.x, b.x);
-          v[1] = fmaf(__uint_as_float(sums[at + 1]), row_scale[0] * s.y, b.y);
-          v[2] = fmaf(__uint_as_float(sums[at + 2]), row_scale[1] * s.x, b.x);
-          v[3] = fmaf(__uint_as_float(sums[at + 3]), row_scale[1] * s.y, b.y);
+          const float4 of = reinterpret_cast<const float4*>(sColumn)[chunk * 4 + lane % 4];
+          v[0] = fmaf(__uint_as_float(sums[at]), row_scale[0] * of.x, of.z);
+          v[1] = fmaf(__uint_as_float(sums[at + 1]), row_scale[0] * of.y, of.w);
+          v[2] = fmaf(__uint_as_float(sums[at + 2]), row_scale[1] * of.x, of.z);
+          v[3] = fmaf(__uint_as_float(sums[at + 3]), row_scale[1] * of.y, of.w);
         };
-        if (plain) {
-          if (t % 128 == 0) store_wait_read();
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll
-          for (int j = 0; j < P::kCols / 16; ++j) {  // 16 columns each
-            uint32_t words[4];
-#pragma unroll
-            for (int q = 0; q < 2; ++q) {
-              float v[4];
-              scaled(j * 2 + q, v);
-              words[2 * q] = pack_pair(f.out_dtype, v[0], v[1]);
-              words[2 * q + 1] = pack_pair(f.out_dtype, v[2], v[3]);
-            }
-            const int r = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
-            stmatrix(sMine + j / 4 * 8192 + swizzled(r, j % 4 * 32 + lane / 16 * 16), words);
-          }
-          async_fence();
-          asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-          if (t % 128 == 0) {
-#pragma unroll
-            for (int box = 0; box < P::kBoxes; ++box) {
-              tma_store(&map_out, sMine + box * 8192, col * P::kCols + box * 64, first);
-            }
-            store_commit();
-          }
+        const int m = first + warp * 16, n = col * P::kCols;
+        if (!plain) {
+          walk_warp<P::kCols>(f, sMine, m, n, scaled);
+        } else if (f.out_dtype == DType::bf16) {
+          send_warp<P::kCols, P::kBoxes, DType::bf16>(&map_out, sMine, m, n, scaled);
         } else {
-          // 64 columns of f32 at a time: written as accumulators lie, read back in runs of 8.
-          float* const sF32 = reinterpret_cast<float*>(sMine);
-#pragma unroll
-          for (int at = 0; at < P::kCols; at += 64) {
-            asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-              float v[4];
-              scaled(at / 8 + j, v);
-              // Chunks of 16 bytes are XORed with the row, for the banks.
-              const int r = warp * 16 + lane / 4, c = (j * 2 + lane % 4 / 2) ^ (r & 7);
-              float* const to = sF32 + r * 64 + c * 4 + lane % 2 * 2;
-              *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
-              *reinterpret_cast<float2*>(to + 8 * 64) = float2{v[2], v[3]};
-            }
-            asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
-#pragma unroll 1
-            for (int i = t % 128; i < 64 * 8; i += 128) {
-              const int r = i / 8, c = i % 8;
-              float v[8];
-              *reinterpret_cast<float4*>(v) =
-                  *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c) ^ (r & 7)) * 4);
-              *reinterpret_cast<float4*>(v + 4) =
-                  *reinterpret_cast<const float4*>(sF32 + r * 64 + ((2 * c + 1) ^ (r & 7)) * 4);
-              finish_row(f, first + r, col * P::kCols + at + c * 8, v);
-            }
-          }
+          send_warp<P::kCols, P::kBoxes, DType::f16>(&map_out, sMine, m, n, scaled);
         }
-        // Columns are written anew at the end of the next tile: by then all have read them, because
-        // a barrier of the group followed the last read, but for the f32 walk, which has one here.
-        if (!plain) asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
       }
     }
     if constexpr (P::kCut) {
@@ -440,7 +487,7 @@ __global__ void __launch_bounds__(384, 1)
       }
       cluster_sync_read();  // peers may still read this block's part
     } else {
-      if (plain && t % 128 == 0) store_wait_all();
+      if (plain && lane == 0) store_wait_all();
       __syncwarp();
     }
   }
@@ -451,15 +498,14 @@ template <class P>
 static cudaError_t launch_promote(const Matrix& x, const Matrix& w, const Finish& f, int processors,
                                   cudaStream_t stream, const Blocks& blocks, int split = 1) {
   CUtensorMap map_x, map_w, map_out = {};
-  const bool plain =
-      is_plain(f) && (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+  const bool plain = stores_plainly(f);
   const int box = f.m < P::kRows ? f.m : P::kRows;
   cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 1, box}, &map_x);
   if (e == cudaSuccess) {
     e = tile_map({w.data, w.rows, w.columns, w.row_bytes, 1, P::kCols}, &map_w);
   }
   if (e == cudaSuccess && plain) {
-    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 64}, &map_out);
+    e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, 16}, &map_out);
   }
   if (e != cudaSuccess) return e;
   const int steps = static_cast<int>((x.columns + 127) / 128 + P::kStep - 1) / P::kStep;

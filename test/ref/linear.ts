@@ -248,7 +248,7 @@ export interface RefCall {
   readonly compute: Compute
   /** Whether products of codes are added exactly within a group, as integer rows do; else in float32. */
   readonly exact: boolean
-  /** Whether runs of 128 products are added as the tensor cores for fp8 do it (fp8_sums in csrc/linear/linear.h). */
+  /** Whether runs of products are added as the tensor cores for fp8 do it (fp8_sums in csrc/linear/linear.h). */
   readonly fp8Sums?: boolean
   readonly bias?: Float32Array | undefined
   readonly activation: Activation
@@ -357,6 +357,7 @@ export function linear32(call: RefCall): Float32Array {
   const xRow = sized(width)
   const sums = sized(n)
   const codes = w.codes
+  const length = call.compute === 'fp8_unpromoted' && !byBlock && groupK >= k ? k : scaleBlock
   for (let row = 0; row < m; row++) {
     const rowScale = byBlock ? 1 : (scales[row] as number)
     for (let col = 0; col < k; col++) {
@@ -367,8 +368,8 @@ export function linear32(call: RefCall): Float32Array {
     for (let j = 0; j < n; j++) {
       let sum = 0
       if (call.fp8Sums) {
-        for (let i = 0; i < k; i += scaleBlock) {
-          const run = fp8Run(x, codes, row * k + i, j * k + i, min(scaleBlock, k - i))
+        for (let i = 0; i < k; i += length) {
+          const run = fp8Run(x, codes, row * k + i, j * k + i, min(length, k - i))
           const xScale = byBlock ? (scales[row * blocks + i / scaleBlock] as number) : 1
           const factor = f((w.scales[j * groups + floor(i / groupK)] as number) * xScale)
           sum = f(sum + f(f(run) * factor))
