@@ -84,8 +84,9 @@ struct LinearSpec {
   bool codes_only = false;  // linear_run quantises an x of floats before the row sees it
   bool block_scales = false;  // with one_scale: or one for 128 columns (of w: by 128 rows)
   // Runs of 128 products, cut at multiples of 128, are added 32 at a time in fixed point: 13 bits
-  // below the first bit of the largest product or of the sum so far; what is smaller is cut off.
-  // Sums of runs are added in f32. Where the caller allows it, a run may be all of K.
+  // below the first bit of the largest product or of the sum so far; what is smaller is cut off,
+  // and of the new sum what is 13 bits below its own first bit. Sums of runs are added in f32.
+  // Where the caller allows it, a run may be all of K.
   bool fp8_sums = false;
   bool many_tables = true;  // tables for each row or group, not only one for the matrix
   bool planes = false;      // repeats the columns of x for w of more planes than one

@@ -310,9 +310,12 @@ export function linear64(call: RefCall): Float64Array {
   return out
 }
 
+/** The last of 14 bits of which x has the first. */
+const lastOf14 = (x: number) => 2 ** (floor(log2(abs(x))) - 13)
+
 /**
  * A run of products of codes in the sums of fp8 tensor cores: 32 at a time in fixed point, 13 bits below the first bit of
- * the largest product or of the sum so far; what is smaller is cut off.
+ * the largest product or of the sum so far; what is smaller is cut off, and of the new sum what is 13 bits below its own.
  */
 export function fp8Run(x: Float32Array, w: Float32Array, from: number, at: number, count: number): number {
   let sum = 0
@@ -324,10 +327,11 @@ export function fp8Run(x: Float32Array, w: Float32Array, from: number, at: numbe
       for (let j = i; j < end; j++) sum += (x[from + j] as number) * (w[at + j] as number)
       continue
     }
-    const unit = 2 ** (floor(log2(largest)) - 13)
+    const unit = lastOf14(largest)
     sum = trunc(sum / unit)
     for (let j = i; j < end; j++) sum += trunc(((x[from + j] as number) * (w[at + j] as number)) / unit)
     sum *= unit
+    if (sum !== 0) sum -= sum % lastOf14(sum)
   }
   return sum
 }
