@@ -389,6 +389,14 @@ eachRow('attention', (row) => {
     check(row, three, callOf(random, { ...sizes, headDimV: 64, prefix }, { causal: true }), 31)
   })
 
+  test.each(about.kvFormats)('%s: more work than a GPU has blocks for', (format) => {
+    const random = new Random(17)
+    const lengths = Array.from({ length: 40 }, (_, i) => [9 + (i % 3), 60 + 2 * i] as const)
+    const dtype = random.pick(dtypes)
+    const sizes = { lengths, format, heads: 4, kvHeads: 2, headDim: 128, dtype, pageSize: 32 }
+    check(row, two, callOf(random, sizes, { causal: true }), 17)
+  })
+
   test.each(about.kvFormats)('%s: the same bits for one, two and three threads', (format) => {
     const random = new Random(4)
     const lengths = [
