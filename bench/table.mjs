@@ -130,6 +130,7 @@ const tables = {
     ],
   },
   serve: {
+    machines: 2,
     head: [
       'checkpoint',
       'clients',
@@ -181,17 +182,22 @@ const ownOf = (machine, op) => {
 }
 const titleOf = ([first]) => `${first.machine}, commit ${first.commit}, ${first.date.slice(0, 10)}`
 
-// In the README: a table between `<!-- bench <op> -->` and `<!-- /bench -->`, of the machine measured last.
+// In the README: a table between `<!-- bench <op> -->` and `<!-- /bench -->`, of the machine measured last, or of the last ones.
 if (write) {
   const file = path.join(here, '..', 'README.md')
   const text = fs.readFileSync(file, 'utf8')
   const made = text.replace(/(<!-- bench (\w+) -->\n)[\s\S]*?(<!-- \/bench -->)/g, (all, begin, op, end) => {
-    const last = lines.filter((line) => line.op === op).sort((a, b) => (a.date < b.date ? 1 : -1))[0]
-    if (last === undefined) return all
-    // Of one commit: rows that were measured in another one may be gone.
-    const { short = () => true } = tables[op]
-    const own = ownOf(last.machine, op).filter((line) => line.commit === last.commit && short(line))
-    return `${begin}${titleOf(own)}\n\n${tableOf(op, own)}\n${end}`
+    const newestFirst = lines.filter((line) => line.op === op).sort((a, b) => (a.date < b.date ? 1 : -1))
+    const { short = () => true, machines = 1 } = tables[op]
+    const shown = [...new Set(newestFirst.map((line) => line.machine))].slice(0, machines)
+    if (shown.length === 0) return all
+    const parts = shown.map((machine) => {
+      // Of one commit: rows that were measured in another one may be gone.
+      const { commit } = newestFirst.find((line) => line.machine === machine)
+      const own = ownOf(machine, op).filter((line) => line.commit === commit && short(line))
+      return `${titleOf(own)}\n\n${tableOf(op, own)}\n`
+    })
+    return `${begin}${parts.join('\n')}${end}`
   })
   fs.writeFileSync(file, made)
 } else {

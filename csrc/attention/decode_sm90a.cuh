@@ -161,7 +161,8 @@ __device__ __forceinline__ void produce(const Call& call, const Shared<F>& s) {
         window.sequence = item.sequence;
         window.first = page;
         window.page = 0;
-        if (page + lane <= (item.end - 1) >> shift) {
+        // Up to the sequence's last, for later items see more keys.
+        if (page + lane <= (item.of.seq_kv - 1) >> shift) {
           const int number = call.table[item.sequence * call.table_stride + page + lane];
           if (number >= 0 && number < call.pages) window.page = number;
         }
