@@ -102,7 +102,7 @@ function duels(machine, threads, lines) {
   return {
     $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
     title: {
-      text: `linear beside its rivals, ${threads}`,
+      text: `linear and attention beside their rivals, ${threads}`,
       subtitle: `${machine}; ${lines[0].commit}; a black mark is the ratio to be reached`,
       anchor: 'start',
     },
