@@ -23,11 +23,8 @@ static Status check_q(const AttentionArgs& a) {
   const Tensor& q = a.q;
   LB_TRY(check_present(kOp, {"q", &q}));
   if (q.rank == 3 || q.rank == 4) {
-    if (is_paged(a) && q.dtype == DType::e4m3) {
-      return error(Code::dtype,
-                   "attention: expected q in f32, f16 or bf16 with a KvCache but got e4m3");
-    }
-    return check_dtype(kOp, {"q", &q}, kFloats | bit(DType::e4m3));
+    // Codes of a KvCache meet queries in floats alone.
+    return check_dtype(kOp, {"q", &q}, is_paged(a) ? kFloats : kFloats | bit(DType::e4m3));
   }
   return error(Code::shape,
                "attention: expected q as [tokens, heads, head_dim] or [batch, seq, heads, "
