@@ -389,7 +389,8 @@ eachRow('attention', (row) => {
     check(row, three, callOf(random, { ...sizes, headDimV: 64, prefix }, { causal: true }), 31)
   })
 
-  test.each(about.kvFormats)('%s: more work than a GPU has blocks for', (format) => {
+  test('more work than a GPU has blocks for', () => {
+    const format = about.kvFormats.at(-1) as KvFormat
     const random = new Random(17)
     const lengths = Array.from({ length: 40 }, (_, i) => [9 + (i % 3), 60 + 2 * i] as const)
     const dtype = random.pick(dtypes)
