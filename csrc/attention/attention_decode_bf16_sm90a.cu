@@ -2,8 +2,8 @@
 // or int4 on Hopper; made for few queries a sequence, right for any number.
 //
 // Shapes    head_dim = head_dim_v of 64 or 128. Other ones, a bias, sigmoid scores and a prefix in
-//           another format than the cache's go to attention_bf16_sm80, and so do many queries, of
-//           a cache of bf16 to attention_bf16_sm90a.
+//           another format than the cache's go to attention_bf16_sm80; many
+//           queries over a cache of bf16 to attention_bf16_sm90a.
 // Layout    csrc/attention/cache.h; q, o and lse by any strides.
 // Bound     memory: the visible K and V once for each 8 or 16 rows of a kv head, 2 head_dim codes
 // and
@@ -23,9 +23,8 @@ namespace {
 // The row that a call is passed on to, if it is: many queries of a sequence, and other forms.
 const AttentionKernel* other_row(const AttentionArgs& args) {
   const int64_t tokens = is_batched(args) ? args.q.shape[0] * args.q.shape[1] : args.q.shape[0];
-  if (tokens >= 64 * sequence_count(args)) {
-    return args.kv.format == KvFormat::bf16 ? &attention_bf16_sm90a : &attention_bf16_sm80;
-  }
+  if (args.kv.format == KvFormat::bf16 && tokens >= 64 * sequence_count(args))
+    return &attention_bf16_sm90a;
   return takes_pages(args) && tokens * head_count(args) > 0 ? nullptr : &attention_bf16_sm80;
 }
 

@@ -63,6 +63,13 @@ static inline bool is_plain(const Finish& f) {
   return f.activation == Activation::none && f.residual == nullptr && f.out_dtype != DType::f32;
 }
 
+// Nothing but scales and bias, in 16 bits, in rows of whole runs of 16 bytes: the copy engine
+// writes such a run even where the matrix ends within it.
+static inline bool stores_plainly(const Finish& f) {
+  return is_plain(f) && f.n % 8 == 0 &&
+         (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+}
+
 // The value of a float of one of the three dtypes, from its bits.
 __device__ __forceinline__ float float_of(DType dtype, uint32_t bits) {
   if (dtype == DType::f32) return __uint_as_float(bits);

@@ -13,13 +13,6 @@ namespace {
 
 inline constexpr int kWarpPatch = 2048;  // bytes of shared memory of a warp
 
-// Nothing but scales and bias, in 16 bits, in rows of whole runs of 16 bytes: the copy engine
-// writes such a run even where the matrix ends within it.
-static inline bool stores_plainly(const Finish& f) {
-  return is_plain(f) && f.n % 8 == 0 &&
-         (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
-}
-
 // Where the scale of column c of a tile lies, and its bias two floats on: those of a pair of
 // columns together, so that one load brings all four.
 __device__ __forceinline__ float* column_slot(float* columns, int c) {

@@ -545,9 +545,7 @@ static cudaError_t launch_int4_tile(const Matrix& x, const uint8_t* w, const Til
                                     const Finish& f, int split, int processors,
                                     cudaStream_t stream) {
   CUtensorMap map_x, map_out = {};
-  // The copy engine stores 16 bytes whole: of an odd N some would lie behind a row.
-  const bool plain = is_plain(f) && f.n % 8 == 0 &&
-                     (reinterpret_cast<uintptr_t>(f.out) | f.out_stride * 2) % 16 == 0;
+  const bool plain = stores_plainly(f);
   cudaError_t e = tile_map({x.data, x.rows, x.columns, x.row_bytes, 2, T::kTokens}, &map_x);
   if (e == cudaSuccess && plain) {
     e = tile_map({f.out, f.m, f.n, f.out_stride * 2, 2, T::kBox}, &map_out);
